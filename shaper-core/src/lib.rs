@@ -1,0 +1,8 @@
+//! shaper's vocabulary and its decisions. Pure: nothing here does IO, reads a clock or draws a
+//! random number; observations and time are arguments. `clippy.toml` in this folder holds it to that.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod id;
+pub mod limits;
+pub mod units;

@@ -1,0 +1,124 @@
+//! What a task may use.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::{BitsPerSec, Bytes, Millicores, Weight};
+
+/// A ceiling, or none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Limit<T> {
+    /// No ceiling.
+    #[default]
+    Unlimited,
+    /// At most this much.
+    At(T),
+}
+
+impl<T: Copy> Limit<T> {
+    /// The ceiling, if there is one.
+    pub fn at(&self) -> Option<T> {
+        match self {
+            Limit::Unlimited => None,
+            Limit::At(value) => Some(*value),
+        }
+    }
+}
+
+impl<T: fmt::Display> fmt::Display for Limit<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Limit::Unlimited => f.pad("max"),
+            Limit::At(value) => value.fmt(f),
+        }
+    }
+}
+
+/// Everything that shaper limits of one task.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// CPU time per time (`cpu.max`).
+    pub cpu: Limit<Millicores>,
+    /// Share of a contended CPU (`cpu.weight`); `None` leaves it as it was found.
+    pub cpu_weight: Option<Weight>,
+    /// Memory (`memory.max`).
+    pub memory: Limit<Bytes>,
+    /// Sent on the wire, all TCP sockets together.
+    pub net_egress: Limit<BitsPerSec>,
+}
+
+/// A change of some limits: what is `None` stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitsChange {
+    /// New CPU limit.
+    pub cpu: Option<Limit<Millicores>>,
+    /// New CPU weight.
+    pub cpu_weight: Option<Weight>,
+    /// New memory limit.
+    pub memory: Option<Limit<Bytes>>,
+    /// New network limit.
+    pub net_egress: Option<Limit<BitsPerSec>>,
+}
+
+impl LimitsChange {
+    /// Whether it changes nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == LimitsChange::default()
+    }
+}
+
+impl Limits {
+    /// These limits after `change`.
+    #[must_use]
+    pub fn with(self, change: &LimitsChange) -> Limits {
+        Limits {
+            cpu: change.cpu.unwrap_or(self.cpu),
+            cpu_weight: change.cpu_weight.or(self.cpu_weight),
+            memory: change.memory.unwrap_or(self.memory),
+            net_egress: change.net_egress.unwrap_or(self.net_egress),
+        }
+    }
+
+    /// The change that leads from no limits to these.
+    pub fn as_change(&self) -> LimitsChange {
+        fn set<T: Copy>(limit: Limit<T>) -> Option<Limit<T>> {
+            limit.at().map(Limit::At)
+        }
+        LimitsChange {
+            cpu: set(self.cpu),
+            cpu_weight: self.cpu_weight,
+            memory: set(self.memory),
+            net_egress: set(self.net_egress),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_touches_only_what_it_names() {
+        let before = Limits {
+            cpu: Limit::At(Millicores(500)),
+            memory: Limit::At(Bytes(1 << 30)),
+            ..Limits::default()
+        };
+        let change = LimitsChange { cpu: Some(Limit::Unlimited), ..LimitsChange::default() };
+        let after = before.with(&change);
+        assert_eq!(after, Limits { cpu: Limit::Unlimited, ..before });
+        assert_eq!(Limits::default().with(&before.as_change()), before);
+        assert!(Limits::default().as_change().is_empty());
+    }
+
+    #[test]
+    fn unlimited_is_a_word_not_a_number() {
+        assert_eq!(Limit::<Bytes>::Unlimited.to_string(), "max");
+        assert_eq!(serde_json::to_string(&Limit::At(Bytes(5))).unwrap(), r#"{"at":5}"#);
+        assert_eq!(serde_json::to_string(&Limit::<Bytes>::Unlimited).unwrap(), r#""unlimited""#);
+    }
+}
