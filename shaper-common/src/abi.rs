@@ -76,20 +76,28 @@ pub struct Pace {
     pub rate: u64,
     /// One of `PACE_*`. Written by the agent.
     pub mode: u32,
-    /// Reserved, 0.
-    pub reserved: u32,
-    /// What each socket may send, bytes a second: the loop's output.
-    pub share: u64,
+    /// Sockets that were active in the epoch before.
+    pub active_before: u32,
+    /// [`crate::pace::Loop::gain`].
+    pub gain: u64,
+    /// [`crate::pace::Loop::debt`].
+    pub debt: u64,
     /// Start of the epoch, `CLOCK_MONOTONIC` ns.
-    pub epoch_ns: u64,
+    pub epoch_start_ns: u64,
+    /// Number of the epoch, from 1.
+    pub epoch: u64,
     /// Bytes on the wire since the start of the epoch.
     pub sent: u64,
-    /// What was sent beyond the ceiling and is to be saved again, bytes, plus [`crate::pace::DEBT_BIAS`].
-    pub debt: u64,
-    /// Epochs closed.
-    pub epochs: u64,
-    /// Times that a socket's pacing rate was changed.
-    pub updates: u64,
+    /// Sockets active in this epoch so far.
+    pub active: u64,
+}
+
+/// What a socket remembers, in its socket storage.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketState {
+    /// The last epoch of its slot in which it was counted as active.
+    pub epoch: u64,
 }
 
 const _: () = {
@@ -98,4 +106,5 @@ const _: () = {
     assert!(size_of::<PacketCount>() == 16);
     assert!(size_of::<NetStat>() == 32);
     assert!(size_of::<Pace>() == 64 && align_of::<Pace>() == 64);
+    assert!(size_of::<SocketState>() == 8);
 };

@@ -1,0 +1,151 @@
+//! Fields of kernel structures, without CO-RE.
+//!
+//! Each offset is a global that the agent fills from the running kernel's BTF before the load.
+//! `.rodata` is frozen then, so the verifier sees constants, pointers keep their type, and a wrong
+//! offset of a *pointer* is refused at load. (Offsets of scalars are not checked by it.)
+
+use core::ptr::read_volatile;
+
+macro_rules! offsets {
+    ($($(#[$doc:meta])* $name:ident;)*) => {
+        $($(#[$doc])* #[unsafe(no_mangle)] static $name: u64 = 0;)*
+    };
+}
+
+offsets! {
+    /// task_struct.cgroups
+    OFF_TASK_CGROUPS;
+    /// task_struct.pid
+    OFF_TASK_PID;
+    /// css_set.dfl_cgrp
+    OFF_CSS_SET_DFL_CGRP;
+    /// cgroup.kn
+    OFF_CGROUP_KN;
+    /// cgroup.root
+    OFF_CGROUP_ROOT;
+    /// cgroup.self.parent
+    OFF_CGROUP_SELF_PARENT;
+    /// cgroup_root.hierarchy_id
+    OFF_CGROUP_ROOT_HIERARCHY_ID;
+    /// cgroup_subsys_state.cgroup
+    OFF_CSS_CGROUP;
+    /// kernfs_node.id
+    OFF_KERNFS_NODE_ID;
+    /// tcp_sock.inet_conn.icsk_inet.sk.sk_cgrp_data.cgroup
+    OFF_TCP_SOCK_CGROUP;
+    /// tcp_sock.inet_conn.icsk_inet.sk.sk_max_pacing_rate
+    OFF_TCP_SOCK_MAX_PACING_RATE;
+}
+
+/// Reads the field of type `T` that lies `offset` behind `base`.
+///
+/// # Safety
+/// `base` is a pointer that the verifier knows as trusted BTF pointer, and `offset` one of the globals
+/// above, of the struct that `base` points to.
+#[inline(always)]
+unsafe fn field<T: Copy>(base: *const u8, offset: &'static u64) -> T {
+    unsafe { read_volatile(base.add(read_volatile(offset) as usize).cast::<T>()) }
+}
+
+/// A `struct cgroup`.
+#[derive(Clone, Copy)]
+pub struct Cgroup(*const u8);
+
+impl Cgroup {
+    /// # Safety
+    /// `pointer` is a `struct cgroup *` from a tracepoint argument.
+    #[inline(always)]
+    pub unsafe fn from_ptr(pointer: *const u8) -> Cgroup {
+        Cgroup(pointer)
+    }
+
+    /// Its id: the inode number of its directory.
+    #[inline(always)]
+    pub fn id(self) -> u64 {
+        // SAFETY: cgroup.kn is set for as long as the cgroup exists.
+        unsafe {
+            let node: *const u8 = field(self.0, &OFF_CGROUP_KN);
+            field(node, &OFF_KERNFS_NODE_ID)
+        }
+    }
+
+    /// Whether it belongs to the v2 hierarchy. Ids of v1 hierarchies are another number space.
+    #[inline(always)]
+    pub fn is_v2(self) -> bool {
+        // SAFETY: every cgroup has a root; the default hierarchy has the id 0.
+        unsafe {
+            let root: *const u8 = field(self.0, &OFF_CGROUP_ROOT);
+            field::<u32>(root, &OFF_CGROUP_ROOT_HIERARCHY_ID) == 0
+        }
+    }
+
+    /// The cgroup above, unless this is a root.
+    #[inline(always)]
+    pub fn parent(self) -> Option<Cgroup> {
+        // SAFETY: cgroup.self.parent is null at a root only, and css.cgroup is always set.
+        unsafe {
+            let css: *const u8 = field(self.0, &OFF_CGROUP_SELF_PARENT);
+            if css.is_null() { None } else { Some(Cgroup(field(css, &OFF_CSS_CGROUP))) }
+        }
+    }
+}
+
+/// A `struct task_struct`.
+#[derive(Clone, Copy)]
+pub struct Task(*const u8);
+
+impl Task {
+    /// # Safety
+    /// `pointer` is a `struct task_struct *` from a tracepoint argument.
+    #[inline(always)]
+    pub unsafe fn from_ptr(pointer: *const u8) -> Task {
+        Task(pointer)
+    }
+
+    /// Whether it is a CPU's idle task.
+    #[inline(always)]
+    pub fn is_idle(self) -> bool {
+        // SAFETY: the verifier knows the type.
+        unsafe { field::<u32>(self.0, &OFF_TASK_PID) == 0 }
+    }
+
+    /// Its cgroup in the v2 hierarchy.
+    #[inline(always)]
+    pub fn cgroup(self) -> Cgroup {
+        // SAFETY: every task has a css_set, and every css_set a cgroup of the default hierarchy.
+        unsafe {
+            let set: *const u8 = field(self.0, &OFF_TASK_CGROUPS);
+            Cgroup(field(set, &OFF_CSS_SET_DFL_CGRP))
+        }
+    }
+}
+
+/// A `struct tcp_sock`.
+#[derive(Clone, Copy)]
+pub struct TcpSock(*const u8);
+
+impl TcpSock {
+    /// # Safety
+    /// `pointer` is what `bpf_skc_to_tcp_sock` returned, and not null.
+    #[inline(always)]
+    pub unsafe fn from_ptr(pointer: *const u8) -> TcpSock {
+        TcpSock(pointer)
+    }
+
+    /// The cgroup that the socket is charged to: the one in which it was created.
+    #[inline(always)]
+    pub fn cgroup(self) -> Option<Cgroup> {
+        // SAFETY: the verifier knows the type; the pointer is null for a kernel socket.
+        unsafe {
+            let cgroup: *const u8 = field(self.0, &OFF_TCP_SOCK_CGROUP);
+            if cgroup.is_null() { None } else { Some(Cgroup(cgroup)) }
+        }
+    }
+
+    /// `SO_MAX_PACING_RATE`, bytes a second; `u64::MAX` when there is none.
+    #[inline(always)]
+    pub fn max_pacing_rate(self) -> u64 {
+        // SAFETY: an unsigned long; the verifier knows the size of the struct.
+        unsafe { field(self.0, &OFF_TCP_SOCK_MAX_PACING_RATE) }
+    }
+}
