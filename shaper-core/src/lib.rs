@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod doctor;
 pub mod id;
 pub mod limits;
+pub mod task;
 pub mod units;

@@ -1,0 +1,162 @@
+//! What is known of a task: the shape in which the agent reports it and every client shows it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    id::{ExecutionId, TaskId},
+    limits::Limits,
+};
+
+/// Nanoseconds since the Unix epoch.
+pub type UnixNanos = u64;
+
+/// Whom a task belongs to: the peer that submitted it, as the kernel named it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+}
+
+/// How a task came under management.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// shaper started it.
+    Launched {
+        /// Program and arguments.
+        command: Vec<String>,
+    },
+    /// It ran before; shaper was asked to manage its cgroup.
+    Adopted,
+}
+
+/// How a process ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitStatus {
+    /// It exited with this code.
+    Code(i32),
+    /// This signal ended it.
+    Signal(i32),
+    /// It never ran: the stage at which its start failed, and why.
+    NotStarted {
+        /// What was being done.
+        stage: String,
+        /// What went wrong.
+        error: String,
+        /// The code that a shell would report: 127 for a command that was not found, else 126.
+        code: i32,
+    },
+    /// Its supervisor was killed, so nobody saw how it ended.
+    Unknown,
+}
+
+impl ExitStatus {
+    /// The code that a shell would report: 128 + n for signal n; 125 when nobody saw it.
+    pub fn shell_code(&self) -> i32 {
+        match self {
+            ExitStatus::Code(code) => *code,
+            ExitStatus::Signal(signal) => 128 + signal,
+            ExitStatus::NotStarted { code, .. } => *code,
+            ExitStatus::Unknown => 125,
+        }
+    }
+}
+
+/// Where a task is in its life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Its processes run.
+    Running,
+    /// Its main process has ended.
+    Ended {
+        /// How.
+        status: ExitStatus,
+        /// When.
+        at: UnixNanos,
+    },
+}
+
+/// What enforces one limit of a task.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enforcement {
+    /// `cpu`, `cpu_weight`, `memory` or `net_egress`.
+    pub resource: String,
+    /// The mechanism, by its usual name, such as `cpu.max` or `tcp-pacing`.
+    pub mechanism: String,
+    /// What the mechanism holds now, as read back from it.
+    pub in_force: String,
+}
+
+/// Packets and bytes on the wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Bytes on the wire.
+    pub bytes: u64,
+    /// Packets on the wire.
+    pub packets: u64,
+}
+
+/// What a task has used since it came under management, counted in the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// When this was read: `CLOCK_MONOTONIC`, ns. Two reports give exact rates.
+    pub at_monotonic_ns: u64,
+    /// CPU time, ns.
+    pub cpu_time_ns: u64,
+    /// Sent by its sockets.
+    pub egress: Traffic,
+    /// Received by its sockets.
+    pub ingress: Traffic,
+    /// Of what it sent: what left through the node's uplinks.
+    pub uplink_egress: Traffic,
+    /// Memory charged to it now, bytes; `None` where no memory controller is.
+    pub memory_bytes: Option<u64>,
+    /// CPU over the last sample, millicores.
+    pub cpu_now_millicores: u64,
+    /// Sent over the last sample, bits a second on the wire.
+    pub egress_now_bps: u64,
+    /// Received over the last sample, bits a second on the wire.
+    pub ingress_now_bps: u64,
+}
+
+/// A task as the agent reports it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskStatus {
+    /// Its id.
+    pub task_id: TaskId,
+    /// Which run of it this is.
+    pub attempt: u32,
+    /// Whom it belongs to.
+    pub owner: Owner,
+    /// User and group that its processes run as.
+    pub runs_as: Owner,
+    /// How it came under management.
+    pub origin: Origin,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Its main process, while it runs.
+    pub pid: Option<u32>,
+    /// Its cgroup in the v2 hierarchy.
+    pub cgroup: String,
+    /// When it came under management.
+    pub created_at: UnixNanos,
+    /// What it may use.
+    pub limits: Limits,
+    /// What holds each limit, as read back.
+    pub enforcement: Vec<Enforcement>,
+    /// What it has used.
+    pub usage: Usage,
+    /// What its reader ought to know: degradations, with their reason.
+    pub notes: Vec<String>,
+}
+
+impl TaskStatus {
+    /// The run that this is.
+    pub fn execution(&self) -> ExecutionId {
+        ExecutionId { task: self.task_id.clone(), attempt: self.attempt }
+    }
+}
