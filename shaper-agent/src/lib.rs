@@ -1,1 +1,15 @@
-//! .
+//! The agent of one node: it turns decisions into cgroup files and BPF maps, and keeps what it did
+//! undoable. `main.rs` only wires; [`kernel`] holds facts and application, [`actuate`] is the one
+//! place that changes a limit, [`node`] owns the tasks.
+
+pub mod actor;
+pub mod actuate;
+pub mod caller;
+pub mod config;
+pub mod durable;
+pub mod ground;
+pub mod kernel;
+pub mod launch;
+pub mod node;
+pub mod record;
+pub mod service;

@@ -1,0 +1,273 @@
+//! What the agent is told, checked before anything is touched.
+
+use std::{
+    fs, io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+use clap::{Parser, ValueEnum};
+
+use crate::kernel::hierarchy::Hierarchies;
+
+/// The agent of one node: measures and enforces the limits of its tasks.
+///
+/// Every path is an option, so that several agents can run on one machine.
+#[derive(Clone, Debug, Parser)]
+#[command(version, about)]
+pub struct Options {
+    /// Name of this node [default: the host name]
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+    /// Where to listen: a path of a Unix socket, optionally as unix:PATH
+    #[arg(long, value_name = "ADDRESS", default_value = "/run/shaper/agent.sock")]
+    pub listen: String,
+    /// Group (name or id) whose members may connect; the socket has mode 0660
+    #[arg(long, value_name = "GROUP", default_value = "0")]
+    pub socket_group: String,
+    /// Directory of the agent's state: tasks, their logs and exit codes
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/shaper")]
+    pub state_dir: PathBuf,
+    /// cgroup v2 directory for the agent and its tasks [default: `shaper` below the mount of cgroup v2]
+    #[arg(long, value_name = "DIR")]
+    pub cgroup_root: Option<PathBuf>,
+    /// Directory below a BPF file system for the pins
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/shaper")]
+    pub bpffs_dir: PathBuf,
+    /// The kernel programs [default: shaper.bpf.o beside this program, else /usr/lib/shaper/shaper.bpf.o]
+    #[arg(long, value_name = "FILE", env = "SHAPER_BPF_OBJECT")]
+    pub bpf_object: Option<PathBuf>,
+    /// The supervisor of tasks [default: shaper-launch beside this program]
+    #[arg(long, value_name = "FILE")]
+    pub launcher: Option<PathBuf>,
+    /// Device whose egress is counted by task; repeatable
+    #[arg(long = "uplink", value_name = "DEVICE")]
+    pub uplinks: Vec<String>,
+    /// Lets tasks run as uid 0 (without capabilities, like every task)
+    #[arg(long)]
+    pub allow_root_tasks: bool,
+    /// How many tasks a user other than root may have at once
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub max_tasks_per_user: usize,
+    /// What happens on SIGTERM: limits and tasks stay as they are, or everything is released
+    #[arg(long, value_enum, default_value_t = OnExit::Keep)]
+    pub on_exit: OnExit,
+    /// Also logs what the kernel programs say (never per packet)
+    #[arg(long)]
+    pub debug_bpf: bool,
+}
+
+/// What a clean stop leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnExit {
+    /// Everything: limits hold, tasks run, the next agent adopts them.
+    Keep,
+    /// Nothing: as `shaper release --all`.
+    Release,
+}
+
+/// Why the options cannot be.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A listener that would be open to others.
+    #[error(
+        "--listen {0}: only a Unix socket is served; TCP is refused until callers can be identified on it \
+         (127.0.0.1 belongs to every local user). Say --listen /run/shaper/agent.sock"
+    )]
+    NotAUnixSocket(String),
+    /// No such group.
+    #[error("--socket-group {0}: there is no such group")]
+    NoGroup(String),
+    /// A file that must be there.
+    #[error("{option}: {path} is not there; {remedy}")]
+    NoFile {
+        /// The option.
+        option: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// A path that must be absolute.
+    #[error("{option}: {path} must be an absolute path")]
+    Relative {
+        /// The option.
+        option: &'static str,
+        /// The path.
+        path: PathBuf,
+    },
+    /// No cgroup v2.
+    #[error("no cgroup v2 is mounted; mount one: mount -t cgroup2 none /sys/fs/cgroup/unified")]
+    NoCgroup2,
+    /// Two agents, one state.
+    #[error("--state-dir {0} belongs to another agent that is running")]
+    Locked(PathBuf),
+    /// A file or directory.
+    #[error("cannot {verb} {path}")]
+    File {
+        /// What was tried.
+        verb: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// What went wrong.
+        source: io::Error,
+    },
+}
+
+/// Checked options.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of the node.
+    pub node: String,
+    /// The socket.
+    pub socket: PathBuf,
+    /// Its group.
+    pub socket_gid: u32,
+    /// State.
+    pub state_dir: PathBuf,
+    /// The mounts.
+    pub hierarchies: Hierarchies,
+    /// Root of the agent's cgroups.
+    pub cgroup_root: PathBuf,
+    /// Pins.
+    pub bpffs_dir: PathBuf,
+    /// Kernel programs.
+    pub bpf_object: PathBuf,
+    /// Supervisor.
+    pub launcher: PathBuf,
+    /// Counted devices.
+    pub uplinks: Vec<String>,
+    /// Whether tasks may run as root.
+    pub allow_root_tasks: bool,
+    /// Tasks per user.
+    pub max_tasks_per_user: usize,
+    /// On SIGTERM.
+    pub on_exit: OnExit,
+    /// Messages of the programs.
+    pub debug_bpf: bool,
+}
+
+impl Options {
+    /// Checks everything; changes nothing.
+    pub fn check(self) -> Result<Config, ConfigError> {
+        let socket = socket_path(&self.listen)?;
+        let socket_gid = group_id(&self.socket_group)?;
+        let beside = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned));
+        let beside = |name: &str| beside.as_ref().map(|directory| directory.join(name));
+        let hierarchies = Hierarchies::detect()
+            .map_err(|source| ConfigError::File {
+                verb: "read",
+                path: "/proc/self/mountinfo".into(),
+                source,
+            })?
+            .ok_or(ConfigError::NoCgroup2)?;
+        let bpf_object = self.bpf_object.unwrap_or_else(|| {
+            let installed = PathBuf::from("/usr/lib/shaper/shaper.bpf.o");
+            beside("shaper.bpf.o").filter(|path| path.exists()).unwrap_or(installed)
+        });
+        let launcher = self.launcher.or_else(|| beside("shaper-launch")).unwrap_or_default();
+        let cgroup_root = self.cgroup_root.unwrap_or_else(|| hierarchies.v2.join("shaper"));
+        for (option, path) in [
+            ("--state-dir", &self.state_dir),
+            ("--cgroup-root", &cgroup_root),
+            ("--bpffs-dir", &self.bpffs_dir),
+        ] {
+            if !path.is_absolute() {
+                return Err(ConfigError::Relative { option, path: path.clone() });
+            }
+        }
+        for (option, path, remedy) in [
+            ("--bpf-object", &bpf_object, "build it with `cargo xtask build-ebpf`"),
+            ("--launcher", &launcher, "it is built and installed with shaper-agent"),
+        ] {
+            if !path.is_file() {
+                return Err(ConfigError::NoFile { option, path: path.clone(), remedy });
+            }
+        }
+        let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+        Ok(Config {
+            node: self.node.unwrap_or_else(host),
+            socket,
+            socket_gid,
+            state_dir: self.state_dir,
+            hierarchies,
+            cgroup_root,
+            bpffs_dir: self.bpffs_dir,
+            bpf_object,
+            launcher,
+            uplinks: self.uplinks,
+            allow_root_tasks: self.allow_root_tasks,
+            max_tasks_per_user: self.max_tasks_per_user,
+            on_exit: self.on_exit,
+            debug_bpf: self.debug_bpf,
+        })
+    }
+}
+
+impl Config {
+    /// Makes the state directory and locks it for the life of the returned file: one agent, one state.
+    pub fn lock_state(&self) -> Result<fs::File, ConfigError> {
+        let file = |verb, path: &Path| {
+            let path = path.to_owned();
+            move |source| ConfigError::File { verb, path, source }
+        };
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.state_dir)
+            .map_err(file("make", &self.state_dir))?;
+        let path = self.state_dir.join("agent.lock");
+        let lock = fs::File::create(&path).map_err(file("make", &path))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(lock),
+            Err(fs::TryLockError::WouldBlock) => Err(ConfigError::Locked(self.state_dir.clone())),
+            Err(fs::TryLockError::Error(source)) => Err(file("lock", &path)(source)),
+        }
+    }
+}
+
+fn socket_path(listen: &str) -> Result<PathBuf, ConfigError> {
+    let path = listen.strip_prefix("unix:").unwrap_or(listen);
+    if path.starts_with('/') {
+        Ok(PathBuf::from(path))
+    } else {
+        Err(ConfigError::NotAUnixSocket(listen.to_owned()))
+    }
+}
+
+fn group_id(group: &str) -> Result<u32, ConfigError> {
+    if let Ok(id) = group.parse() {
+        return Ok(id);
+    }
+    let error = |source| ConfigError::File { verb: "read", path: "/etc/group".into(), source };
+    let groups = fs::read_to_string("/etc/group").map_err(error)?;
+    groups
+        .lines()
+        .map(|line| line.split(':'))
+        .find_map(|mut fields| {
+            (fields.next() == Some(group)).then(|| fields.nth(1).and_then(|id| id.parse().ok())).flatten()
+        })
+        .ok_or_else(|| ConfigError::NoGroup(group.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_unix_socket_is_listened_on() {
+        assert_eq!(socket_path("/run/x.sock").unwrap(), Path::new("/run/x.sock"));
+        assert_eq!(socket_path("unix:/run/x.sock").unwrap(), Path::new("/run/x.sock"));
+        for tcp in ["127.0.0.1:7070", "tcp://0.0.0.0:1", "[::1]:7070", "localhost:1", "unix:relative", ""] {
+            let error = socket_path(tcp).unwrap_err().to_string();
+            assert!(error.contains("only a Unix socket"), "{error}");
+        }
+    }
+
+    #[test]
+    fn groups_by_number_and_by_name() {
+        assert_eq!(group_id("65534").unwrap(), 65534);
+        assert_eq!(group_id("root").unwrap(), 0);
+        assert!(matches!(group_id("no-such-group"), Err(ConfigError::NoGroup(_))));
+    }
+}

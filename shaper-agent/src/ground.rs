@@ -1,0 +1,228 @@
+//! The cgroups that the agent works in: a root of its own in every hierarchy that it uses, with the
+//! agent in a child of high weight, so that what it shapes cannot starve it.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use shaper_core::id::ExecutionId;
+
+use crate::{
+    durable,
+    kernel::{
+        cgroup::{Cgroup, CgroupError},
+        hierarchy::{Hierarchies, place_of},
+        v1::{V1Error, V1Group, shares_of_weight},
+    },
+};
+
+/// What went wrong with the agent's cgroups.
+#[derive(Debug, thiserror::Error)]
+pub enum GroundError {
+    /// v2.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// v1.
+    #[error(transparent)]
+    V1(#[from] V1Error),
+    /// The note of where the agent came from.
+    #[error(transparent)]
+    Note(#[from] durable::Error),
+    /// /proc, or a v1 directory.
+    #[error("cannot {verb} {path}")]
+    File {
+        /// What was tried.
+        verb: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What went wrong.
+        source: io::Error,
+    },
+    /// The cgroup root is at an impossible place.
+    #[error(
+        "--cgroup-root {path} must be a directory below {mount}, the mount of cgroup v2, whose parent exists"
+    )]
+    Place {
+        /// The root.
+        path: PathBuf,
+        /// The mount.
+        mount: PathBuf,
+    },
+}
+
+/// Where the agent was before it moved into its own cgroups; what it manages goes back there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Origin {
+    /// From the mount point on.
+    v2: PathBuf,
+    /// Controller and path from its mount point on.
+    v1: Vec<(String, PathBuf)>,
+}
+
+/// The agent's cgroups.
+pub struct Ground {
+    hierarchies: Hierarchies,
+    root: Cgroup,
+    name: String,
+    origin: Origin,
+    note: PathBuf,
+}
+
+const AGENT: &str = "agent";
+const AGENT_WEIGHT: u32 = 10_000;
+
+impl Ground {
+    /// Makes the cgroups, or finds them, and moves this process into its own.
+    pub fn establish(
+        hierarchies: &Hierarchies,
+        root: &Path,
+        state_dir: &Path,
+    ) -> Result<Ground, GroundError> {
+        let place = || GroundError::Place { path: root.to_owned(), mount: hierarchies.v2.clone() };
+        let (Some(parent), Some(name)) = (root.parent(), root.file_name().and_then(|name| name.to_str()))
+        else {
+            return Err(place());
+        };
+        if !parent.starts_with(&hierarchies.v2) || !parent.is_dir() {
+            return Err(place());
+        }
+        let note = state_dir.join("origin.json");
+        let origin = match durable::read_json(&note)? {
+            Some(origin) => origin,
+            None => {
+                let origin = Origin::of_this_process(hierarchies)?;
+                durable::write_json(&note, &origin, 0o600)?;
+                origin
+            }
+        };
+        let parent = Cgroup::open(&hierarchies.v2, parent)?;
+        enable_controllers(&parent)?;
+        let (root, _) = parent.make_child(name)?;
+        enable_controllers(&root)?;
+        let ground = Ground { hierarchies: hierarchies.clone(), root, name: name.into(), origin, note };
+
+        let (agent, _) = ground.root.make_child(AGENT)?;
+        agent.write("cgroup.procs", &std::process::id().to_string())?;
+        if agent.has("cpu.weight") {
+            agent.write("cpu.weight", &AGENT_WEIGHT.to_string())?;
+        }
+        if let Some(group) = ground.v1_group("cpu", AGENT)? {
+            group.set_cpu_shares(shares_of_weight(AGENT_WEIGHT))?;
+            group.add(std::process::id())?;
+        }
+        Ok(ground)
+    }
+
+    /// The cgroup of an execution, made if it is not there.
+    pub fn make_task(&self, execution: &ExecutionId) -> Result<Cgroup, GroundError> {
+        let (cgroup, _) = self.root.make_child(&execution.to_string())?;
+        // A task has no business making cgroups by the thousand; its slots would run out.
+        cgroup.write("cgroup.max.descendants", "64")?;
+        Ok(cgroup)
+    }
+
+    /// The group of an execution, or of the agent, in the hierarchy of a v1 controller, made if it is
+    /// not there; `None` where v2 has the controller or nobody has.
+    pub fn v1_group(&self, controller: &str, name: &str) -> Result<Option<V1Group>, GroundError> {
+        let Some((mount, root)) = self.v1_root(controller) else { return Ok(None) };
+        V1Group::make(mount, controller, &root)?;
+        Ok(Some(V1Group::make(mount, controller, &root.join(name))?))
+    }
+
+    fn v1_root(&self, controller: &str) -> Option<(&Path, PathBuf)> {
+        let (_, mount) = self.hierarchies.v1.iter().find(|(name, _)| name == controller)?;
+        let (_, origin) = self.origin.v1.iter().find(|(name, _)| name == controller)?;
+        Some((mount, origin.join(&self.name)))
+    }
+
+    /// Moves what runs in an execution's cgroups to where the agent came from, and removes them.
+    pub fn dissolve(&self, cgroup: Cgroup, v1: impl IntoIterator<Item = V1Group>) -> Result<(), GroundError> {
+        let origin = self.origin_cgroup()?;
+        cgroup.evacuate(&origin)?;
+        cgroup.remove()?;
+        for group in v1 {
+            self.dissolve_v1(group)?;
+        }
+        Ok(())
+    }
+
+    fn dissolve_v1(&self, group: V1Group) -> Result<(), GroundError> {
+        if !group.exists() {
+            return Ok(());
+        }
+        if let Some((mount, root)) = self.v1_root(group.controller()) {
+            let origin = root.parent().unwrap_or(Path::new(""));
+            group.evacuate(&V1Group::open(mount, group.controller(), nearest(mount, origin)))?;
+        }
+        let path = group.directory().to_owned();
+        group.remove().map_err(|source| GroundError::File { verb: "remove", path, source })
+    }
+
+    fn origin_cgroup(&self) -> Result<Cgroup, GroundError> {
+        let mount = &self.hierarchies.v2;
+        Ok(Cgroup::open(mount, &mount.join(nearest(mount, &self.origin.v2)))?)
+    }
+
+    /// Moves everything back to where the agent came from, the agent too, and removes the cgroups.
+    pub fn remove(self) -> Result<Vec<String>, GroundError> {
+        let mut done = Vec::new();
+        self.root.evacuate(&self.origin_cgroup()?)?;
+        for (controller, _) in &self.hierarchies.v1 {
+            let Some((mount, root)) = self.v1_root(controller) else { continue };
+            let directory = mount.join(&root);
+            let entries = match fs::read_dir(&directory) {
+                Ok(entries) => entries,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(source) => return Err(GroundError::File { verb: "list", path: directory, source }),
+            };
+            for entry in entries.flatten().filter(|entry| entry.path().is_dir()) {
+                self.dissolve_v1(V1Group::open(mount, controller, &root.join(entry.file_name())))?;
+            }
+            self.dissolve_v1(V1Group::open(mount, controller, &root))?;
+            done.push(format!("{}: removed", directory.display()));
+        }
+        let Ground { root, note, .. } = self;
+        done.push(format!("{}: removed", root.path().display()));
+        root.remove()?;
+        fs::remove_file(&note).map_err(|source| GroundError::File { verb: "remove", path: note, source })?;
+        Ok(done)
+    }
+}
+
+impl Origin {
+    fn of_this_process(hierarchies: &Hierarchies) -> Result<Origin, GroundError> {
+        let place = |controller: Option<&str>| {
+            place_of("self", controller).map_err(|source| GroundError::File {
+                verb: "read",
+                path: "/proc/self/cgroup".into(),
+                source,
+            })
+        };
+        let mut v1 = Vec::new();
+        for (controller, _) in &hierarchies.v1 {
+            v1.push((controller.clone(), place(Some(controller))?));
+        }
+        Ok(Origin { v2: place(None)?, v1 })
+    }
+}
+
+/// `path` below `mount`, or its nearest ancestor that is still there.
+fn nearest<'a>(mount: &Path, path: &'a Path) -> &'a Path {
+    path.ancestors().find(|ancestor| mount.join(ancestor).is_dir()).unwrap_or(Path::new(""))
+}
+
+/// Hands the controllers that shaper uses down to the children of a cgroup, those that it has itself.
+fn enable_controllers(cgroup: &Cgroup) -> Result<(), GroundError> {
+    let available = cgroup.read("cgroup.controllers")?;
+    let enabled = cgroup.read("cgroup.subtree_control")?;
+    let has = |list: &str, name| list.split(' ').any(|found| found == name);
+    for controller in ["cpu", "memory", "io"] {
+        if has(&available, controller) && !has(&enabled, controller) {
+            cgroup.write("cgroup.subtree_control", &format!("+{controller}"))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,221 @@
+//! The ladder: every kernel feature that shaper can use, how it is probed, and what happens without
+//! it. The table in docs/kernel-support.md is this one (a test compares them).
+
+use std::{fs, io};
+
+use shaper_core::doctor::{Availability, Rung};
+
+use super::{hierarchy::Hierarchies, qdisc};
+
+/// One row of the table.
+pub struct Feature {
+    /// Stable name.
+    pub name: &'static str,
+    /// What it is for.
+    pub used_for: &'static str,
+    /// What happens without it.
+    pub degrades_to: &'static str,
+    probe: fn(&Facts) -> Availability,
+}
+
+/// What the probes look at.
+pub struct Facts {
+    hierarchies: Option<Hierarchies>,
+    status: String,
+}
+
+/// The table.
+pub const LADDER: &[Feature] = &[
+    Feature {
+        name: "btf",
+        used_for: "offsets of kernel fields, tracing programs",
+        degrades_to: "nothing works: the agent refuses to start a task",
+        probe: |_| file("/sys/kernel/btf/vmlinux"),
+    },
+    Feature {
+        name: "cap-bpf",
+        used_for: "loading and attaching kernel programs",
+        degrades_to: "nothing works: run the agent with CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN",
+        probe: capabilities,
+    },
+    Feature {
+        name: "cgroup-v2",
+        used_for: "the identity of every task",
+        degrades_to: "nothing works: mount cgroup2",
+        probe: |facts| match &facts.hierarchies {
+            Some(_) => Availability::Available,
+            None => Availability::Missing { evidence: "no cgroup2 mount in /proc/self/mountinfo".into() },
+        },
+    },
+    Feature {
+        name: "cgroup-v2-cpu",
+        used_for: "CPU limit and weight: cpu.max, cpu.weight",
+        degrades_to: "the v1 cpu controller, for launched tasks; adopted cgroups have no CPU limit",
+        probe: |facts| controller(facts, "cpu"),
+    },
+    Feature {
+        name: "cgroup-v2-memory",
+        used_for: "memory limit: memory.max",
+        degrades_to: "the v1 memory controller, for launched tasks; adopted cgroups have no memory limit",
+        probe: |facts| controller(facts, "memory"),
+    },
+    Feature {
+        name: "cgroup-kill",
+        used_for: "ending all processes of a task at once: cgroup.kill (5.14)",
+        degrades_to: "SIGKILL is refused; SIGTERM to the main process works",
+        probe: |facts| core_file(facts, "cgroup.kill"),
+    },
+    Feature {
+        name: "tcx",
+        used_for: "counting at uplinks by a pinned link (6.6)",
+        degrades_to: "a filter on the clsact qdisc",
+        probe: |_| match qdisc::has_tcx() {
+            Ok(true) => Availability::Available,
+            Ok(false) => Availability::Missing { evidence: "BPF_PROG_QUERY for tcx: EINVAL".into() },
+            Err(error) => unusable(&error),
+        },
+    },
+    Feature {
+        name: "iterator-cb-flags",
+        used_for: "pacing sockets that are older than a task's management (6.12)",
+        degrades_to: "such sockets get the share of the last change of the limit, and keep it",
+        probe: |_| at_least(6, 12),
+    },
+    Feature {
+        name: "psi",
+        used_for: "pressure of CPU, memory and IO",
+        degrades_to: "not measured",
+        probe: |_| match fs::read("/proc/pressure/cpu") {
+            Ok(_) => Availability::Available,
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                Availability::Missing { evidence: "PSI is off; boot with psi=1".into() }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Availability::Missing { evidence: "no /proc/pressure".into() }
+            }
+            Err(error) => unusable(&error),
+        },
+    },
+    Feature {
+        name: "no-foreign-scheduler",
+        used_for: "cpu.max and cpu.weight mean something",
+        degrades_to: "a sched_ext scheduler is loaded: it may ignore CPU limits",
+        probe: |_| match fs::read_to_string("/sys/kernel/sched_ext/state") {
+            Ok(state) if state.trim() != "disabled" => {
+                let name = fs::read_to_string("/sys/kernel/sched_ext/root/ops").unwrap_or_default();
+                Availability::Missing { evidence: format!("sched_ext scheduler `{}` is loaded", name.trim()) }
+            }
+            _ => Availability::Available,
+        },
+    },
+];
+
+/// Probes everything. Nothing is changed.
+pub fn probe() -> io::Result<Vec<Rung>> {
+    let facts =
+        Facts { hierarchies: Hierarchies::detect()?, status: fs::read_to_string("/proc/self/status")? };
+    let rung = |feature: &Feature| Rung {
+        feature: feature.name.into(),
+        used_for: feature.used_for.into(),
+        availability: (feature.probe)(&facts),
+        degrades_to: feature.degrades_to.into(),
+    };
+    Ok(LADDER.iter().map(rung).collect())
+}
+
+fn unusable(error: &io::Error) -> Availability {
+    Availability::Unusable { reason: error.to_string() }
+}
+
+fn file(path: &str) -> Availability {
+    match fs::metadata(path) {
+        Ok(_) => Availability::Available,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Availability::Missing { evidence: format!("no {path}") }
+        }
+        Err(error) => unusable(&error),
+    }
+}
+
+fn capabilities(facts: &Facts) -> Availability {
+    const NEEDED: [(&str, u32); 4] =
+        [("CAP_NET_ADMIN", 12), ("CAP_SYS_ADMIN", 21), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
+    let effective = facts.status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or(0);
+    let missing: Vec<&str> =
+        NEEDED.iter().filter(|(_, bit)| effective >> bit & 1 == 0).map(|(name, _)| *name).collect();
+    if missing.is_empty() {
+        Availability::Available
+    } else {
+        Availability::Unusable { reason: format!("this process lacks {}", missing.join(", ")) }
+    }
+}
+
+fn controller(facts: &Facts, name: &str) -> Availability {
+    let Some(hierarchies) = &facts.hierarchies else {
+        return Availability::Missing { evidence: "no cgroup2 mount".into() };
+    };
+    match fs::read_to_string(hierarchies.v2.join("cgroup.controllers")) {
+        Ok(list) if list.split_whitespace().any(|found| found == name) => Availability::Available,
+        Ok(_) => Availability::Missing {
+            evidence: format!("{name} is not in {}/cgroup.controllers", hierarchies.v2.display()),
+        },
+        Err(error) => unusable(&error),
+    }
+}
+
+/// A core file, which every cgroup but the root has.
+fn core_file(facts: &Facts, name: &str) -> Availability {
+    let Some(hierarchies) = &facts.hierarchies else {
+        return Availability::Missing { evidence: "no cgroup2 mount".into() };
+    };
+    let children = fs::read_dir(&hierarchies.v2).into_iter().flatten().flatten();
+    let mut children = children.map(|entry| entry.path()).filter(|path| path.is_dir());
+    match children.next() {
+        Some(child) if child.join(name).exists() => Availability::Available,
+        Some(_) => Availability::Missing { evidence: format!("no {name}") },
+        None => at_least(5, 14),
+    }
+}
+
+/// For what cannot be seen without using it.
+fn at_least(major: u32, minor: u32) -> Availability {
+    if is_at_least(major, minor) {
+        Availability::Available
+    } else {
+        Availability::Missing { evidence: format!("kernel {}", release()) }
+    }
+}
+
+/// Whether the running kernel is this version or a later one. A last resort: what can be probed, is.
+pub fn is_at_least(major: u32, minor: u32) -> bool {
+    let release = release();
+    let mut parts = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) >= (major, minor)
+}
+
+/// `uname -r`.
+pub fn release() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn the_document_has_this_table() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/kernel-support.md");
+        let document = fs::read_to_string(&path).expect("docs/kernel-support.md");
+        for Feature { name, used_for, degrades_to, .. } in LADDER {
+            let row = format!("| `{name}` | {used_for} | {degrades_to} |");
+            assert!(document.contains(&row), "docs/kernel-support.md lacks the row\n{row}");
+        }
+    }
+
+    #[test]
+    fn probing_answers_for_every_feature() {
+        assert_eq!(probe().unwrap().len(), LADDER.len());
+    }
+}

@@ -1,0 +1,12 @@
+//! The kernel's side of the agent: facts and application. What is decided is decided elsewhere.
+
+pub mod bpf;
+pub mod btf;
+pub mod cgroup;
+pub mod features;
+pub mod hierarchy;
+pub mod netns;
+pub mod pace_table;
+pub mod qdisc;
+mod sys;
+pub mod v1;

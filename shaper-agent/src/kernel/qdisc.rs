@@ -1,0 +1,247 @@
+//! The counting program on a device's egress: tcx where the kernel has it, else a filter on clsact.
+
+use std::{
+    fmt, fs, io,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
+
+use aya::programs::{
+    LinkOrder, ProgramError, SchedClassifier, TcAttachType,
+    links::Link,
+    tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
+};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netdevice::name_to_index, recv, send,
+    socket_with,
+};
+
+use super::{
+    bpf::{self, BpfError},
+    sys,
+};
+
+/// Where our filter is on clsact, so that a later agent finds it again.
+const PRIORITY: u16 = 0x5a9e;
+const HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// How a device is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UplinkForm {
+    /// A tcx link, pinned.
+    Tcx,
+    /// A filter on the clsact qdisc.
+    Clsact,
+}
+
+impl fmt::Display for UplinkForm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            UplinkForm::Tcx => "tcx",
+            UplinkForm::Clsact => "clsact",
+        })
+    }
+}
+
+/// What went wrong with an uplink.
+#[derive(Debug, thiserror::Error)]
+pub enum UplinkError {
+    /// The device, its qdisc or our note of it.
+    #[error("cannot {verb} the network device `{device}` of the agent's network namespace")]
+    Device {
+        /// What was tried.
+        verb: &'static str,
+        /// The device.
+        device: String,
+        /// What went wrong.
+        source: io::Error,
+    },
+    /// The program.
+    #[error("cannot attach to, or detach from, the egress of {device}")]
+    Attach {
+        /// The device.
+        device: String,
+        /// What went wrong.
+        source: ProgramError,
+    },
+}
+
+/// Index of a device in this network namespace.
+pub fn ifindex(device: &str) -> io::Result<u32> {
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    Ok(name_to_index(&socket, device)?)
+}
+
+/// Whether the kernel has tcx.
+pub fn has_tcx() -> io::Result<bool> {
+    match sys::query_tcx(ifindex("lo")?) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Attaches to the egress of `device`, or takes the place of an earlier agent's program there.
+/// `links` is the directory of the pins; `marks` remembers a qdisc that we made.
+pub fn attach_egress(
+    program: &mut SchedClassifier,
+    device: &str,
+    links: &Path,
+    marks: &Path,
+) -> Result<UplinkForm, BpfError> {
+    let io = |verb| move |source| UplinkError::Device { verb, device: device.to_owned(), source };
+    let index = ifindex(device).map_err(io("find"))?;
+    if has_tcx().map_err(io("look for tcx on"))? {
+        attach_tcx(program, device, index, links)?;
+        return Ok(UplinkForm::Tcx);
+    }
+
+    let attach = |source| UplinkError::Attach { device: device.to_owned(), source };
+    // The mark comes first: after a crash in between, a qdisc that was there is taken for ours, and
+    // is still only removed when nothing hangs on it.
+    let mark = mark(marks, device);
+    let marked = mark.exists();
+    if !marked {
+        fs::write(&mark, "").map_err(io("remember the qdisc of"))?;
+    }
+    match tc::qdisc_add_clsact(device) {
+        Ok(()) => {}
+        Err(TcError::AlreadyAttached) if marked => {}
+        Err(TcError::AlreadyAttached) => fs::remove_file(&mark).map_err(io("forget the qdisc of"))?,
+        Err(error) => return Err(attach(error.into()).into()),
+    }
+    let earlier = our_filter(device).map_err(io("find"))?;
+    let id = match program.attach_to_link(earlier) {
+        Ok(id) => id,
+        Err(_) => {
+            let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
+            program
+                .attach_with_options(device, TcAttachType::Egress, TcAttachOptions::Netlink(options))
+                .map_err(attach)?
+        }
+    };
+    // A filter lives in the qdisc, not in a descriptor: forget aya's link without detaching it.
+    std::mem::forget(program.take_link(id).map_err(attach)?);
+    Ok(UplinkForm::Clsact)
+}
+
+fn attach_tcx(program: &mut SchedClassifier, device: &str, index: u32, links: &Path) -> Result<(), BpfError> {
+    let attach = |source| UplinkError::Attach { device: device.to_owned(), source };
+    // By number: the name of a device may have a dot, and a name on bpffs may not.
+    let pin = links.join(format!("uplink_egress_{index}"));
+    let fd = program.fd().and_then(|fd| Ok(fd.try_clone()?)).map_err(attach)?;
+    if bpf::replace(&pin, fd.as_fd(), "uplink_egress")? {
+        return Ok(());
+    }
+    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+    let link = program
+        .attach_with_options(device, TcAttachType::Egress, options)
+        .and_then(|link| program.take_link(link))
+        .map_err(attach)?;
+    bpf::pin_link(link, &pin, "uplink_egress")
+}
+
+/// Takes our filter off clsact, and the qdisc with it if we made it and nothing else hangs on it.
+/// (A tcx link goes with its pin.)
+pub fn detach_clsact(device: &str, marks: &Path) -> Result<(), UplinkError> {
+    let io = |verb| move |source| UplinkError::Device { verb, device: device.to_owned(), source };
+    let Ok(index) = ifindex(device) else {
+        return Ok(()); // The device is gone, and its qdisc with it.
+    };
+    let filter = our_filter(device).map_err(io("find"))?;
+    filter.detach().map_err(|source| UplinkError::Attach { device: device.to_owned(), source })?;
+    let mark = mark(marks, device);
+    if mark.exists() {
+        if !has_filters(index).map_err(io("list the filters of"))? {
+            delete_clsact(index).map_err(io("remove the qdisc of"))?;
+        }
+        fs::remove_file(&mark).map_err(io("forget the qdisc of"))?;
+    }
+    Ok(())
+}
+
+fn our_filter(device: &str) -> io::Result<SchedClassifierLink> {
+    SchedClassifierLink::attached(device, TcAttachType::Egress, PRIORITY, HANDLE, None)
+}
+
+fn mark(marks: &Path, device: &str) -> PathBuf {
+    marks.join(format!("clsact@{device}"))
+}
+
+const RTM_DELQDISC: u16 = 37;
+const RTM_GETTFILTER: u16 = 46;
+const RTM_NEWTFILTER: u16 = 44;
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
+const NLM_F_DUMP: u16 = 0x300;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+/// TC_H_CLSACT: the qdisc's handle is ffff:, its parent ffff:fff1; ingress and egress are below it.
+const CLSACT_HANDLE: u32 = 0xffff_0000;
+const CLSACT_PARENT: u32 = 0xffff_fff1;
+const CLSACT_INGRESS: u32 = 0xffff_fff2;
+const CLSACT_EGRESS: u32 = 0xffff_fff3;
+
+fn has_filters(index: u32) -> io::Result<bool> {
+    for parent in [CLSACT_INGRESS, CLSACT_EGRESS] {
+        if traffic_control(RTM_GETTFILTER, NLM_F_DUMP, index, 0, parent)?.contains(&RTM_NEWTFILTER) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn delete_clsact(index: u32) -> io::Result<()> {
+    traffic_control(RTM_DELQDISC, NLM_F_ACK, index, CLSACT_HANDLE, CLSACT_PARENT).map(drop)
+}
+
+/// One rtnetlink request with a `tcmsg`; returns the types of the messages that answer it.
+fn traffic_control(kind: u16, flags: u16, index: u32, handle: u32, parent: u32) -> io::Result<Vec<u16>> {
+    let mut request = Vec::with_capacity(36);
+    request.extend(36u32.to_ne_bytes()); // nlmsg_len
+    request.extend(kind.to_ne_bytes());
+    request.extend((NLM_F_REQUEST | flags).to_ne_bytes());
+    request.extend(1u32.to_ne_bytes()); // nlmsg_seq
+    request.extend(0u32.to_ne_bytes()); // nlmsg_pid: the kernel
+    request.extend([0; 4]); // tcm_family and padding
+    request.extend(index.to_ne_bytes());
+    request.extend(handle.to_ne_bytes());
+    request.extend(parent.to_ne_bytes());
+    request.extend(0u32.to_ne_bytes()); // tcm_info
+
+    // Protocol 0 is NETLINK_ROUTE.
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+    send(&socket, &request, SendFlags::empty())?;
+    let mut kinds = Vec::new();
+    let mut buffer = vec![0u8; 1 << 16];
+    loop {
+        let (length, _) = recv(&socket, buffer.as_mut_slice(), RecvFlags::empty())?;
+        let mut rest = &buffer[..length];
+        while let Some((header, _)) = rest.split_first_chunk::<20>() {
+            let word =
+                |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+            let answer = u16::from_ne_bytes([header[4], header[5]]);
+            match answer {
+                NLMSG_ERROR => {
+                    let errno = word(16) as i32;
+                    return if errno == 0 { Ok(kinds) } else { Err(io::Error::from_raw_os_error(-errno)) };
+                }
+                NLMSG_DONE => return Ok(kinds),
+                _ => kinds.push(answer),
+            }
+            let step = (word(0) as usize).next_multiple_of(4).max(20);
+            rest = rest.get(step..).unwrap_or(&[]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loopback_has_an_index_and_others_do_not() {
+        assert!(ifindex("lo").unwrap() > 0);
+        assert!(ifindex("no-such-device").is_err());
+    }
+}

@@ -1,0 +1,158 @@
+//! cgroup v1 controllers of a hybrid host, through cgroups-rs: groups of our own, never the root's
+//! files.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use cgroups_rs::{
+    CgroupPid,
+    fs::{Cgroup, cpu::CpuController, hierarchies::V1, memory::MemController},
+};
+
+/// Length of a CPU quota's period, µs: the kernel's default.
+pub const PERIOD_US: u64 = 100_000;
+
+/// What went wrong with a v1 group.
+#[derive(Debug, thiserror::Error)]
+pub enum V1Error {
+    /// A file of it.
+    #[error("cannot {verb} the cgroup v1 group {group}: {cause}")]
+    File {
+        /// What was tried.
+        verb: &'static str,
+        /// The group.
+        group: PathBuf,
+        /// What went wrong. (cgroups-rs does not make it a source.)
+        cause: cgroups_rs::fs::error::Error,
+    },
+    /// It has another controller.
+    #[error("the cgroup v1 group {0} has no such controller")]
+    NoController(PathBuf),
+}
+
+/// A group of one v1 controller.
+pub struct V1Group {
+    cgroup: Cgroup,
+    directory: PathBuf,
+    controller: String,
+}
+
+impl V1Group {
+    /// The group `path` (from the mount point on) of `controller`, made if it is not there.
+    pub fn make(mount: &Path, controller: &str, path: &Path) -> Result<V1Group, V1Error> {
+        let group = V1Group::open(mount, controller, path);
+        group.cgroup.create().map_err(group.error("make"))?;
+        Ok(group)
+    }
+
+    /// The group `path`, which need not be there.
+    pub fn open(mount: &Path, controller: &str, path: &Path) -> V1Group {
+        let cgroup =
+            Cgroup::load_with_specified_controllers(Box::new(V1::new()), path, vec![controller.to_owned()]);
+        V1Group { cgroup, directory: mount.join(path), controller: controller.to_owned() }
+    }
+
+    fn error(&self, verb: &'static str) -> impl FnOnce(cgroups_rs::fs::error::Error) -> V1Error {
+        let group = self.directory.clone();
+        move |cause| V1Error::File { verb, group, cause }
+    }
+
+    /// Its directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Its controller.
+    pub fn controller(&self) -> &str {
+        &self.controller
+    }
+
+    /// Whether its directory is there.
+    pub fn exists(&self) -> bool {
+        self.directory.is_dir()
+    }
+
+    /// `cpu.cfs_quota_us`, for a period of [`PERIOD_US`]; −1 is no quota.
+    pub fn cpu_quota(&self) -> Result<i64, V1Error> {
+        self.cpu()?.cfs_quota().map_err(self.error("read cpu.cfs_quota_us of"))
+    }
+
+    /// Sets `cpu.cfs_quota_us`.
+    pub fn set_cpu_quota(&self, quota_us: i64) -> Result<(), V1Error> {
+        self.cpu()?.set_cfs_quota(quota_us).map_err(self.error("write cpu.cfs_quota_us of"))
+    }
+
+    /// `cpu.shares`.
+    pub fn cpu_shares(&self) -> Result<u64, V1Error> {
+        self.cpu()?.shares().map_err(self.error("read cpu.shares of"))
+    }
+
+    /// Sets `cpu.shares`.
+    pub fn set_cpu_shares(&self, shares: u64) -> Result<(), V1Error> {
+        self.cpu()?.set_shares(shares).map_err(self.error("write cpu.shares of"))
+    }
+
+    /// `memory.limit_in_bytes`.
+    pub fn memory_limit(&self) -> Result<i64, V1Error> {
+        Ok(self.memory()?.memory_stat().limit_in_bytes)
+    }
+
+    /// Sets `memory.limit_in_bytes`; −1 is no limit. v1 reclaims, and answers EBUSY rather than kill.
+    pub fn set_memory_limit(&self, bytes: i64) -> Result<(), V1Error> {
+        self.memory()?.set_limit(bytes).map_err(self.error("write memory.limit_in_bytes of"))
+    }
+
+    /// `memory.usage_in_bytes`.
+    pub fn memory_usage(&self) -> Result<u64, V1Error> {
+        Ok(self.memory()?.memory_stat().usage_in_bytes)
+    }
+
+    /// Adds a process.
+    pub fn add(&self, process: u32) -> Result<(), V1Error> {
+        self.cgroup
+            .add_task_by_tgid(CgroupPid::from(u64::from(process)))
+            .map_err(self.error("add a process to"))
+    }
+
+    /// Moves every process to the group `target`.
+    pub fn evacuate(&self, target: &V1Group) -> Result<(), V1Error> {
+        // A process may fork while it is moved; its child is found by the next look.
+        for _ in 0..1000 {
+            let processes = self.cgroup.procs();
+            if processes.is_empty() {
+                break;
+            }
+            for process in processes {
+                match target.add(process.pid as u32) {
+                    // The process may have ended.
+                    Err(_) if !Path::new(&format!("/proc/{}", process.pid)).exists() => {}
+                    other => other?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the group, which must be empty. Gone already is as good.
+    pub fn remove(self) -> io::Result<()> {
+        match std::fs::remove_dir(&self.directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn cpu(&self) -> Result<&CpuController, V1Error> {
+        self.cgroup.controller_of().ok_or_else(|| V1Error::NoController(self.directory.clone()))
+    }
+
+    fn memory(&self) -> Result<&MemController, V1Error> {
+        self.cgroup.controller_of().ok_or_else(|| V1Error::NoController(self.directory.clone()))
+    }
+}
+
+/// `cpu.shares` for a `cpu.weight`: 100 corresponds to the default of 1024.
+pub fn shares_of_weight(weight: u32) -> u64 {
+    (u64::from(weight) * 1024 / 100).max(2)
+}

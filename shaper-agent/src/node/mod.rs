@@ -1,0 +1,315 @@
+//! The tasks of this node, and everything that happens to them.
+
+mod adopt;
+mod end;
+mod report;
+mod start;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    fs, io,
+    path::{Path, PathBuf},
+    time::{Duration, Instant, SystemTime},
+};
+
+use shaper_common::abi::{SLOT_FIRST, SLOTS};
+use shaper_core::{
+    id::{InvalidTaskId, TaskId},
+    limits::Limits,
+    task::{ExitStatus, Origin, Phase, UnixNanos},
+};
+use tokio::{runtime, sync::watch};
+
+use crate::{
+    actor::Handle,
+    actuate::{ActuateError, Target},
+    caller::Caller,
+    config::Config,
+    durable,
+    ground::{Ground, GroundError},
+    kernel::{
+        bpf::{Bpf, BpfConfig, BpfError, Counters},
+        cgroup::{Cgroup, CgroupError},
+    },
+    launch::{self, AttachError, SpawnError, spec::Started},
+    record::Record,
+};
+
+/// Why a request was refused or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The request makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// A task id that is not one.
+    #[error(transparent)]
+    TaskId(#[from] InvalidTaskId),
+    /// No such task, or none of the caller's.
+    #[error("you have no task `{0}` on this node (see `shaper get tasks`)")]
+    NoSuchTask(TaskId),
+    /// The id is taken.
+    #[error("a task `{0}` exists already; choose another --id, or let it end first")]
+    Exists(TaskId),
+    /// Not the caller's to do.
+    #[error("{0}")]
+    Denied(String),
+    /// Not in this state of things.
+    #[error("{0}")]
+    Precondition(String),
+    /// A bound was reached.
+    #[error("{0}")]
+    Exhausted(String),
+    /// A limit.
+    #[error(transparent)]
+    Actuate(#[from] ActuateError),
+    /// Our cgroups.
+    #[error(transparent)]
+    Ground(#[from] GroundError),
+    /// A cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The kernel programs.
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+    /// What is written down.
+    #[error(transparent)]
+    Record(#[from] durable::Error),
+    /// The supervisor.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    /// What became of an attempt.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// A system call.
+    #[error("cannot {verb}")]
+    System {
+        /// What was tried.
+        verb: &'static str,
+        /// What went wrong.
+        source: io::Error,
+    },
+}
+
+/// A command to be run as a task.
+#[derive(Clone, Debug)]
+pub struct RunRequest {
+    /// Its id; `None`: one is made.
+    pub task_id: Option<TaskId>,
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Its whole environment.
+    pub env: Vec<(String, String)>,
+    /// Its working directory.
+    pub cwd: PathBuf,
+    /// What it may use.
+    pub limits: Limits,
+    /// Whom it runs as; `None`: the caller.
+    pub run_as: Option<Caller>,
+}
+
+/// How long a supervisor may take to say that its task runs.
+const LAUNCH_DEADLINE: Duration = Duration::from_secs(20);
+/// Ended tasks that are remembered; the oldest are forgotten first.
+const ENDED_KEPT: usize = 256;
+/// Samples from which the rates of now are taken: at a tick of 500 ms, one second.
+const SAMPLES: usize = 3;
+
+struct Task {
+    record: Record,
+    /// Present from launch until everything in the kernel is gone.
+    target: Option<Target>,
+    started: Option<Started>,
+    samples: VecDeque<Counters>,
+    /// When what is left of it is killed.
+    kill_at: Option<Instant>,
+    ended: watch::Sender<bool>,
+    notes: Vec<String>,
+}
+
+impl Task {
+    fn is_running(&self) -> bool {
+        self.record.phase == Phase::Running
+    }
+}
+
+/// The state of this node. One thread owns it (see [`crate::actor`]).
+pub struct Node {
+    config: Config,
+    handle: Handle,
+    runtime: runtime::Handle,
+    boot_id: String,
+    ground: Option<Ground>,
+    bpf: Option<Bpf>,
+    tasks: BTreeMap<TaskId, Task>,
+    free_slots: BTreeSet<u32>,
+    stopping: bool,
+    // Held for as long as the node lives.
+    _lock: fs::File,
+}
+
+impl Node {
+    /// Takes up what an earlier agent left. `lock` is that of the state directory.
+    pub fn open(
+        config: Config,
+        lock: fs::File,
+        handle: Handle,
+        runtime: runtime::Handle,
+    ) -> Result<Node, NodeError> {
+        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .map_err(|source| NodeError::System { verb: "read the boot id", source })?
+            .trim()
+            .to_owned();
+        let mut node = Node {
+            config,
+            handle,
+            runtime,
+            boot_id,
+            ground: None,
+            bpf: None,
+            tasks: BTreeMap::new(),
+            free_slots: (SLOT_FIRST..SLOTS).collect(),
+            stopping: false,
+            _lock: lock,
+        };
+        node.adopt_all()?;
+        Ok(node)
+    }
+
+    /// Ends the thread after the job that calls this.
+    pub fn stop(&mut self) {
+        self.stopping = true;
+    }
+
+    /// Whether [`Node::stop`] was called.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
+    fn state_dir(&self) -> &Path {
+        &self.config.state_dir
+    }
+
+    fn establish(&mut self) -> Result<(), NodeError> {
+        let Config { hierarchies, cgroup_root, state_dir, .. } = &self.config;
+        if self.ground.is_none() {
+            self.ground = Some(Ground::establish(hierarchies, cgroup_root, state_dir)?);
+        }
+        if self.bpf.is_none() {
+            let bpf = Bpf::establish(BpfConfig {
+                object: self.config.bpf_object.clone(),
+                directory: self.config.bpffs_dir.clone(),
+                cgroup_mount: hierarchies.v2.clone(),
+                uplinks: self.config.uplinks.clone(),
+                state_dir: state_dir.clone(),
+                debug: self.config.debug_bpf,
+            })?;
+            self.bpf = Some(bpf);
+        }
+        Ok(())
+    }
+
+    /// Where the limits of a task are enforced.
+    fn target(&self, cgroup: Cgroup, record: &Record) -> Result<Target, NodeError> {
+        let ground = self.ground.as_ref().ok_or_else(not_established)?;
+        let group = |controller, file| {
+            if matches!(record.origin, Origin::Adopted) || cgroup.has(file) {
+                return Ok(None);
+            }
+            ground.v1_group(controller, &record.execution.to_string())
+        };
+        let (v1_cpu, v1_memory) = (group("cpu", "cpu.max")?, group("memory", "memory.max")?);
+        Ok(Target { cgroup, v1_cpu, v1_memory, slot: record.slot })
+    }
+
+    /// Samples usage, kills what is overdue, takes away what is left of ended tasks.
+    pub fn tick(&mut self) {
+        let ids: Vec<TaskId> =
+            self.tasks.iter().filter(|(_, task)| task.target.is_some()).map(|(id, _)| id.clone()).collect();
+        for id in ids {
+            if let Err(error) = self.tick_task(&id) {
+                tracing::warn!(task = %id, error = %launch::chain(&error), "cannot look after a task");
+            }
+        }
+    }
+
+    fn tick_task(&mut self, id: &TaskId) -> Result<(), NodeError> {
+        let Some(task) = self.tasks.get_mut(id) else { return Ok(()) };
+        let Some(target) = &task.target else { return Ok(()) };
+        if !task.is_running() {
+            return self.clean_up(id);
+        }
+        if task.kill_at.is_some_and(|at| at <= Instant::now()) {
+            task.kill_at = None;
+            target.cgroup.kill()?;
+        }
+        if let Some(bpf) = &self.bpf {
+            task.samples.push_back(bpf.counters(target.slot)?);
+            if task.samples.len() > SAMPLES {
+                task.samples.pop_front();
+            }
+        }
+        if task.record.origin == Origin::Adopted
+            && let Err(error) = target.cgroup.is_populated()
+            && error.is_gone()
+        {
+            return self.end(id, Phase::Ended { status: ExitStatus::Unknown, at: now() });
+        }
+        Ok(())
+    }
+
+    fn insert(&mut self, record: Record, target: Option<Target>, started: Option<Started>) {
+        let ended = watch::Sender::new(record.phase != Phase::Running);
+        let id = record.execution.task.clone();
+        let task = Task {
+            record,
+            target,
+            started,
+            samples: VecDeque::new(),
+            kill_at: None,
+            ended,
+            notes: Vec::new(),
+        };
+        self.tasks.insert(id, task);
+    }
+
+    fn note(&mut self, id: &TaskId, text: &str) {
+        if let Some(task) = self.tasks.get_mut(id)
+            && !task.notes.iter().any(|note| note == text)
+        {
+            task.notes.push(text.to_owned());
+        }
+    }
+
+    fn task(&self, id: &TaskId) -> Result<&Task, NodeError> {
+        self.tasks.get(id).ok_or_else(|| NodeError::NoSuchTask(id.clone()))
+    }
+
+    fn task_mut(&mut self, id: &TaskId) -> Result<&mut Task, NodeError> {
+        self.tasks.get_mut(id).ok_or_else(|| NodeError::NoSuchTask(id.clone()))
+    }
+
+    /// Somebody else's task looks like none.
+    fn visible(&self, caller: &Caller, id: &TaskId) -> Result<(), NodeError> {
+        match self.tasks.get(id) {
+            Some(task) if caller.may_use(&task.record.owner) => Ok(()),
+            _ => Err(NodeError::NoSuchTask(id.clone())),
+        }
+    }
+
+    fn only_operator(&self, caller: &Caller, what: &str) -> Result<(), NodeError> {
+        if caller.is_operator() {
+            Ok(())
+        } else {
+            Err(NodeError::Denied(format!("uid {} may not {what}: only root may", caller.uid)))
+        }
+    }
+}
+
+fn not_established() -> NodeError {
+    NodeError::Precondition("the agent holds nothing in the kernel at this moment".into())
+}
+
+fn now() -> UnixNanos {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}

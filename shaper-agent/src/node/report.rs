@@ -1,0 +1,152 @@
+//! What is told about tasks and the node.
+
+use std::path::PathBuf;
+
+use shaper_core::{
+    doctor::Report,
+    id::TaskId,
+    task::{Enforcement, Origin, TaskStatus, Usage},
+};
+use tokio::sync::watch;
+
+use super::{Node, NodeError};
+use crate::{
+    actuate::{self, ActuateError},
+    caller::Caller,
+    kernel::{bpf::Counters, features},
+    record::{self, Record},
+};
+
+impl Node {
+    /// The caller's tasks.
+    pub fn list(&self, caller: &Caller) -> Result<Vec<TaskStatus>, NodeError> {
+        let visible = self.tasks.iter().filter(|(_, task)| caller.may_use(&task.record.owner));
+        visible.map(|(id, _)| self.status(id)).collect()
+    }
+
+    /// One task of the caller's.
+    pub fn get(&self, caller: &Caller, id: &TaskId) -> Result<TaskStatus, NodeError> {
+        self.visible(caller, id)?;
+        self.status(id)
+    }
+
+    /// Turns true when the task has ended.
+    pub fn ended(&self, caller: &Caller, id: &TaskId) -> Result<watch::Receiver<bool>, NodeError> {
+        self.visible(caller, id)?;
+        Ok(self.task(id)?.ended.subscribe())
+    }
+
+    /// Where a task's log is.
+    pub fn log_directory(&self, caller: &Caller, id: &TaskId) -> Result<PathBuf, NodeError> {
+        self.visible(caller, id)?;
+        let task = self.task(id)?;
+        if matches!(task.record.origin, Origin::Adopted) {
+            return Err(NodeError::Precondition(format!(
+                "task `{id}` was adopted: shaper does not have its output"
+            )));
+        }
+        Ok(record::directory(self.state_dir(), &task.record.execution))
+    }
+
+    /// What this node offers.
+    pub fn doctor(&self) -> Result<Report, NodeError> {
+        let config = &self.config;
+        let uplinks = match &self.bpf {
+            Some(bpf) => bpf.uplinks().iter().map(|(device, form)| format!("{device} ({form})")).collect(),
+            None => config.uplinks.iter().map(|device| format!("{device} (not attached)")).collect(),
+        };
+        Ok(Report {
+            kernel: features::release(),
+            node: config.node.clone(),
+            cgroups: config.hierarchies.name().into(),
+            cgroup_root: config.cgroup_root.display().to_string(),
+            bpffs_dir: config.bpffs_dir.display().to_string(),
+            uplinks,
+            rungs: features::probe()
+                .map_err(|source| NodeError::System { verb: "probe the kernel", source })?,
+        })
+    }
+
+    pub(super) fn status(&self, id: &TaskId) -> Result<TaskStatus, NodeError> {
+        let task = self.task(id)?;
+        let Record { execution, owner, runs_as, origin, cgroup, limits, created_at, phase, .. } =
+            &task.record;
+        let enforcement: Vec<Enforcement> = match (&task.target, &self.bpf) {
+            (Some(target), Some(bpf)) if task.is_running() => match actuate::enforcement(target, bpf) {
+                Err(ActuateError::Cgroup(error)) if error.is_gone() => Vec::new(),
+                other => other?,
+            },
+            _ => Vec::new(),
+        };
+        Ok(TaskStatus {
+            task_id: execution.task.clone(),
+            attempt: execution.attempt,
+            owner: *owner,
+            runs_as: *runs_as,
+            origin: origin.clone(),
+            phase: phase.clone(),
+            pid: task.started.filter(|_| task.is_running()).map(|started| started.pid),
+            cgroup: cgroup.display().to_string(),
+            created_at: *created_at,
+            limits: *limits,
+            enforcement,
+            usage: self.usage(id)?,
+            notes: task.notes.clone(),
+        })
+    }
+
+    pub(super) fn usage(&self, id: &TaskId) -> Result<Usage, NodeError> {
+        let task = self.task(id)?;
+        if let Some(usage) = task.record.usage {
+            return Ok(usage);
+        }
+        let (Some(target), Some(bpf)) = (&task.target, &self.bpf) else { return Ok(Usage::default()) };
+        let counters = bpf.counters(target.slot)?;
+        let memory_bytes = match actuate::memory_in_use(target) {
+            Err(ActuateError::Cgroup(error)) if error.is_gone() => None,
+            other => other?.map(|bytes| bytes.0),
+        };
+        Ok(usage_of(&counters, task.samples.front(), memory_bytes))
+    }
+}
+
+pub(super) fn usage_of(now: &Counters, before: Option<&Counters>, memory_bytes: Option<u64>) -> Usage {
+    let elapsed = before.map_or(0, |before| now.at_ns.saturating_sub(before.at_ns));
+    let rate = |now: u64, before: u64, scale: u64| {
+        let difference = u128::from(now.saturating_sub(before)) * u128::from(scale);
+        difference.checked_div(u128::from(elapsed)).map_or(0, |rate| u64::try_from(rate).unwrap_or(u64::MAX))
+    };
+    let before = before.copied().unwrap_or_default();
+    const BITS_PER_SEC: u64 = 8 * 1_000_000_000;
+    Usage {
+        at_monotonic_ns: now.at_ns,
+        cpu_time_ns: now.cpu_ns,
+        egress: now.egress,
+        ingress: now.ingress,
+        uplink_egress: now.uplink_egress,
+        memory_bytes,
+        cpu_now_millicores: rate(now.cpu_ns, before.cpu_ns, 1000),
+        egress_now_bps: rate(now.egress.bytes, before.egress.bytes, BITS_PER_SEC),
+        ingress_now_bps: rate(now.ingress.bytes, before.ingress.bytes, BITS_PER_SEC),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shaper_core::task::Traffic;
+
+    #[test]
+    fn rates_come_from_two_readings() {
+        let before = Counters { at_ns: 1_000_000_000, cpu_ns: 5, ..Counters::default() };
+        let now = Counters {
+            at_ns: 2_000_000_000,
+            cpu_ns: 500_000_005,
+            egress: Traffic { bytes: 1_250_000, packets: 900 },
+            ..Counters::default()
+        };
+        let usage = usage_of(&now, Some(&before), None);
+        assert_eq!((usage.cpu_now_millicores, usage.egress_now_bps), (500, 10_000_000));
+        assert_eq!(usage_of(&now, None, None).cpu_now_millicores, 0);
+    }
+}

@@ -1,0 +1,284 @@
+//! The gRPC service on the agent's socket: checks what comes in, asks the node, answers.
+
+use std::{path::PathBuf, pin::Pin, time::Duration};
+
+use shaper_core::{
+    id::TaskId,
+    limits::{Limits, LimitsChange},
+    task::TaskStatus,
+};
+use shaper_proto::{
+    convert::WireError,
+    v1::{self, agent_server::Agent},
+};
+use tokio::sync::mpsc;
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status};
+
+use crate::{
+    actor::{ActorError, Handle},
+    actuate::ActuateError,
+    caller::Caller,
+    launch::{
+        self,
+        log::{LogReader, LogRecord, Stream as LogStream},
+    },
+    node::{Node, NodeError, RunRequest},
+};
+
+/// The service.
+pub struct AgentService {
+    node: Handle,
+}
+
+/// Bytes of log in one answer.
+const CHUNK: usize = 256 << 10;
+
+impl AgentService {
+    /// A service in front of a node.
+    pub fn new(node: Handle) -> AgentService {
+        AgentService { node }
+    }
+
+    async fn ask<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Node) -> Result<T, NodeError> + Send + 'static,
+    ) -> Result<T, Status> {
+        self.node.call(job).await.map_err(unavailable)?.map_err(refused)
+    }
+
+    async fn task(
+        &self,
+        job: impl FnOnce(&mut Node) -> Result<TaskStatus, NodeError> + Send + 'static,
+    ) -> Result<Response<v1::Task>, Status> {
+        Ok(Response::new(self.ask(job).await?.into()))
+    }
+}
+
+fn unavailable(error: ActorError) -> Status {
+    Status::unavailable(error.to_string())
+}
+
+fn refused(error: NodeError) -> Status {
+    let text = launch::chain(&error);
+    match &error {
+        NodeError::Invalid(_) | NodeError::TaskId(_) => Status::invalid_argument(text),
+        NodeError::NoSuchTask(_) => Status::not_found(text),
+        NodeError::Exists(_) => Status::already_exists(text),
+        NodeError::Denied(_) => Status::permission_denied(text),
+        NodeError::Exhausted(_) => Status::resource_exhausted(text),
+        NodeError::Precondition(_)
+        | NodeError::Actuate(ActuateError::NoMechanism { .. } | ActuateError::BelowUse { .. }) => {
+            Status::failed_precondition(text)
+        }
+        NodeError::Cgroup(error) if error.is_gone() => Status::not_found(text),
+        _ => {
+            tracing::error!(error = %text, "a request failed");
+            Status::internal(text)
+        }
+    }
+}
+
+fn invalid(error: WireError) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
+    request
+        .extensions()
+        .get::<Caller>()
+        .cloned()
+        .ok_or_else(|| Status::unauthenticated("the connection has no peer credentials"))
+}
+
+fn task_id(text: &str) -> Result<TaskId, Status> {
+    text.parse().map_err(|error: shaper_core::id::InvalidTaskId| Status::invalid_argument(error.to_string()))
+}
+
+fn limits(wire: Option<v1::Limits>) -> Result<Limits, Status> {
+    wire.map_or(Ok(Limits::default()), Limits::try_from).map_err(invalid)
+}
+
+fn run_request(wire: v1::RunTaskRequest) -> Result<RunRequest, Status> {
+    let v1::RunTaskRequest { task_id: id, command, env, cwd, limits: wire_limits, run_as } = wire;
+    let pair = |text: String| match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(Status::invalid_argument(format!("`{text}` in env is not NAME=VALUE"))),
+    };
+    Ok(RunRequest {
+        task_id: if id.is_empty() { None } else { Some(task_id(&id)?) },
+        command,
+        env: env.into_iter().map(pair).collect::<Result<_, Status>>()?,
+        cwd: PathBuf::from(cwd),
+        limits: limits(wire_limits)?,
+        run_as: run_as.map(|v1::Credentials { uid, gid, groups }| Caller { uid, gid, groups }),
+    })
+}
+
+#[tonic::async_trait]
+impl Agent for AgentService {
+    async fn run_task(&self, request: Request<v1::RunTaskRequest>) -> Result<Response<v1::Task>, Status> {
+        let caller = caller(&request)?;
+        let run = run_request(request.into_inner())?;
+        self.task(move |node| node.run(&caller, run)).await
+    }
+
+    async fn adopt_cgroup(
+        &self,
+        request: Request<v1::AdoptCgroupRequest>,
+    ) -> Result<Response<v1::Task>, Status> {
+        let caller = caller(&request)?;
+        let v1::AdoptCgroupRequest { task_id: id, cgroup, limits: wire_limits } = request.into_inner();
+        let (id, limits) = (task_id(&id)?, limits(wire_limits)?);
+        self.task(move |node| node.adopt(&caller, id, PathBuf::from(cgroup), limits)).await
+    }
+
+    async fn list_tasks(
+        &self,
+        request: Request<v1::ListTasksRequest>,
+    ) -> Result<Response<v1::ListTasksResponse>, Status> {
+        let caller = caller(&request)?;
+        let tasks = self.ask(move |node| node.list(&caller)).await?;
+        let tasks = tasks.into_iter().map(Into::into).collect();
+        Ok(Response::new(v1::ListTasksResponse { tasks }))
+    }
+
+    async fn get_task(&self, request: Request<v1::GetTaskRequest>) -> Result<Response<v1::Task>, Status> {
+        let caller = caller(&request)?;
+        let id = task_id(&request.get_ref().task_id)?;
+        self.task(move |node| node.get(&caller, &id)).await
+    }
+
+    async fn wait_task(&self, request: Request<v1::WaitTaskRequest>) -> Result<Response<v1::Task>, Status> {
+        let caller = caller(&request)?;
+        let id = task_id(&request.get_ref().task_id)?;
+        let mut ended = {
+            let (caller, id) = (caller.clone(), id.clone());
+            self.ask(move |node| node.ended(&caller, &id)).await?
+        };
+        // An error means that the task was forgotten, which the next request will say.
+        let _ = ended.wait_for(|ended| *ended).await;
+        self.task(move |node| node.get(&caller, &id)).await
+    }
+
+    type ReadLogsStream = Pin<Box<dyn Stream<Item = Result<v1::LogChunk, Status>> + Send>>;
+
+    async fn read_logs(
+        &self,
+        request: Request<v1::ReadLogsRequest>,
+    ) -> Result<Response<Self::ReadLogsStream>, Status> {
+        let caller = caller(&request)?;
+        let v1::ReadLogsRequest { task_id: id, cursor, follow } = request.into_inner();
+        let id = task_id(&id)?;
+        let (directory, ended) =
+            self.ask(move |node| Ok((node.log_directory(&caller, &id)?, node.ended(&caller, &id)?))).await?;
+        let reader =
+            LogReader::open(&directory, cursor).map_err(|error| Status::internal(launch::chain(&error)))?;
+        let (chunks, stream) = mpsc::channel(4);
+        tokio::spawn(send_log(reader, ended, follow, chunks));
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn set_limits(&self, request: Request<v1::SetLimitsRequest>) -> Result<Response<v1::Task>, Status> {
+        let caller = caller(&request)?;
+        let v1::SetLimitsRequest { task_id: id, change } = request.into_inner();
+        let id = task_id(&id)?;
+        let change = change.ok_or_else(|| invalid(WireError::Missing("change")))?;
+        let change = LimitsChange::try_from(change).map_err(invalid)?;
+        self.task(move |node| node.set_limits(&caller, &id, &change)).await
+    }
+
+    async fn cancel_task(
+        &self,
+        request: Request<v1::CancelTaskRequest>,
+    ) -> Result<Response<v1::Task>, Status> {
+        let caller = caller(&request)?;
+        let v1::CancelTaskRequest { task_id: id, grace_millis } = request.into_inner();
+        let id = task_id(&id)?;
+        self.task(move |node| node.cancel(&caller, &id, Duration::from_millis(grace_millis))).await
+    }
+
+    async fn release_task(
+        &self,
+        request: Request<v1::ReleaseTaskRequest>,
+    ) -> Result<Response<v1::ReleaseResponse>, Status> {
+        let caller = caller(&request)?;
+        let id = task_id(&request.get_ref().task_id)?;
+        let done = self.ask(move |node| node.release(&caller, &id)).await?;
+        Ok(Response::new(v1::ReleaseResponse { done }))
+    }
+
+    async fn release_all(
+        &self,
+        request: Request<v1::ReleaseAllRequest>,
+    ) -> Result<Response<v1::ReleaseResponse>, Status> {
+        let caller = caller(&request)?;
+        let done = self.ask(move |node| node.release_all(&caller)).await?;
+        Ok(Response::new(v1::ReleaseResponse { done }))
+    }
+
+    async fn doctor(
+        &self,
+        _request: Request<v1::DoctorRequest>,
+    ) -> Result<Response<v1::DoctorReport>, Status> {
+        let report = self.ask(|node| node.doctor()).await?;
+        Ok(Response::new(report.into()))
+    }
+}
+
+/// Sends a log from where its reader is, and what comes until the task has ended if that is wanted.
+async fn send_log(
+    mut reader: LogReader,
+    mut ended: tokio::sync::watch::Receiver<bool>,
+    follow: bool,
+    chunks: mpsc::Sender<Result<v1::LogChunk, Status>>,
+) {
+    loop {
+        // Asked before reading: what an ended task wrote is all there.
+        let is_over = !follow || *ended.borrow();
+        let records = match reader.read(CHUNK) {
+            Ok(records) => records,
+            Err(error) => {
+                let _ = chunks.send(Err(Status::internal(launch::chain(&error)))).await;
+                return;
+            }
+        };
+        if !records.is_empty() {
+            let records = records.into_iter().map(wire_record).collect();
+            let chunk = v1::LogChunk { records, cursor: reader.cursor() };
+            if chunks.send(Ok(chunk)).await.is_err() {
+                return;
+            }
+            continue;
+        }
+        if is_over {
+            return;
+        }
+        tokio::select! {
+            changed = reader.changed() => if let Err(error) = changed {
+                let _ = chunks.send(Err(Status::internal(launch::chain(&error)))).await;
+                return;
+            },
+            // The sender is dropped when the task is forgotten: that is an end, too.
+            _ = ended.changed() => {}
+            () = chunks.closed() => return,
+        }
+    }
+}
+
+fn wire_record(record: LogRecord) -> v1::log_chunk::Record {
+    use v1::log_chunk::{Record, Stream as WireStream};
+    match record {
+        LogRecord::Output { at, stream, partial, content } => Record {
+            unix_nanos: at,
+            stream: match stream {
+                LogStream::Stdout => WireStream::Stdout.into(),
+                LogStream::Stderr => WireStream::Stderr.into(),
+            },
+            content,
+            partial,
+            lost_bytes: 0,
+        },
+        LogRecord::Gap { bytes } => Record { lost_bytes: bytes, ..Record::default() },
+    }
+}
