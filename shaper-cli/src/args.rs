@@ -1,0 +1,348 @@
+//! The command line: what can be said, and its help.
+
+use std::{path::PathBuf, str::FromStr};
+
+use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
+use shaper_core::{
+    id::TaskId,
+    limits::{Limit, LimitsChange},
+    units::{BitsPerSec, Bytes, Millicores, ParseQuantityError, Weight},
+};
+
+use crate::{time::Span, users::UserSpec};
+
+const AFTER_HELP: &str = "\
+Examples:
+  shaper run --cpu 0.5 --net 10mbit -- ./backup.sh    run with limits, stay until it ends
+  shaper run -d --id etl --memory 2Gi -- ./etl        run in the background
+  shaper get tasks                                    what runs, and what it uses
+  shaper set etl --cpu 2 --net max                    change limits while it runs
+  shaper logs -f etl                                  follow its output
+  shaper release --all                                lift every limit, leave no trace
+
+Exit codes:
+  0  done
+  1  the request failed, or the agent is not available
+  2  wrong usage or invalid input, or the agent refused: nothing was changed
+`shaper run` and `shaper wait` exit with the task's own code once it has ended: 128+N for signal N,
+127 for a command that was not found, 126 for one that could not be started, 125 where nobody saw
+the end.";
+
+const RUN_AFTER_HELP: &str = "\
+The task gets PATH, HOME, USER, LANG and TERM of the caller, and what --env adds; with --user, HOME
+and USER are those of that user. Standard input is not passed on.
+
+In the foreground, SIGINT or SIGTERM cancels the task with a grace of 10 s, a second one kills it,
+and a third one leaves it to the agent. If the agent is restarted meanwhile, the task goes on and so
+does its output here.
+
+Examples:
+  shaper run -- make -j8
+  shaper run --cpu 1.5 --memory 512Mi -- python3 train.py
+  shaper run --net 10mbit --env TOKEN --env MODE=fast -- ./upload.sh
+  shaper run -d --id nightly --user backup -- ./nightly.sh
+  sudo shaper run --user 1000:1000 --cwd /srv/data -- ./index
+
+Exit codes: those of the task (128+N for signal N, 127 not found, 126 not started, 125 unknown);
+1 and 2 also where shaper itself failed or was refused, with a line `shaper: ...`.";
+
+const SET_AFTER_HELP: &str = "\
+All of the changes are made, or none. What is not named stays as it is. Operator only.
+
+Examples:
+  shaper set etl --cpu 2                  at most two cores
+  shaper set etl --net 50mbit --cpu max   50 Mbit/s on the wire, CPU without a limit
+  shaper set etl --cpu-weight 300         three times the usual share where CPUs are contended";
+
+/// Reshape the resources of tasks while they run.
+#[derive(Debug, Parser)]
+#[command(name = "shaper", version, after_help = AFTER_HELP, max_term_width = 100)]
+pub(crate) struct Args {
+    /// Socket of the agent
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "SHAPER_SOCKET",
+        hide_env_values = true,
+        default_value = "/run/shaper/agent.sock"
+    )]
+    pub(crate) socket: PathBuf,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a command as a task
+    Run(Run),
+    /// List objects
+    #[command(subcommand)]
+    Get(Get),
+    /// Show all that is known of a task
+    Describe(Describe),
+    /// Print the output of a task
+    Logs(Logs),
+    /// Change limits of a running task
+    Set(Set),
+    /// Wait until a task has ended, and exit with its code
+    Wait(Wait),
+    /// End a task: SIGTERM first, SIGKILL after a grace
+    Cancel(Cancel),
+    /// Put an existing cgroup under management
+    Adopt(Adopt),
+    /// Lift the limits of tasks and forget them; their processes go on
+    Release(Release),
+    /// Show what this node offers, and what degrades
+    Doctor(Doctor),
+}
+
+/// The limits that a command line names.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct LimitArgs {
+    /// CPU time per time, in cores: 0.5, 2, 250m
+    #[arg(long, value_name = "CORES|max", value_parser = limit(Millicores::parse), help_heading = "Limits")]
+    cpu: Option<Limit<Millicores>>,
+    /// Share of contended CPUs, 1 to 10000; usual is 100
+    #[arg(long, value_name = "N", value_parser = Weight::parse, help_heading = "Limits")]
+    cpu_weight: Option<Weight>,
+    /// Memory: 512Mi, 1.5Gi, 64M
+    #[arg(long, value_name = "SIZE|max", value_parser = limit(Bytes::parse), help_heading = "Limits")]
+    memory: Option<Limit<Bytes>>,
+    /// Sent on the wire: 100mbit, 1.5gbit, 500kbit
+    #[arg(long, value_name = "RATE|max", value_parser = limit(BitsPerSec::parse), help_heading = "Limits")]
+    net: Option<Limit<BitsPerSec>>,
+}
+
+impl From<LimitArgs> for LimitsChange {
+    fn from(args: LimitArgs) -> LimitsChange {
+        let LimitArgs { cpu, cpu_weight, memory, net } = args;
+        LimitsChange { cpu, cpu_weight, memory, net_egress: net }
+    }
+}
+
+/// A parser of `max` and of what `parse` takes.
+fn limit<T: Clone + Send + Sync + 'static>(
+    parse: fn(&str) -> Result<T, ParseQuantityError>,
+) -> impl Fn(&str) -> Result<Limit<T>, ParseQuantityError> + Clone + Send + Sync + 'static {
+    move |input| if input == "max" { Ok(Limit::Unlimited) } else { parse(input).map(Limit::At) }
+}
+
+/// How a result is shown: to people, or to programs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    #[default]
+    Text,
+    Json,
+}
+
+/// How a list is shown; `Wide` is for a broad terminal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ListFormat {
+    #[default]
+    Table,
+    Wide,
+    Json,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = RUN_AFTER_HELP)]
+pub(crate) struct Run {
+    /// Name of the task; the agent makes one where none is given
+    #[arg(long)]
+    pub(crate) id: Option<TaskId>,
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+    /// Whom the task runs as, with the user's groups; with GID, that group alone. Operator only
+    #[arg(long, value_name = "NAME|UID[:GID]")]
+    pub(crate) user: Option<UserSpec>,
+    /// Add a variable to the environment, or pass on one of the caller's; may be repeated
+    #[arg(long = "env", value_name = "NAME=VALUE|NAME")]
+    pub(crate) environment: Vec<Variable>,
+    /// Working directory of the task [default: the current one]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cwd: Option<PathBuf>,
+    /// Print the id of the task and return at once
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// How the detached task is shown
+    #[arg(short, long, value_name = "FORMAT", default_value = "text", requires = "detach")]
+    pub(crate) output: Format,
+    /// Program, looked up in PATH, and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub(crate) command: Vec<String>,
+}
+
+/// A variable of the task's environment, as `--env` names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Variable {
+    /// With this value.
+    Set {
+        /// Its name.
+        name: String,
+        /// Its value.
+        value: String,
+    },
+    /// With the value that it has for the caller.
+    Inherit(String),
+}
+
+/// Why an `--env` was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a variable is NAME=VALUE, or NAME to pass on the caller's")]
+pub(crate) struct NamelessVariable;
+
+impl FromStr for Variable {
+    type Err = NamelessVariable;
+
+    fn from_str(text: &str) -> Result<Variable, NamelessVariable> {
+        match text.split_once('=') {
+            Some(("", _)) => Err(NamelessVariable),
+            None if text.is_empty() => Err(NamelessVariable),
+            Some((name, value)) => Ok(Variable::Set { name: name.into(), value: value.into() }),
+            None => Ok(Variable::Inherit(text.into())),
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Get {
+    /// Tasks: your own, or all of them for the operator
+    #[command(alias = "task")]
+    Tasks(GetTasks),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct GetTasks {
+    /// Only these
+    #[arg(value_name = "ID")]
+    pub(crate) ids: Vec<TaskId>,
+    /// How they are shown
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub(crate) output: ListFormat,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Describe {
+    /// The task
+    pub(crate) id: TaskId,
+    /// How it is shown
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) output: Format,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Logs {
+    /// The task
+    pub(crate) id: TaskId,
+    /// Go on until the task has ended
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Begin each line with the time at which it was read from the task, in UTC
+    #[arg(long)]
+    pub(crate) timestamps: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = SET_AFTER_HELP,
+    group = ArgGroup::new("change").required(true).multiple(true).args(["cpu", "cpu_weight", "memory", "net"])
+)]
+pub(crate) struct Set {
+    /// The task
+    pub(crate) id: TaskId,
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+    /// How the task is shown after the change
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) output: Format,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Wait {
+    /// The task
+    pub(crate) id: TaskId,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Cancel {
+    /// The task
+    pub(crate) id: TaskId,
+    /// Time between SIGTERM and SIGKILL: 10s, 500ms, 2m
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    pub(crate) grace: Span,
+    /// SIGKILL at once
+    #[arg(long, conflicts_with = "grace")]
+    pub(crate) now: bool,
+    /// Return without waiting for the end
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Adopt {
+    /// Directory of a cgroup v2
+    #[arg(value_name = "CGROUP_PATH")]
+    pub(crate) cgroup: PathBuf,
+    /// Name that the task gets
+    #[arg(long)]
+    pub(crate) id: TaskId,
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(group = ArgGroup::new("which").required(true).args(["ids", "all"]))]
+pub(crate) struct Release {
+    /// The tasks
+    #[arg(value_name = "ID")]
+    pub(crate) ids: Vec<TaskId>,
+    /// Every task, and all that the agent made in the kernel
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// How it is shown what was done
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) output: Format,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Doctor {
+    /// How the report is shown
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) output: Format,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_variable_has_a_name_and_may_have_a_value() {
+        let set = |name: &str, value: &str| Variable::Set { name: name.into(), value: value.into() };
+        assert_eq!("A=b=c".parse(), Ok(set("A", "b=c")));
+        assert_eq!("A=".parse(), Ok(set("A", "")));
+        assert_eq!("A".parse(), Ok(Variable::Inherit("A".into())));
+        assert_eq!("=b".parse::<Variable>(), Err(NamelessVariable));
+        assert_eq!("".parse::<Variable>(), Err(NamelessVariable));
+    }
+
+    #[test]
+    fn max_lifts_a_limit_and_the_rest_stays() {
+        let args = Args::try_parse_from(["shaper", "set", "etl", "--cpu", "max", "--net", "5mbit"]).unwrap();
+        let Command::Set(set) = args.command else { panic!("{args:?}") };
+        let change = LimitsChange {
+            cpu: Some(Limit::Unlimited),
+            net_egress: Some(Limit::At(BitsPerSec(5_000_000))),
+            ..LimitsChange::default()
+        };
+        assert_eq!(LimitsChange::from(set.limits), change);
+    }
+}

@@ -1,0 +1,53 @@
+//! `shaper set`: changes limits of a running task.
+
+use shaper_core::{limits::LimitsChange, task::TaskStatus};
+
+use crate::{
+    args::{Format, Set},
+    client::Client,
+    error::Error,
+    output::{self, printable},
+    show::{self, resource},
+};
+
+pub(super) async fn set(client: &Client, args: &Set) -> Result<(), Error> {
+    let change = LimitsChange::from(args.limits);
+    let before = client.get_task(&args.id).await?;
+    let after = client.set_limits(&args.id, change).await?;
+    match args.output {
+        Format::Text => output::print(&text(&change, &before, &after)),
+        Format::Json => output::print_json(&after),
+    }
+}
+
+/// A line for each limit that was to change, and for each note that the change brought.
+fn text(change: &LimitsChange, before: &TaskStatus, after: &TaskStatus) -> String {
+    let LimitsChange { cpu, cpu_weight, memory, net_egress } = change;
+    let named = [
+        (resource::CPU, cpu.is_some()),
+        (resource::CPU_WEIGHT, cpu_weight.is_some()),
+        (resource::MEMORY, memory.is_some()),
+        (resource::NET_EGRESS, net_egress.is_some()),
+    ];
+    let mut lines = Vec::new();
+    for (resource, _) in named.into_iter().filter(|(_, named)| *named) {
+        let mechanisms: Vec<&str> =
+            show::enforcement(after, resource).map(|enforcement| enforcement.mechanism.as_str()).collect();
+        let by = if mechanisms.is_empty() { String::new() } else { format!(" ({})", mechanisms.join(", ")) };
+        lines.push(format!("{resource}: {} → {}{by}", in_force(before, resource), in_force(after, resource)));
+    }
+    let new_notes = after.notes.iter().filter(|note| !before.notes.contains(note));
+    lines.extend(new_notes.map(|note| format!("note: {note}")));
+    lines.iter().map(|line| format!("{}\n", printable(line))).collect()
+}
+
+/// What holds a resource, as read back; where nothing does, the limit that the agent keeps for it.
+fn in_force(task: &TaskStatus, resource: &str) -> String {
+    let read_back: Vec<&str> =
+        show::enforcement(task, resource).map(|enforcement| enforcement.in_force.as_str()).collect();
+    if !read_back.is_empty() {
+        return read_back.join(" + ");
+    }
+    let limit = show::limits(&task.limits).into_iter().find(|limit| limit.resource == resource);
+    limit.map_or_else(String::new, |limit| limit.limit)
+}

@@ -1,0 +1,108 @@
+//! Domain values in the words that several commands use for them.
+
+use std::fmt;
+
+use shaper_core::{
+    limits::{Limit, Limits},
+    task::{Enforcement, ExitStatus, Owner, Phase, TaskStatus},
+    units::{BitsPerSec, Bytes, Millicores},
+};
+
+use crate::users;
+
+/// `Running`, `Exited(3)`, `Signaled(9)`, `NotStarted` or `Unknown`.
+pub(crate) fn phase(phase: &Phase) -> String {
+    match phase {
+        Phase::Running => "Running".into(),
+        Phase::Ended { status, at: _ } => match status {
+            ExitStatus::Code(code) => format!("Exited({code})"),
+            ExitStatus::Signal(signal) => format!("Signaled({signal})"),
+            ExitStatus::NotStarted { .. } => "NotStarted".into(),
+            ExitStatus::Unknown => "Unknown".into(),
+        },
+    }
+}
+
+/// Name of a user, or the number of one who has none here.
+pub(crate) fn user(owner: &Owner) -> String {
+    users::user_name(owner.uid).unwrap_or_else(|| owner.uid.to_string())
+}
+
+/// A quantity without spaces, in a form that the command line takes: `9.8Mbit`, `512MiB`.
+pub(crate) fn compact(quantity: impl fmt::Display) -> String {
+    quantity.to_string().replace(' ', "").trim_end_matches("/s").to_owned()
+}
+
+/// What is used of a limit: `0.48/0.5`, `120MiB/max`.
+pub(crate) fn used<T: fmt::Display>(used: Option<T>, limit: &Limit<T>) -> String {
+    let used = used.map_or_else(|| "-".into(), compact);
+    format!("{used}/{}", compact(limit))
+}
+
+/// What a task uses of its limits now.
+pub(crate) struct Now {
+    pub(crate) cpu: String,
+    pub(crate) memory: String,
+    pub(crate) net_out: String,
+    pub(crate) net_in: String,
+}
+
+impl Now {
+    pub(crate) fn of(task: &TaskStatus) -> Now {
+        let TaskStatus { usage, limits, .. } = task;
+        Now {
+            cpu: used(Some(Millicores(usage.cpu_now_millicores)), &limits.cpu),
+            memory: used(usage.memory_bytes.map(Bytes), &limits.memory),
+            net_out: used(Some(BitsPerSec(usage.egress_now_bps)), &limits.net_egress),
+            net_in: compact(BitsPerSec(usage.ingress_now_bps)),
+        }
+    }
+}
+
+/// The names that resources have in an [`Enforcement`].
+pub(crate) mod resource {
+    pub(crate) const CPU: &str = "cpu";
+    pub(crate) const CPU_WEIGHT: &str = "cpu_weight";
+    pub(crate) const MEMORY: &str = "memory";
+    pub(crate) const NET_EGRESS: &str = "net_egress";
+}
+
+/// One limit of a task, by the name of its resource in [`Enforcement`].
+pub(crate) struct NamedLimit {
+    pub(crate) resource: &'static str,
+    pub(crate) limit: String,
+}
+
+/// Every limit there is, with or without a ceiling.
+pub(crate) fn limits(limits: &Limits) -> [NamedLimit; 4] {
+    let Limits { cpu, cpu_weight, memory, net_egress } = limits;
+    let cpu_weight = cpu_weight.map_or_else(|| "as found".into(), |weight| weight.to_string());
+    [
+        NamedLimit { resource: resource::CPU, limit: cpu.to_string() },
+        NamedLimit { resource: resource::CPU_WEIGHT, limit: cpu_weight },
+        NamedLimit { resource: resource::MEMORY, limit: memory.to_string() },
+        NamedLimit { resource: resource::NET_EGRESS, limit: net_egress.to_string() },
+    ]
+}
+
+/// What holds a resource of a task; more than one mechanism may.
+pub(crate) fn enforcement<'a>(
+    task: &'a TaskStatus,
+    resource: &'a str,
+) -> impl Iterator<Item = &'a Enforcement> {
+    task.enforcement.iter().filter(move |enforcement| enforcement.resource == resource)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_table_shows_can_be_typed_back() {
+        assert_eq!(used(Some(Millicores(480)), &Limit::At(Millicores(500))), "0.48/0.5");
+        assert_eq!(used(None, &Limit::At(Bytes(1 << 30))), "-/1GiB");
+        assert_eq!(used(Some(BitsPerSec(0)), &Limit::Unlimited), "0bit/max");
+        assert_eq!(BitsPerSec::parse(&compact(BitsPerSec(9_800_000))), Ok(BitsPerSec(9_800_000)));
+        assert_eq!(Bytes::parse(&compact(Bytes(3 << 29))), Ok(Bytes(3 << 29)));
+    }
+}

@@ -1,0 +1,327 @@
+//! An agent that is only the contract on the wire: it keeps tasks and their logs, and a test plays
+//! the node. A [`Node`] outlives its [`Agent`], as tasks do.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, Condvar, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use shaper_core::{
+    doctor::{Availability, Report, Rung},
+    limits::{Limits, LimitsChange},
+    task::{Enforcement, ExitStatus, Origin, Owner, Phase, TaskStatus, Usage},
+};
+use shaper_proto::v1::{
+    self,
+    agent_server::{self, AgentServer},
+    log_chunk::{Record, Stream},
+};
+use tokio::{
+    net::UnixListener,
+    runtime::Runtime,
+    sync::{mpsc, watch},
+};
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tonic::{Request, Response, Status, transport::Server};
+
+/// Longer than anything here takes, and short enough to see a test fail.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What the agent was asked for, where a test looks at it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Call {
+    Run(v1::RunTaskRequest),
+    Adopt(v1::AdoptCgroupRequest),
+    ReadLogs { cursor: u64 },
+    Wait,
+    Cancel { grace_millis: u64 },
+}
+
+#[derive(Default)]
+struct State {
+    tasks: BTreeMap<String, (TaskStatus, Vec<Record>)>,
+    calls: Vec<Call>,
+}
+
+/// What there is on the node, whether or not an agent runs.
+pub(crate) struct Node {
+    state: Mutex<State>,
+    /// Tells tests of changes.
+    changed: Condvar,
+    /// Tells the agent of changes.
+    version: watch::Sender<u64>,
+}
+
+impl Node {
+    pub(crate) fn new() -> Arc<Node> {
+        Arc::new(Node { state: Mutex::default(), changed: Condvar::new(), version: watch::Sender::new(0) })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    fn update<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let outcome = change(&mut self.state());
+        self.changed.notify_all();
+        self.version.send_modify(|version| *version += 1);
+        outcome
+    }
+
+    pub(crate) fn add(&self, task: TaskStatus) {
+        self.update(|state| state.tasks.insert(task.task_id.to_string(), (task, Vec::new())));
+    }
+
+    /// The task writes to its log.
+    pub(crate) fn write(&self, id: &str, records: impl IntoIterator<Item = Record>) {
+        self.update(|state| state.tasks.get_mut(id).unwrap().1.extend(records));
+    }
+
+    /// The task ends.
+    pub(crate) fn end(&self, id: &str, status: ExitStatus) {
+        self.update(|state| state.tasks.get_mut(id).unwrap().0.phase = Phase::Ended { status, at: 1 });
+    }
+
+    pub(crate) fn calls(&self) -> Vec<Call> {
+        self.state().calls.clone()
+    }
+
+    /// Waits until the agent has been called like this.
+    pub(crate) fn await_call(&self, is_meant: impl Fn(&Call) -> bool) {
+        let missing = |state: &mut State| !state.calls.iter().any(&is_meant);
+        let (state, timeout) = self.changed.wait_timeout_while(self.state(), PATIENCE, missing).unwrap();
+        assert!(!timeout.timed_out(), "no such call among {:?}", state.calls);
+    }
+
+    fn find(&self, id: &str) -> Result<TaskStatus, Status> {
+        let state = self.state();
+        let found = state.tasks.get(id).map(|(task, _)| task.clone());
+        found.ok_or_else(|| Status::not_found(format!("there is no task `{id}`")))
+    }
+
+    fn called(&self, call: Call) {
+        self.update(|state| state.calls.push(call));
+    }
+}
+
+/// A running agent; dropped, it is gone like one that was killed: connections end mid-answer.
+pub(crate) struct Agent {
+    runtime: Option<Runtime>,
+}
+
+impl Agent {
+    pub(crate) fn start(node: &Arc<Node>, socket: &Path) -> Agent {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let _ = std::fs::remove_file(socket);
+        let listener = runtime.block_on(async { UnixListener::bind(socket) }).unwrap();
+        let service = AgentServer::new(Service(node.clone()));
+        runtime.spawn(Server::builder().serve_with_incoming(service, UnixListenerStream::new(listener)));
+        Agent { runtime: Some(runtime) }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(PATIENCE);
+        }
+    }
+}
+
+struct Service(Arc<Node>);
+
+fn answer(task: TaskStatus) -> Result<Response<v1::Task>, Status> {
+    Ok(Response::new(task.into()))
+}
+
+#[tonic::async_trait]
+impl agent_server::Agent for Service {
+    async fn run_task(&self, request: Request<v1::RunTaskRequest>) -> Result<Response<v1::Task>, Status> {
+        let request = request.into_inner();
+        self.0.called(Call::Run(request.clone()));
+        let id = if request.task_id.is_empty() { "made-1" } else { &request.task_id };
+        if self.0.find(id).is_ok_and(|task| task.phase == Phase::Running) {
+            return Err(Status::already_exists(format!("a task `{id}` runs already")));
+        }
+        let limits = request.limits.unwrap_or_default().try_into();
+        let limits = limits
+            .map_err(|error: shaper_proto::convert::WireError| Status::invalid_argument(error.to_string()))?;
+        let started =
+            TaskStatus { origin: Origin::Launched { command: request.command }, limits, ..task(id) };
+        self.0.add(started.clone());
+        answer(started)
+    }
+
+    async fn adopt_cgroup(
+        &self,
+        request: Request<v1::AdoptCgroupRequest>,
+    ) -> Result<Response<v1::Task>, Status> {
+        let request = request.into_inner();
+        self.0.called(Call::Adopt(request.clone()));
+        let adopted =
+            TaskStatus { origin: Origin::Adopted, cgroup: request.cgroup, ..task(&request.task_id) };
+        self.0.add(adopted.clone());
+        answer(adopted)
+    }
+
+    async fn list_tasks(
+        &self,
+        _: Request<v1::ListTasksRequest>,
+    ) -> Result<Response<v1::ListTasksResponse>, Status> {
+        let tasks = self.0.state().tasks.values().map(|(task, _)| task.clone().into()).collect();
+        Ok(Response::new(v1::ListTasksResponse { tasks }))
+    }
+
+    async fn get_task(&self, request: Request<v1::GetTaskRequest>) -> Result<Response<v1::Task>, Status> {
+        answer(self.0.find(&request.into_inner().task_id)?)
+    }
+
+    async fn wait_task(&self, request: Request<v1::WaitTaskRequest>) -> Result<Response<v1::Task>, Status> {
+        let id = request.into_inner().task_id;
+        let mut version = self.0.version.subscribe();
+        self.0.called(Call::Wait);
+        loop {
+            let task = self.0.find(&id)?;
+            if task.phase != Phase::Running {
+                return answer(task);
+            }
+            version.changed().await.map_err(|_| Status::internal("the node is gone"))?;
+        }
+    }
+
+    type ReadLogsStream = ReceiverStream<Result<v1::LogChunk, Status>>;
+
+    async fn read_logs(
+        &self,
+        request: Request<v1::ReadLogsRequest>,
+    ) -> Result<Response<Self::ReadLogsStream>, Status> {
+        let v1::ReadLogsRequest { task_id, mut cursor, follow } = request.into_inner();
+        self.0.called(Call::ReadLogs { cursor });
+        self.0.find(&task_id)?;
+        let (sender, receiver) = mpsc::channel(1);
+        let node = self.0.clone();
+        tokio::spawn(async move {
+            let mut version = node.version.subscribe();
+            loop {
+                version.mark_unchanged();
+                let (records, ended) = {
+                    let state = node.state();
+                    let (task, log) = &state.tasks[&task_id];
+                    let new = log.iter().skip(cursor as usize).take(2).cloned().collect::<Vec<_>>();
+                    (new, task.phase != Phase::Running)
+                };
+                if !records.is_empty() {
+                    cursor += records.len() as u64;
+                    if sender.send(Ok(v1::LogChunk { records, cursor })).await.is_err() {
+                        return;
+                    }
+                } else if ended || !follow || version.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn set_limits(&self, request: Request<v1::SetLimitsRequest>) -> Result<Response<v1::Task>, Status> {
+        let v1::SetLimitsRequest { task_id, change } = request.into_inner();
+        let change = LimitsChange::try_from(change.unwrap_or_default())
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let mut task = self.0.find(&task_id)?;
+        task.limits = task.limits.with(&change);
+        for enforcement in &mut task.enforcement {
+            if enforcement.resource == "cpu" {
+                enforcement.in_force = format!("{} cores", task.limits.cpu);
+            }
+        }
+        task.notes.push("`net_egress` holds TCP only".into());
+        self.0.add(task.clone());
+        answer(task)
+    }
+
+    async fn cancel_task(
+        &self,
+        request: Request<v1::CancelTaskRequest>,
+    ) -> Result<Response<v1::Task>, Status> {
+        let v1::CancelTaskRequest { task_id, grace_millis } = request.into_inner();
+        self.0.called(Call::Cancel { grace_millis });
+        answer(self.0.find(&task_id)?)
+    }
+
+    async fn release_task(
+        &self,
+        request: Request<v1::ReleaseTaskRequest>,
+    ) -> Result<Response<v1::ReleaseResponse>, Status> {
+        let id = request.into_inner().task_id;
+        self.0.find(&id)?;
+        self.0.update(|state| state.tasks.remove(&id));
+        Ok(Response::new(v1::ReleaseResponse { done: vec![format!("{id}: cpu.max back to max")] }))
+    }
+
+    async fn release_all(
+        &self,
+        _: Request<v1::ReleaseAllRequest>,
+    ) -> Result<Response<v1::ReleaseResponse>, Status> {
+        Err(Status::permission_denied("only root may release all tasks"))
+    }
+
+    async fn doctor(&self, _: Request<v1::DoctorRequest>) -> Result<Response<v1::DoctorReport>, Status> {
+        Ok(Response::new(report().into()))
+    }
+}
+
+pub(crate) fn report() -> Report {
+    let rung = |feature: &str, availability| Rung {
+        feature: feature.into(),
+        used_for: "counting".into(),
+        availability,
+        degrades_to: "not counted".into(),
+    };
+    Report {
+        kernel: "6.12.1".into(),
+        node: "n1".into(),
+        cgroups: "unified".into(),
+        cgroup_root: "/sys/fs/cgroup/shaper".into(),
+        bpffs_dir: "/sys/fs/bpf/shaper".into(),
+        uplinks: vec!["eth0 (tcx)".into(), "eth1 (clsact)".into()],
+        rungs: vec![
+            rung("tcx", Availability::Available),
+            rung("dmem", Availability::Missing { evidence: "not in cgroup.controllers".into() }),
+        ],
+    }
+}
+
+/// A task that runs as root since an hour ago.
+pub(crate) fn task(id: &str) -> TaskStatus {
+    let since_epoch = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
+    TaskStatus {
+        task_id: id.parse().unwrap(),
+        attempt: 1,
+        owner: Owner { uid: 0, gid: 0 },
+        runs_as: Owner { uid: 0, gid: 0 },
+        origin: Origin::Launched { command: vec!["sh".into(), "-c".into(), "echo it's".into()] },
+        phase: Phase::Running,
+        pid: Some(42),
+        cgroup: format!("/sys/fs/cgroup/shaper/{id}.1"),
+        created_at: (since_epoch - Duration::from_secs(3600)).as_nanos() as u64,
+        limits: Limits::default(),
+        enforcement: vec![Enforcement {
+            resource: "cpu".into(),
+            mechanism: "cpu.max".into(),
+            in_force: "max cores".into(),
+        }],
+        usage: Usage::default(),
+        notes: Vec::new(),
+    }
+}
+
+pub(crate) fn out(line: &str) -> Record {
+    Record { stream: Stream::Stdout.into(), content: line.into(), ..Record::default() }
+}
+
+pub(crate) fn err(line: &str) -> Record {
+    Record { stream: Stream::Stderr.into(), ..out(line) }
+}
