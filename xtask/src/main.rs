@@ -1,1 +1,67 @@
-fn main() {}
+//! shaper's own build, test and demo commands: `cargo xtask COMMAND`, or `./x COMMAND` on a machine that has no
+//! toolchain yet. This file only wires; each command lives in the module of its subject.
+#![forbid(unsafe_code)]
+
+mod atomics;
+mod bins;
+mod cpio;
+mod ebpf;
+mod initramfs;
+mod kernels;
+mod modules;
+mod process;
+mod qemu;
+mod relay;
+mod setup;
+mod tally;
+mod test;
+mod tidy;
+mod toolchain;
+mod vm;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "xtask", about = "shaper's own build, VM, test and demo commands")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build the kernel programs and check their atomics
+    BuildEbpf(ebpf::Args),
+    /// Install what other commands need from the system's packages
+    Setup(setup::Args),
+    /// Run every test: unit, property, native kernel, and the VM on each kernel
+    Test(test::Args),
+    /// Check cheap invariants of the source tree
+    Tidy,
+    /// Run the VM tests on Debian kernels in QEMU
+    Vm(vm::Args),
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    match cli.command {
+        Command::BuildEbpf(args) => ebpf::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Setup(args) => setup::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Test(args) => test::run(&args),
+        Command::Tidy => tidy::run(),
+        Command::Vm(args) => vm::run(&args),
+    }
+}

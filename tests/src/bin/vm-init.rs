@@ -1,1 +1,206 @@
-fn main() {}
+//! PID 1 of the test VM: sets the machine up, runs `/bin/vm`, says how that ended, and switches the machine off.
+//!
+//! `cargo xtask vm` (xtask/src/vm.rs) reads two lines of it: `shaper-vm: up UPTIME RELEASE` when it runs, and
+//! `shaper-vm: exit CODE` at the end. Everything that goes wrong is printed and ends with a code that is not 0.
+//! Its arguments, which the kernel takes from behind `--` on its command line, are passed to the tests.
+#![deny(unsafe_code)]
+
+use std::env;
+use std::fs::{self, File};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::panic;
+use std::process::{self, Command, Stdio};
+
+use anyhow::{Context, Result};
+use rustix::mount::MountFlags;
+use rustix::net::{AddressFamily, SocketType};
+use rustix::process::{WaitOptions, WaitStatus};
+
+/// The argument that asks only whether the machine boots.
+const PROBE: &str = "--probe";
+
+/// The exit code when not the tests failed, but what is here.
+const BROKEN: i32 = 70;
+
+const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// (file system, where)
+const MOUNTS: &[(&str, &str)] = &[
+    ("proc", "/proc"),
+    ("sysfs", "/sys"),
+    ("devtmpfs", "/dev"),
+    ("tmpfs", "/tmp"),
+    ("tmpfs", "/run"),
+    ("cgroup2", "/sys/fs/cgroup"),
+    ("bpf", "/sys/fs/bpf"),
+];
+
+fn main() {
+    if process::id() != 1 {
+        eprintln!("vm-init mounts, loads modules and powers off: it runs as PID 1 of a virtual machine only");
+        process::exit(BROKEN);
+    }
+    let code = match panic::catch_unwind(run) {
+        Ok(Ok(code)) => code,
+        Ok(Err(error)) => {
+            println!("shaper-vm: {error:#}");
+            BROKEN
+        }
+        Err(_) => BROKEN, // the panic's message is on the console
+    };
+    println!("shaper-vm: exit {code}");
+    let error = power_off();
+    println!("shaper-vm: cannot power off: {error}");
+    // PID 1 must not end. The console has all there is to say, and the harness has a deadline.
+    loop {
+        std::thread::park();
+    }
+}
+
+fn run() -> Result<i32> {
+    for (file_system, at) in MOUNTS {
+        fs::create_dir_all(at).with_context(|| format!("cannot create {at}"))?;
+        rustix::mount::mount(*file_system, *at, *file_system, MountFlags::empty(), None)
+            .with_context(|| format!("cannot mount {file_system} on {at}"))?;
+    }
+    let uptime = read("/proc/uptime")?;
+    let uptime = uptime.split_whitespace().next().unwrap_or("?");
+    println!("shaper-vm: up {uptime} {}", read("/proc/sys/kernel/osrelease")?.trim());
+
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    if arguments.iter().any(|argument| argument == PROBE) {
+        return Ok(0);
+    }
+    enable_controllers()?;
+    loopback_up()?;
+    insert_modules()?;
+    install_applets()?;
+    run_tests(&arguments)
+}
+
+fn read(path: &str) -> Result<String> {
+    fs::read_to_string(path).with_context(|| format!("cannot read {path}"))
+}
+
+/// Gives the root's children every controller there is.
+fn enable_controllers() -> Result<()> {
+    let control = "/sys/fs/cgroup/cgroup.subtree_control";
+    for controller in read("/sys/fs/cgroup/cgroup.controllers")?.split_whitespace() {
+        fs::write(control, format!("+{controller}"))
+            .with_context(|| format!("cannot write +{controller} to {control}"))?;
+    }
+    Ok(())
+}
+
+/// Inserts the modules that the harness put in, in its order.
+fn insert_modules() -> Result<()> {
+    for path in read("/modules.order")?.lines() {
+        let module = File::open(path).with_context(|| format!("cannot open {path}"))?;
+        kernel::insert_module(module.as_fd()).with_context(|| format!("cannot insert {path}"))?;
+    }
+    Ok(())
+}
+
+fn loopback_up() -> Result<()> {
+    let socket =
+        rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).context("cannot open a socket")?;
+    kernel::interface_up(socket.as_fd(), "lo").context("cannot bring lo up")
+}
+
+/// Links busybox's applets into /bin, beside what is there.
+fn install_applets() -> Result<()> {
+    // Its complaints are about names that are taken, such as `sh`.
+    let install =
+        Command::new("/bin/busybox").args(["--install", "-s", "/bin"]).stderr(Stdio::null()).status();
+    install.context("cannot run busybox --install").map(drop)
+}
+
+/// Runs the tests, and reaps every orphan meanwhile. The exit code, or 128 and the signal's number.
+fn run_tests(arguments: &[String]) -> Result<i32> {
+    let tests = Command::new("/bin/vm")
+        .arg("--test-threads=1")
+        .args(arguments)
+        .current_dir("/tmp")
+        .stdin(Stdio::null())
+        .env_clear()
+        .env("HOME", "/tmp")
+        .env("PATH", PATH)
+        .env("RUST_BACKTRACE", "1")
+        .env("SHAPER_BIN_DIR", "/bin")
+        .env("SHAPER_BPF_OBJECT", "/lib/shaper/shaper.bpf.o")
+        .env("SHAPER_VM", "1")
+        .spawn()
+        .context("cannot start /bin/vm")?;
+    loop {
+        let Some((pid, status)) =
+            rustix::process::wait(WaitOptions::empty()).context("cannot wait for children")?
+        else {
+            continue;
+        };
+        if pid.as_raw_nonzero().get().unsigned_abs() == tests.id() {
+            return Ok(exit_code(status));
+        }
+    }
+}
+
+fn exit_code(status: WaitStatus) -> i32 {
+    let signal = || status.terminating_signal().map(|signal| 128 + signal);
+    status.exit_status().or_else(signal).unwrap_or(BROKEN)
+}
+
+/// Switches the machine off once the console has drained; returns only if that fails.
+fn power_off() -> std::io::Error {
+    kernel::drain(std::io::stdout().as_fd());
+    kernel::power_off()
+}
+
+/// System calls that no crate of ours wraps with the features that the workspace has on.
+#[allow(unsafe_code, reason = "libc's functions take raw pointers and descriptors")]
+mod kernel {
+    use super::{AsRawFd, BorrowedFd};
+    use std::io::{Error, Result};
+
+    /// Inserts a module without parameters; one that is there already is fine.
+    pub(super) fn insert_module(module: BorrowedFd<'_>) -> Result<()> {
+        // SAFETY: the descriptor is open, and the parameters are a NUL-terminated string that outlives the call.
+        let result = unsafe { libc::syscall(libc::SYS_finit_module, module.as_raw_fd(), c"".as_ptr(), 0) };
+        match check(result) {
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Sets IFF_UP, leaving an interface's other flags.
+    pub(super) fn interface_up(socket: BorrowedFd<'_>, name: &str) -> Result<()> {
+        // SAFETY: every byte pattern, zeros included, is a valid `ifreq`.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        // The last byte stays 0 and ends the name.
+        let room = request.ifr_name.len() - 1;
+        for (to, from) in request.ifr_name[..room].iter_mut().zip(name.bytes()) {
+            *to = from.cast_signed();
+        }
+        // SAFETY: both requests read and write one `ifreq`, which `request` is.
+        let get = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) };
+        check(get.into())?;
+        // SAFETY: SIOCGIFFLAGS has just filled this member of the union.
+        unsafe { request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short };
+        // SAFETY: as for the first request.
+        check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }.into())
+    }
+
+    /// Waits until a terminal has sent what was written to it; nothing happens for other files.
+    pub(super) fn drain(terminal: BorrowedFd<'_>) {
+        // SAFETY: the descriptor is open, and the call takes nothing else.
+        unsafe { libc::tcdrain(terminal.as_raw_fd()) };
+    }
+
+    pub(super) fn power_off() -> Error {
+        // SAFETY: the call takes a number; that it ends everything is what it is for.
+        unsafe { libc::reboot(libc::RB_POWER_OFF) };
+        Error::last_os_error()
+    }
+
+    fn check(result: libc::c_long) -> Result<()> {
+        if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
+    }
+}

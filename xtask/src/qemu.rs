@@ -1,0 +1,205 @@
+//! QEMU: whether it may use KVM here, and one boot from start to end.
+
+use std::fmt;
+use std::fs;
+use std::io::{self, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+
+use crate::kernels::Kernel;
+use crate::relay::relay;
+use crate::{initramfs, process, vm, workspace};
+
+/// A machine that takes longer to print its first line will not print it.
+const PROBE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// `quiet` keeps the console for the tests; an oops or a panic is shown all the same, and ends the machine.
+const KERNEL_PARAMETERS: &str = "console=ttyS0 quiet panic=-1 oops=panic psi=1 rdinit=/init";
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Accel {
+    Kvm,
+    Tcg,
+}
+
+impl Accel {
+    fn arguments(self) -> [&'static str; 4] {
+        match self {
+            Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
+            Self::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "max"],
+        }
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        [Self::Kvm, Self::Tcg].into_iter().find(|accel| accel.to_string() == name)
+    }
+}
+
+impl fmt::Display for Accel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        })
+    }
+}
+
+/// One machine.
+pub(crate) struct Machine<'a> {
+    pub(crate) kernel: &'a Kernel,
+    pub(crate) initrd: &'a Path,
+    pub(crate) accel: Accel,
+    /// What PID 1 gets as its arguments.
+    pub(crate) init_args: &'a [String],
+}
+
+/// How a boot ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The machine switched itself off, or QEMU failed.
+    Exited(ExitStatus),
+    /// The caller had seen enough.
+    Stopped,
+    DeadlinePassed,
+}
+
+/// A QEMU that ends with its owner, on every way out.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // An error here says that it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Machine<'_> {
+    /// Boots, copies the console to `echo`, and calls `on_line` with each of its lines until it breaks off. What QEMU
+    /// itself has to say goes to `errors`.
+    pub(crate) fn boot(
+        &self,
+        deadline: Duration,
+        echo: impl Write + Send + 'static,
+        errors: Stdio,
+        mut on_line: impl FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<End> {
+        let deadline = Instant::now() + deadline;
+        let mut command = self.command()?;
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors).spawn();
+        let child = child.with_context(|| format!("cannot start `{}`", process::shown(&command)))?;
+        let mut qemu = Running(child);
+        let console = qemu.0.stdout.take().context("QEMU has no standard output")?;
+
+        let (lines, received) = mpsc::channel();
+        // Not joined: it ends with QEMU's output, and a line that nobody waits for any more is lost on purpose.
+        thread::spawn(move || relay(console, echo, |line| drop(lines.send(line))));
+        loop {
+            match received.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) if on_line(&line).is_break() => return Ok(End::Stopped),
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout) => return Ok(End::DeadlinePassed),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return qemu.0.wait().map(End::Exited).context("cannot wait for QEMU");
+                }
+            }
+        }
+    }
+
+    fn command(&self) -> Result<Command> {
+        let mut parameters = KERNEL_PARAMETERS.to_owned();
+        if !self.init_args.is_empty() {
+            parameters += " --";
+        }
+        for argument in self.init_args {
+            parameters += " ";
+            parameters += &quoted(argument)?;
+        }
+        let mut command = Command::new("qemu-system-x86_64");
+        command
+            .args(["-m", "1G", "-smp", "2", "-no-reboot", "-nic", "none"])
+            // As -nographic, less the firmware's output.
+            .args(["-display", "none", "-monitor", "none", "-serial", "stdio"])
+            .args(self.accel.arguments())
+            .arg("-kernel")
+            .arg(&self.kernel.image)
+            .arg("-initrd")
+            .arg(self.initrd)
+            .args(["-append", &parameters]);
+        Ok(command)
+    }
+}
+
+/// `argument` as one word of a kernel command line, which knows double quotes and nothing to escape them.
+fn quoted(argument: &str) -> Result<String> {
+    if argument.contains(['"', '\n']) || argument.is_empty() {
+        bail!("the kernel's command line cannot carry the argument {argument:?}");
+    }
+    Ok(if argument.contains(char::is_whitespace) { format!("\"{argument}\"") } else { argument.to_owned() })
+}
+
+/// Which accelerator boots `kernel` here. `/dev/kvm` may open and its guests still hang (nested virtualisation),
+/// so the answer is that of a boot, remembered for this kernel image.
+pub(crate) fn accel(kernel: &Kernel, init: &Path) -> Result<Accel> {
+    if fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
+        return Ok(Accel::Tcg);
+    }
+    let remembered = remembered(kernel)?;
+    if let Some(accel) = fs::read_to_string(&remembered).ok().and_then(|name| Accel::parse(name.trim())) {
+        return Ok(accel);
+    }
+    eprintln!("trying KVM, for at most {} s", PROBE_DEADLINE.as_secs());
+    let accel = if boots_with_kvm(kernel, init)? { Accel::Kvm } else { Accel::Tcg };
+    eprintln!("using {accel} for {kernel}; remove {} to try again", remembered.display());
+    fs::write(&remembered, format!("{accel}\n"))
+        .with_context(|| format!("cannot write {}", remembered.display()))?;
+    Ok(accel)
+}
+
+fn boots_with_kvm(kernel: &Kernel, init: &Path) -> Result<bool> {
+    let initrd = workspace::target().join("vm/probe.cpio");
+    initramfs::write_probe(init, &initrd)?;
+    let init_args = ["--probe".to_owned()];
+    let machine = Machine { kernel, initrd: &initrd, accel: Accel::Kvm, init_args: &init_args };
+    let end = machine.boot(PROBE_DEADLINE, io::sink(), Stdio::null(), |line| {
+        if vm::is_up(line) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    Ok(matches!(end, End::Stopped))
+}
+
+/// The file with the accelerator of this very image.
+fn remembered(kernel: &Kernel) -> Result<PathBuf> {
+    let cannot = || format!("cannot read {}", kernel.image.display());
+    let image = kernel.image.metadata().with_context(cannot)?;
+    let modified = image.modified().with_context(cannot)?.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let folder = workspace::target().join("vm/accel");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    Ok(folder.join(format!("{}-{}-{}", kernel.release, image.len(), modified.as_secs())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_quoted_for_the_kernel() {
+        assert_eq!(quoted("net::pace").unwrap(), "net::pace");
+        assert_eq!(quoted("two words").unwrap(), "\"two words\"");
+        assert!(quoted("a\"b").is_err());
+        assert!(quoted("").is_err());
+    }
+
+    #[test]
+    fn accelerators_read_back() {
+        for accel in [Accel::Kvm, Accel::Tcg] {
+            assert_eq!(Accel::parse(&accel.to_string()), Some(accel));
+        }
+        assert_eq!(Accel::parse("hvf"), None);
+    }
+}

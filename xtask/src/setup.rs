@@ -1,0 +1,191 @@
+//! What each command needs from the system, as one table, and how it comes there.
+//!
+//! As root on a system with apt-get the missing packages are installed, after saying which and why. Anywhere else
+//! the error names them. Nothing here needs a service manager, so it works inside a container or a chroot.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+
+use crate::{process, toolchain};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The command to prepare for
+    #[arg(default_value = "test")]
+    purpose: Purpose,
+}
+
+/// What someone wants to do.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Purpose {
+    Test,
+    Demo,
+    Vm,
+    Ebpf,
+}
+
+/// A set of system packages that serve one end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Need {
+    /// A Rust toolchain with the standard library's sources, when rustup has none.
+    BpfRust,
+    /// What bpf-linker is built with.
+    BpfLinker,
+    /// Kernels in QEMU.
+    Vm,
+    /// Network namespaces and qdiscs on this machine.
+    Native,
+}
+
+/// How a package shows that it is there.
+enum Probe {
+    Program(&'static str),
+    File(&'static str),
+}
+
+struct Requirement {
+    need: Need,
+    probe: Probe,
+    package: &'static str,
+}
+
+const fn program(need: Need, name: &'static str, package: &'static str) -> Requirement {
+    Requirement { need, probe: Probe::Program(name), package }
+}
+
+const fn file(need: Need, path: &'static str, package: &'static str) -> Requirement {
+    Requirement { need, probe: Probe::File(path), package }
+}
+
+const REQUIREMENTS: &[Requirement] = &[
+    // Asked of dpkg: the older packages `cargo` and `rustc` bring the same files.
+    file(Need::BpfRust, "/var/lib/dpkg/info/cargo-web.list", "cargo-web"),
+    file(Need::BpfRust, "/var/lib/dpkg/info/rustc-web.list", "rustc-web"),
+    file(Need::BpfRust, "/var/lib/dpkg/info/rust-web-src.list", "rust-web-src"),
+    program(Need::BpfLinker, "cc", "gcc"),
+    file(Need::BpfLinker, "/usr/include/stdlib.h", "libc6-dev"),
+    file(Need::BpfLinker, "/usr/lib/llvm-22/lib/libLLVM.so", "llvm-22-dev"),
+    file(Need::BpfLinker, "/usr/lib/llvm-22/bin/clang", "clang-22"),
+    file(Need::BpfLinker, "/usr/lib/llvm-22/lib/libPolly.a", "libpolly-22-dev"),
+    file(Need::BpfLinker, "/usr/include/zstd.h", "libzstd-dev"),
+    file(Need::BpfLinker, "/usr/include/zlib.h", "zlib1g-dev"),
+    program(Need::Vm, "qemu-system-x86_64", "qemu-system-x86"),
+    program(Need::Vm, "busybox", "busybox-static"),
+    program(Need::Vm, "depmod", "kmod"),
+    program(Need::Vm, "xz", "xz-utils"),
+    program(Need::Native, "ip", "iproute2"),
+    program(Need::Native, "tc", "iproute2"),
+];
+
+impl Need {
+    fn why(self) -> &'static str {
+        match self {
+            Self::BpfRust => "a Rust toolchain with its library sources, to build the kernel programs",
+            Self::BpfLinker => "LLVM, to build bpf-linker, which links the kernel programs",
+            Self::Vm => "QEMU and kernel tools, to run the VM tests",
+            Self::Native => "ip and tc, to set up network namespaces for tests and the demo",
+        }
+    }
+}
+
+impl Probe {
+    fn succeeds(&self) -> bool {
+        match self {
+            Self::Program(name) => process::find(name).is_some(),
+            Self::File(path) => Path::new(path).exists(),
+        }
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let needs: &[Need] = match args.purpose {
+        Purpose::Test | Purpose::Vm => &[Need::Native, Need::Vm],
+        Purpose::Demo => &[Need::Native],
+        Purpose::Ebpf => &[],
+    };
+    toolchain::prepare()?; // every purpose runs the kernel programs
+    for &need in needs {
+        ensure(need)?;
+    }
+    println!("everything needed is here");
+    Ok(())
+}
+
+/// Installs what `need` lacks, or fails with the remedy.
+pub(crate) fn ensure(need: Need) -> Result<()> {
+    let missing = missing(need);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    if process::find("apt-get").is_none() {
+        bail!("missing {}; install what Debian calls {list}", need.why());
+    }
+    if !is_root() {
+        bail!("missing {}; as root: apt-get install {list}", need.why());
+    }
+    eprintln!("installing {list}: {}", need.why());
+    install(&missing).with_context(|| format!("cannot install {list} ({})", need.why()))?;
+    let still = self::missing(need);
+    if !still.is_empty() {
+        bail!("{} installed without an error, but what they bring is not found", still.join(" "));
+    }
+    Ok(())
+}
+
+/// The packages of `need` that are not there, each once.
+fn missing(need: Need) -> Vec<&'static str> {
+    let mut packages: Vec<_> =
+        REQUIREMENTS.iter().filter(|r| r.need == need && !r.probe.succeeds()).map(|r| r.package).collect();
+    packages.dedup();
+    packages
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    let install = || {
+        process::run(
+            Command::new("apt-get")
+                .args(["install", "-y", "-q", "--no-install-recommends"])
+                .args(packages)
+                .env("DEBIAN_FRONTEND", "noninteractive"),
+        )
+    };
+    // A fresh container has no package lists, a stale one has lists of versions that are gone.
+    install().or_else(|error| if apt_update()? { install() } else { Err(error) })
+}
+
+/// Refreshes apt's lists, at most once in this process; whether it did so now.
+pub(crate) fn apt_update() -> Result<bool> {
+    static DONE: AtomicBool = AtomicBool::new(false);
+    if !is_root() || DONE.swap(true, Ordering::SeqCst) {
+        return Ok(false);
+    }
+    eprintln!("refreshing apt's package lists");
+    process::run(Command::new("apt-get").args(["update", "-q"]))?;
+    Ok(true)
+}
+
+pub(crate) fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requirements_of_one_package_stand_together() {
+        // `missing` names each package once by comparing neighbours.
+        for need in [Need::BpfRust, Need::BpfLinker, Need::Vm, Need::Native] {
+            let mut packages: Vec<_> =
+                REQUIREMENTS.iter().filter(|r| r.need == need).map(|r| r.package).collect();
+            packages.dedup();
+            let distinct: std::collections::BTreeSet<_> = packages.iter().collect();
+            assert_eq!(distinct.len(), packages.len(), "{need:?}");
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! `cargo xtask test`: everything that can be tested on one machine, from the unit tests to the VM.
+
+use std::io::{self, IsTerminal};
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+use crate::bins::{self, BinDir};
+use crate::initramfs::Contents;
+use crate::relay::relay;
+use crate::setup::{self, Need};
+use crate::tally::Tally;
+use crate::{ebpf, process, vm, workspace};
+
+/// The package of the tests that need a kernel, and its target that only makes sense inside the VM.
+const KERNEL_TESTS: &str = "shaper-tests";
+const VM_TARGET: &str = "vm";
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Also the tests against frameworks, container runtimes and a browser
+    #[arg(long)]
+    all: bool,
+    /// Arguments for cargo-nextest, or for `cargo test` where that is missing
+    #[arg(last = true, value_name = "NEXTEST_ARGS")]
+    nextest: Vec<String>,
+}
+
+/// One line of the closing table.
+struct Stage {
+    name: String,
+    /// None for what builds and counts nothing.
+    tally: Option<Tally>,
+    took: Duration,
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    setup::ensure(Need::Native)?;
+    let mut stages = Vec::new();
+    let bpf_object = built(&mut stages, "build-ebpf", ebpf::build)?;
+    let bins = built(&mut stages, "build binaries", bins::build)?;
+
+    stages.extend(host_tests(&bpf_object, &bins, &args.nextest)?);
+
+    let tests = built(&mut stages, "build VM tests", bins::build_vm_tests)?;
+    let contents = Contents { bins, tests, bpf_object };
+    for verdict in vm::run_series(&vm::SERIES, &contents, vm::DEFAULT_TIMEOUT, &[])? {
+        let name = format!("vm {}", verdict.series);
+        stages.push(Stage { name, tally: Some(verdict.tally), took: verdict.total });
+    }
+    if args.all {
+        println!("--all: there are no tests against frameworks, runtimes or a browser yet");
+    }
+    Ok(conclude(&stages))
+}
+
+/// Prints the table and the sum.
+fn conclude(stages: &[Stage]) -> ExitCode {
+    let mut total = Tally::default();
+    println!("\n{:<24} {:>8} {:>8} {:>8}", "", "passed", "failed", "seconds");
+    for Stage { name, tally, took } in stages {
+        let count = |of: fn(Tally) -> u64| tally.map_or(String::new(), |tally| of(tally).to_string());
+        println!(
+            "{name:<24} {:>8} {:>8} {:>8.1}",
+            count(|t| t.passed),
+            count(|t| t.failed),
+            took.as_secs_f64()
+        );
+        total += tally.unwrap_or_default();
+    }
+    println!("\n{total}");
+    if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs a build, without which nothing that follows makes sense.
+fn built<T>(stages: &mut Vec<Stage>, name: &str, build: impl FnOnce() -> Result<T>) -> Result<T> {
+    let start = Instant::now();
+    let built = build()?;
+    stages.push(Stage { name: name.to_owned(), tally: None, took: start.elapsed() });
+    Ok(built)
+}
+
+/// The workspace's tests on this machine's kernel.
+fn host_tests(bpf_object: &Path, bins: &BinDir, extra: &[String]) -> Result<Vec<Stage>> {
+    let with_environment = |command: &mut Command| {
+        command.env("SHAPER_BPF_OBJECT", bpf_object).env("SHAPER_BIN_DIR", bins.path());
+    };
+    let has_nextest = process::read(process::cargo().args(["nextest", "--version"])).is_ok();
+    if has_nextest {
+        // Its default filter, in .config/nextest.toml, leaves out the VM's tests.
+        let mut command = process::cargo();
+        command.args(["nextest", "run", "--workspace", "--locked", "--profile", "ci"]);
+        command.args(["--color", if io::stdout().is_terminal() { "always" } else { "never" }]).args(extra);
+        with_environment(&mut command);
+        return Ok(vec![counted("host, nextest", command, Output::Stderr)?]);
+    }
+    let mut stages = Vec::new();
+    for selection in cargo_test_selections()? {
+        let mut command = process::cargo();
+        command.args(["test", "--locked", "--no-fail-fast"]).args(selection).args(extra);
+        with_environment(&mut command);
+        stages.push(counted(
+            if stages.is_empty() { "host" } else { "host, kernel" },
+            command,
+            Output::Stdout,
+        )?);
+    }
+    Ok(stages)
+}
+
+/// `cargo test` cannot leave out one target, so it selects all the others: first every package but the one with the
+/// VM's tests, then the targets of that one, a thread at a time because they share the kernel.
+fn cargo_test_selections() -> Result<[Vec<String>; 2]> {
+    let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+    let others = words(&["--workspace", "--exclude", KERNEL_TESTS]);
+    let mut kernel = words(&["--package", KERNEL_TESTS, "--lib"]);
+    for target in kernel_test_targets()?.into_iter().filter(|target| target != VM_TARGET) {
+        kernel.extend(["--test".to_owned(), target]);
+    }
+    kernel.extend(words(&["--", "--test-threads=1"]));
+    Ok([others, kernel])
+}
+
+/// The names of the `[[test]]` targets of the package with the kernel tests.
+fn kernel_test_targets() -> Result<Vec<String>> {
+    #[derive(Deserialize)]
+    struct Metadata {
+        packages: Vec<Package>,
+    }
+    #[derive(Deserialize)]
+    struct Package {
+        name: String,
+        targets: Vec<Target>,
+    }
+    #[derive(Deserialize)]
+    struct Target {
+        name: String,
+        kind: Vec<String>,
+    }
+    let metadata: Metadata = workspace::metadata(&workspace::root().join("Cargo.toml"))?;
+    let package = metadata.packages.into_iter().find(|package| package.name == KERNEL_TESTS);
+    let targets = package.with_context(|| format!("the workspace has no package {KERNEL_TESTS}"))?.targets;
+    Ok(targets
+        .into_iter()
+        .filter(|target| target.kind.contains(&"test".to_owned()))
+        .map(|t| t.name)
+        .collect())
+}
+
+/// Where a test runner prints its counts.
+#[derive(Clone, Copy)]
+enum Output {
+    /// libtest
+    Stdout,
+    /// nextest
+    Stderr,
+}
+
+/// Runs tests with their output on ours, and counts them.
+fn counted(name: &str, mut command: Command, output: Output) -> Result<Stage> {
+    let start = Instant::now();
+    let shown = process::shown(&command);
+    match output {
+        Output::Stdout => command.stdout(Stdio::piped()),
+        Output::Stderr => command.stderr(Stdio::piped()),
+    };
+    let mut child = command.spawn().with_context(|| format!("cannot start `{shown}`"))?;
+    let mut tally = Tally::default();
+    let mut count = |line: String| {
+        tally += Tally::of_libtest(&line).or_else(|| Tally::of_nextest(&line)).unwrap_or_default();
+    };
+    let relayed = match (child.stdout.take(), child.stderr.take()) {
+        (Some(stdout), _) => relay(stdout, io::stdout(), &mut count),
+        (_, Some(stderr)) => relay(stderr, io::stderr(), &mut count),
+        (None, None) => Ok(()),
+    };
+    let status = child.wait().with_context(|| format!("cannot wait for `{shown}`"))?;
+    relayed.with_context(|| format!("cannot read what `{shown}` prints"))?;
+    if !status.success() && tally.failed == 0 {
+        eprintln!("`{shown}` failed: {status}");
+        tally += Tally::FAILURE;
+    }
+    Ok(Stage { name: name.to_owned(), tally: Some(tally), took: start.elapsed() })
+}

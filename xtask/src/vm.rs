@@ -1,0 +1,300 @@
+//! Runs the VM tests: `tests/tests/vm.rs` of shaper-tests, on Debian kernels in QEMU.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::process::{ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::initramfs::{self, Contents};
+use crate::kernels::{self, Kernel};
+use crate::qemu::{self, Accel, End, Machine};
+use crate::setup::{self, Need};
+use crate::tally::Tally;
+use crate::{bins, ebpf, workspace};
+
+/// The kernels that are tested, in this order: the default one, and the floor.
+pub(crate) const SERIES: [&str; 2] = ["6.12", "6.1"];
+
+/// What PID 1 (`tests/src/bin/vm-init.rs`) prints: that it runs, then uptime and kernel release …
+const UP: &str = "shaper-vm: up ";
+/// … and how the tests ended, then their exit code.
+const EXIT: &str = "shaper-vm: exit ";
+
+/// How many of the console's last lines are repeated when a machine ends without a verdict.
+const TAIL: usize = 30;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// A series of Debian's kernels; may be given more than once [default: 6.12 and 6.1]
+    #[arg(long, value_name = "SERIES")]
+    kernel: Vec<String>,
+    /// Boot this kernel in place of Debian's
+    #[arg(long, value_name = "FILE", requires = "modules", conflicts_with = "kernel")]
+    kernel_image: Option<PathBuf>,
+    /// The modules of --kernel-image: its /lib/modules/RELEASE, after depmod
+    #[arg(long, value_name = "DIR", requires = "kernel_image")]
+    modules: Option<PathBuf>,
+    /// Seconds until a machine is given up
+    #[arg(long, default_value_t = DEFAULT_TIMEOUT.as_secs())]
+    timeout: u64,
+    /// Arguments for the test binary, such as a part of a test's name
+    #[arg(last = true, value_name = "FILTER")]
+    filter: Vec<String>,
+}
+
+pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// How the tests went on one kernel.
+pub(crate) struct Verdict {
+    pub(crate) series: String,
+    /// The release that ran, and how; none if it never came to that.
+    machine: Option<(String, Accel)>,
+    failure: Option<String>,
+    pub(crate) tally: Tally,
+    boot: Option<Duration>,
+    pub(crate) total: Duration,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "vm {}", self.series)?;
+        if let Some((release, accel)) = &self.machine {
+            write!(f, " ({release}, {accel})")?;
+        }
+        match &self.failure {
+            None => write!(f, ": ok, {}", self.tally)?,
+            Some(failure) => write!(f, ": FAILED ({failure}), {}", self.tally)?,
+        }
+        if let Some(boot) = self.boot {
+            write!(f, ", {:.1} s boot", boot.as_secs_f64())?;
+        }
+        write!(f, ", {:.0} s", self.total.as_secs_f64())
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let contents =
+        Contents { bins: bins::build()?, tests: bins::build_vm_tests()?, bpf_object: ebpf::build()? };
+    let timeout = Duration::from_secs(args.timeout);
+    let verdicts = match (&args.kernel_image, &args.modules) {
+        (Some(image), Some(modules)) => {
+            prepare()?;
+            vec![run_kernel(&kernels::given(image, modules)?, &contents, timeout, &args.filter)?]
+        }
+        _ if args.kernel.is_empty() => run_series(&SERIES, &contents, timeout, &args.filter)?,
+        _ => run_series(&args.kernel, &contents, timeout, &args.filter)?,
+    };
+    let mut tally = Tally::default();
+    for verdict in &verdicts {
+        tally += verdict.tally;
+    }
+    println!("{tally}");
+    Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs the tests on each series in turn. A series that cannot be run is a failed one, and the next has its turn.
+pub(crate) fn run_series(
+    series: &[impl AsRef<str>],
+    contents: &Contents,
+    timeout: Duration,
+    filter: &[String],
+) -> Result<Vec<Verdict>> {
+    prepare()?;
+    let run = |series: &str| {
+        let start = Instant::now();
+        let ran = kernels::debian(series).and_then(|kernel| run_kernel(&kernel, contents, timeout, filter));
+        ran.unwrap_or_else(|error| {
+            let verdict = Verdict {
+                series: series.to_owned(),
+                machine: None,
+                failure: Some(format!("{error:#}")),
+                tally: Tally::FAILURE,
+                boot: None,
+                total: start.elapsed(),
+            };
+            println!("{verdict}");
+            verdict
+        })
+    };
+    Ok(series.iter().map(|series| run(series.as_ref())).collect())
+}
+
+fn prepare() -> Result<()> {
+    setup::ensure(Need::Vm)?;
+    setup::ensure(Need::Native)?; // the guest has this machine's ip and tc
+    let folder = workspace::target().join("vm");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))
+}
+
+fn run_kernel(kernel: &Kernel, contents: &Contents, timeout: Duration, filter: &[String]) -> Result<Verdict> {
+    if std::env::consts::ARCH != "x86_64" {
+        bail!("the VM runs this machine's own binaries, on x86_64 so far");
+    }
+    let accel = qemu::accel(kernel, &contents.init())?;
+    let folder = workspace::target().join("vm");
+    let initrd = folder.join(format!("{}.cpio", kernel.release));
+    let log = folder.join(format!("{}.log", kernel.release));
+    initramfs::write(kernel, contents, &initrd)?;
+
+    println!("vm {kernel}, {accel}: booting");
+    let log_file = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
+    let machine = Machine { kernel, initrd: &initrd, accel, init_args: filter };
+    let start = Instant::now();
+    let mut transcript = Transcript::default();
+    let end = machine.boot(timeout, Both(io::stdout(), log_file), Stdio::inherit(), |line| {
+        transcript.read(line, start);
+        ControlFlow::Continue(())
+    })?;
+
+    let failure = transcript.failure(&end, timeout);
+    if transcript.exit.is_none() {
+        println!(); // the console may have stopped within a line
+        eprintln!("the last lines of {}:", log.display());
+        for line in &transcript.tail {
+            eprintln!("  {line}");
+        }
+    }
+    let mut tally = transcript.tally;
+    if failure.is_some() && tally.failed == 0 {
+        tally += Tally::FAILURE;
+    }
+    let verdict = Verdict {
+        series: kernel.series.clone(),
+        machine: Some((kernel.release.clone(), accel)),
+        failure,
+        tally,
+        boot: transcript.up,
+        total: start.elapsed(),
+    };
+    println!("{verdict}");
+    Ok(verdict)
+}
+
+/// Whether PID 1 prints in this line that it runs.
+pub(crate) fn is_up(line: &str) -> bool {
+    line.contains(UP)
+}
+
+/// What the console has told.
+#[derive(Default)]
+struct Transcript {
+    /// When PID 1 ran, since the start of QEMU.
+    up: Option<Duration>,
+    /// The exit code of the tests.
+    exit: Option<i32>,
+    panic: bool,
+    tally: Tally,
+    tail: VecDeque<String>,
+}
+
+impl Transcript {
+    fn read(&mut self, line: &str, start: Instant) {
+        if self.up.is_none() && is_up(line) {
+            self.up = Some(start.elapsed());
+        } else if let Some((_, code)) = line.split_once(EXIT) {
+            self.exit = code.trim().parse().ok();
+        } else if let Some(tally) = Tally::of_libtest(line) {
+            self.tally += tally;
+        }
+        self.panic |= line.contains("Kernel panic - not syncing");
+        if self.tail.len() == TAIL {
+            self.tail.pop_front();
+        }
+        self.tail.push_back(line.to_owned());
+    }
+
+    /// Why the run is not good, if it is not.
+    fn failure(&self, end: &End, timeout: Duration) -> Option<String> {
+        match (self.exit, end) {
+            _ if self.panic => Some("kernel panic".to_owned()),
+            (Some(0), End::Exited(_)) => None,
+            (_, End::DeadlinePassed) => Some(format!("not done after {} s", timeout.as_secs())),
+            (Some(code), _) => Some(format!("the tests exited with {code}")),
+            (None, End::Exited(status)) if !status.success() => Some(format!("QEMU ended with {status}")),
+            (None, _) => Some("the machine ended without a verdict".to_owned()),
+        }
+    }
+}
+
+/// Writes to two places at once.
+struct Both<A, B>(A, B);
+
+impl<A: Write, B: Write> Write for Both<A, B> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.0.write_all(data)?;
+        self.1.write_all(data)?;
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()?;
+        self.1.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+
+    use super::*;
+
+    fn transcript(lines: &[&str]) -> Transcript {
+        let mut transcript = Transcript::default();
+        for line in lines {
+            transcript.read(line, Instant::now());
+        }
+        transcript
+    }
+
+    fn failure(lines: &[&str], end: End) -> Option<String> {
+        transcript(lines).failure(&end, Duration::from_secs(9))
+    }
+
+    const RESULT: &str =
+        "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s";
+
+    #[test]
+    fn a_verdict_and_a_clean_end_are_success() {
+        let lines = ["shaper-vm: up 1.50 6.1.0-56-cloud-amd64", RESULT, "shaper-vm: exit 0"];
+        assert_eq!(failure(&lines, End::Exited(ExitStatus::from_raw(0))), None);
+        let transcript = transcript(&lines);
+        assert_eq!(transcript.tally, Tally { passed: 3, failed: 0 });
+        assert!(transcript.up.is_some());
+    }
+
+    #[test]
+    fn everything_else_is_a_failure_with_its_reason() {
+        let exited = |code: i32| End::Exited(ExitStatus::from_raw(code << 8));
+        let failed = |lines: &[&str], end| failure(lines, end).unwrap();
+        assert_eq!(failed(&["shaper-vm: exit 101"], exited(0)), "the tests exited with 101");
+        assert_eq!(failed(&[RESULT], exited(0)), "the machine ended without a verdict");
+        assert_eq!(failed(&[RESULT], End::DeadlinePassed), "not done after 9 s");
+        assert_eq!(failed(&["shaper-vm: exit 0"], End::DeadlinePassed), "not done after 9 s");
+        assert!(failed(&[], exited(1)).starts_with("QEMU ended with"));
+        let panic = "[    1.0] Kernel panic - not syncing: Attempted to kill init!";
+        assert_eq!(failed(&[panic, "shaper-vm: exit 0"], exited(0)), "kernel panic");
+    }
+
+    #[test]
+    fn the_verdict_is_one_line() {
+        let mut verdict = Verdict {
+            series: "6.1".into(),
+            machine: Some(("6.1.0-56-cloud-amd64".into(), Accel::Tcg)),
+            failure: None,
+            tally: Tally { passed: 12, failed: 0 },
+            boot: Some(Duration::from_millis(3_210)),
+            total: Duration::from_millis(41_400),
+        };
+        let line = "vm 6.1 (6.1.0-56-cloud-amd64, tcg): ok, 12 passed, 0 failed, 3.2 s boot, 41 s";
+        assert_eq!(verdict.to_string(), line);
+        verdict.failure = Some("kernel panic".into());
+        assert!(verdict.to_string().contains("): FAILED (kernel panic), 12 passed"));
+    }
+}
