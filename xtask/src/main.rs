@@ -5,6 +5,7 @@
 mod atomics;
 mod bins;
 mod cpio;
+mod demo;
 mod ebpf;
 mod initramfs;
 mod kernels;
@@ -36,6 +37,8 @@ struct Cli {
 enum Command {
     /// Build the kernel programs and check their atomics
     BuildEbpf(ebpf::Args),
+    /// Show two real tasks being shaped: granted against measured
+    Demo(demo::Args),
     /// Install what other commands need from the system's packages
     Setup(setup::Args),
     /// Run every test: unit, property, native kernel, and the VM on each kernel
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::BuildEbpf(args) => ebpf::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Demo(args) => demo::run(&args),
         Command::Setup(args) => setup::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Test(args) => test::run(&args),
         Command::Tidy => tidy::run(),
