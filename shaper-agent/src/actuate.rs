@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fmt};
 use serde::{Deserialize, Serialize};
 use shaper_common::{abi::PACE_ON, pace};
 use shaper_core::{
-    limits::{Limit, LimitsChange},
+    limits::{Limit, Limits, LimitsChange},
     task::Enforcement,
     units::{BitsPerSec, Bytes, Millicores, Weight},
 };
@@ -57,6 +57,8 @@ pub struct Target {
     pub v1_memory: Option<V1Group>,
     /// Its slot in the kernel programs' tables.
     pub slot: u32,
+    /// Whether anything has run in it that may have opened a socket.
+    pub has_sockets: bool,
 }
 
 /// What went wrong with a limit.
@@ -161,6 +163,22 @@ pub fn apply(target: &Target, bpf: &mut Bpf, change: &LimitsChange) -> Result<()
     execute(target, bpf, &actions)
 }
 
+/// The change that brings a task from whatever is in force to `limits`: a knob that is in the ledger was
+/// turned, so no limit means that it is lifted.
+pub fn whole_change(limits: &Limits, ledger: &Raw) -> LimitsChange {
+    let mut change = limits.as_change();
+    if ledger.contains_key(&Knob::Cpu) {
+        change.cpu = Some(limits.cpu);
+    }
+    if ledger.contains_key(&Knob::Memory) {
+        change.memory = Some(limits.memory);
+    }
+    if ledger.contains_key(&Knob::NetEgress) {
+        change.net_egress = Some(limits.net_egress);
+    }
+    change
+}
+
 /// Puts values back that were read before.
 pub fn restore(target: &Target, bpf: &mut Bpf, values: &Raw) -> Result<(), ActuateError> {
     for (knob, value) in values.iter().rev() {
@@ -182,6 +200,9 @@ pub fn enforcement(target: &Target, bpf: &Bpf) -> Result<Vec<Enforcement>, Actua
             let active = pace.active.max(pace.active_before.into());
             let share = BitsPerSec(pace::share(pace.rate, pace.gain, active) * 8);
             in_force = format!("{in_force}, {active} active sockets at {share}");
+            if active * pace::SHARE_MIN > pace.rate {
+                in_force += " (the least that keeps a socket alive: together they exceed the limit)";
+            }
         }
         found.push(Enforcement {
             resource: knob.to_string(),
@@ -252,14 +273,14 @@ fn plan(target: &Target, bpf: &Bpf, change: &LimitsChange) -> Result<Vec<Action>
 fn execute(target: &Target, bpf: &mut Bpf, actions: &[Action]) -> Result<(), ActuateError> {
     for (index, action) in actions.iter().enumerate() {
         let Err(first) = write(target, bpf, action.knob, &action.after) else { continue };
-        // The one that failed is undone as well: it may have been written and misread.
+        // The one that failed is undone as well: it may have been written and misread. All are tried.
+        let mut error = first;
         for done in actions[..=index].iter().rev() {
             if let Err(undo) = write(target, bpf, done.knob, &done.before) {
-                let (first, undo) = (Box::new(first), Box::new(undo));
-                return Err(ActuateError::Undo { first, knob: done.knob, undo });
+                error = ActuateError::Undo { first: Box::new(error), knob: done.knob, undo: Box::new(undo) };
             }
         }
-        return Err(first);
+        return Err(error);
     }
     Ok(())
 }
@@ -321,7 +342,7 @@ fn write(target: &Target, bpf: &mut Bpf, knob: Knob, value: &str) -> Result<(), 
         (Mechanism::V1Memory(group), _) => group.set_memory_limit(number())?,
         (Mechanism::Pacing, _) => {
             let ceiling = value.parse().ok().map(|bytes: u64| BitsPerSec(bytes * 8));
-            bpf.limit_egress(target.slot, ceiling)?;
+            bpf.limit_egress(target.slot, ceiling, target.has_sockets)?;
         }
     }
     let reads = read(target, bpf, knob)?;

@@ -1,9 +1,11 @@
 //! Who calls, as the kernel says (SO_PEERCRED, SO_PEERGROUPS), and what they may do.
 
 use std::{
+    collections::HashMap,
     io,
     os::fd::{AsFd, AsRawFd},
     pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
 };
 
@@ -69,17 +71,66 @@ fn peer_groups(stream: &impl AsFd) -> io::Result<Vec<u32>> {
     Ok(groups)
 }
 
+/// How many of something one user may have at once; root as many as it likes.
+#[derive(Clone)]
+pub struct Admission {
+    most: usize,
+    held: Arc<Mutex<HashMap<u32, usize>>>,
+}
+
+/// One of them, until it is dropped.
+pub struct Permit {
+    uid: u32,
+    held: Arc<Mutex<HashMap<u32, usize>>>,
+}
+
+impl Admission {
+    /// `most` for each user.
+    pub fn new(most: usize) -> Admission {
+        Admission { most, held: Arc::default() }
+    }
+
+    /// `None`: this user has them all.
+    pub fn admit(&self, caller: &Caller) -> Option<Permit> {
+        let mut held = lock(&self.held);
+        let count = held.entry(caller.uid).or_default();
+        if !caller.is_operator() && *count >= self.most {
+            return None;
+        }
+        *count += 1;
+        Some(Permit { uid: caller.uid, held: Arc::clone(&self.held) })
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut held = lock(&self.held);
+        if let Some(count) = held.get_mut(&self.uid) {
+            *count -= 1;
+            if *count == 0 {
+                held.remove(&self.uid);
+            }
+        }
+    }
+}
+
+/// The counts are whole whatever befell another thread.
+fn lock(held: &Mutex<HashMap<u32, usize>>) -> MutexGuard<'_, HashMap<u32, usize>> {
+    held.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A connection that knows its caller from the moment it was accepted.
 pub struct PeerStream {
     stream: UnixStream,
     caller: Caller,
+    _permit: Permit,
 }
 
 impl PeerStream {
-    /// Asks the kernel who is at the other end.
-    pub fn identify(stream: UnixStream) -> io::Result<PeerStream> {
+    /// Asks the kernel who is at the other end. `None`: they have as many connections as they may.
+    pub fn identify(stream: UnixStream, admission: &Admission) -> io::Result<Option<PeerStream>> {
         let caller = Caller::of_peer(&stream)?;
-        Ok(PeerStream { stream, caller })
+        Ok(admission.admit(&caller).map(|permit| PeerStream { stream, caller, _permit: permit }))
     }
 }
 
@@ -116,5 +167,24 @@ impl AsyncWrite for PeerStream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_user_cannot_take_what_is_for_all() {
+        let user = |uid| Caller { uid, gid: uid, groups: Vec::new() };
+        let admission = Admission::new(2);
+        let first = admission.admit(&user(1));
+        let second = admission.admit(&user(1));
+        assert!(first.is_some() && second.is_some() && admission.admit(&user(1)).is_none());
+        assert!(admission.admit(&user(2)).is_some());
+        drop(first);
+        assert!(admission.admit(&user(1)).is_some());
+        let roots: Vec<_> = (0..10).map(|_| admission.admit(&user(0))).collect();
+        assert!(roots.iter().all(Option::is_some));
     }
 }

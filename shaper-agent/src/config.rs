@@ -43,7 +43,8 @@ pub struct Options {
     /// Device whose egress is counted by task; repeatable
     #[arg(long = "uplink", value_name = "DEVICE")]
     pub uplinks: Vec<String>,
-    /// Lets tasks run as uid 0 (without capabilities, like every task)
+    /// Lets tasks run as uid 0. They have no capabilities, like every task, but uid 0 owns root's files and
+    /// is this agent's operator: trust them as you trust root
     #[arg(long)]
     pub allow_root_tasks: bool,
     /// How many tasks a user other than root may have at once

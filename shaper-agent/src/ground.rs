@@ -52,10 +52,12 @@ pub enum GroundError {
     },
 }
 
-/// Where the agent was before it moved into its own cgroups; what it manages goes back there.
+/// Where the agent was before it moved into its own cgroups.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Origin {
+    /// The boot in which that was.
+    boot_id: String,
     /// From the mount point on.
     v2: PathBuf,
     /// Controller and path from its mount point on.
@@ -72,6 +74,7 @@ pub struct Ground {
 }
 
 const AGENT: &str = "agent";
+const SUPERVISORS: &str = "supervisors";
 const AGENT_WEIGHT: u32 = 10_000;
 
 impl Ground {
@@ -80,6 +83,7 @@ impl Ground {
         hierarchies: &Hierarchies,
         root: &Path,
         state_dir: &Path,
+        boot_id: &str,
     ) -> Result<Ground, GroundError> {
         let place = || GroundError::Place { path: root.to_owned(), mount: hierarchies.v2.clone() };
         let (Some(parent), Some(name)) = (root.parent(), root.file_name().and_then(|name| name.to_str()))
@@ -90,10 +94,10 @@ impl Ground {
             return Err(place());
         }
         let note = state_dir.join("origin.json");
-        let origin = match durable::read_json(&note)? {
-            Some(origin) => origin,
-            None => {
-                let origin = Origin::of_this_process(hierarchies)?;
+        let origin = match durable::read_json::<Origin>(&note)? {
+            Some(origin) if origin.boot_id == boot_id => origin,
+            _ => {
+                let origin = Origin::of_this_process(hierarchies, boot_id)?;
                 durable::write_json(&note, &origin, 0o600)?;
                 origin
             }
@@ -138,10 +142,21 @@ impl Ground {
         Some((mount, origin.join(&self.name)))
     }
 
-    /// Moves what runs in an execution's cgroups to where the agent came from, and removes them.
-    pub fn dissolve(&self, cgroup: Cgroup, v1: impl IntoIterator<Item = V1Group>) -> Result<(), GroundError> {
-        let origin = self.origin_cgroup()?;
-        cgroup.evacuate(&origin)?;
+    /// Where supervisors run: beside the agent, at the weight of everybody.
+    pub fn supervisors(&self) -> Result<Vec<PathBuf>, GroundError> {
+        let (cgroup, _) = self.root.make_child(SUPERVISORS)?;
+        let mut groups = vec![cgroup.path().to_owned()];
+        groups.extend(self.v1_group("cpu", SUPERVISORS)?.map(|group| group.directory().to_owned()));
+        Ok(groups)
+    }
+
+    /// Moves what runs in an execution's cgroups out of ours, and removes them. May be repeated.
+    pub fn dissolve<'a>(
+        &self,
+        cgroup: &Cgroup,
+        v1: impl IntoIterator<Item = &'a V1Group>,
+    ) -> Result<(), GroundError> {
+        cgroup.evacuate(&self.outside()?)?;
         cgroup.remove()?;
         for group in v1 {
             self.dissolve_v1(group)?;
@@ -149,7 +164,7 @@ impl Ground {
         Ok(())
     }
 
-    fn dissolve_v1(&self, group: V1Group) -> Result<(), GroundError> {
+    fn dissolve_v1(&self, group: &V1Group) -> Result<(), GroundError> {
         if !group.exists() {
             return Ok(());
         }
@@ -161,15 +176,33 @@ impl Ground {
         group.remove().map_err(|source| GroundError::File { verb: "remove", path, source })
     }
 
-    fn origin_cgroup(&self) -> Result<Cgroup, GroundError> {
-        let mount = &self.hierarchies.v2;
-        Ok(Cgroup::open(mount, &mount.join(nearest(mount, &self.origin.v2)))?)
+    /// Where released tasks go on: the nearest cgroup above ours that may hold processes. Not where the
+    /// agent came from: that may be its unit, and ends with it.
+    fn outside(&self) -> Result<Cgroup, GroundError> {
+        let above = self.root.path().parent().unwrap_or(&self.hierarchies.v2);
+        self.nearest_for_processes(above)
     }
 
-    /// Moves everything back to where the agent came from, the agent too, and removes the cgroups.
-    pub fn remove(self) -> Result<Vec<String>, GroundError> {
+    /// The cgroup at `path`, or the nearest one above it that is still there and may hold processes.
+    fn nearest_for_processes(&self, path: &Path) -> Result<Cgroup, GroundError> {
+        let mount = &self.hierarchies.v2;
+        for ancestor in path.ancestors().take_while(|ancestor| ancestor.starts_with(mount)) {
+            match Cgroup::open(mount, ancestor) {
+                Ok(cgroup) if cgroup.may_hold_processes() => return Ok(cgroup),
+                Ok(_) => {}
+                Err(error) if error.is_gone() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Cgroup::open(mount, mount)?)
+    }
+
+    /// Moves everything out of our cgroups, the agent to where it came from, and removes them.
+    pub fn remove(&self) -> Result<Vec<String>, GroundError> {
         let mut done = Vec::new();
-        self.root.evacuate(&self.origin_cgroup()?)?;
+        let home = self.nearest_for_processes(&self.hierarchies.v2.join(&self.origin.v2))?;
+        home.write("cgroup.procs", &std::process::id().to_string())?;
+        self.root.evacuate(&self.outside()?)?;
         for (controller, _) in &self.hierarchies.v1 {
             let Some((mount, root)) = self.v1_root(controller) else { continue };
             let directory = mount.join(&root);
@@ -179,21 +212,21 @@ impl Ground {
                 Err(source) => return Err(GroundError::File { verb: "list", path: directory, source }),
             };
             for entry in entries.flatten().filter(|entry| entry.path().is_dir()) {
-                self.dissolve_v1(V1Group::open(mount, controller, &root.join(entry.file_name())))?;
+                self.dissolve_v1(&V1Group::open(mount, controller, &root.join(entry.file_name())))?;
             }
-            self.dissolve_v1(V1Group::open(mount, controller, &root))?;
+            self.dissolve_v1(&V1Group::open(mount, controller, &root))?;
             done.push(format!("{}: removed", directory.display()));
         }
-        let Ground { root, note, .. } = self;
-        done.push(format!("{}: removed", root.path().display()));
-        root.remove()?;
-        fs::remove_file(&note).map_err(|source| GroundError::File { verb: "remove", path: note, source })?;
+        self.root.remove()?;
+        done.push(format!("{}: removed", self.root.path().display()));
+        let path = self.note.clone();
+        fs::remove_file(&path).map_err(|source| GroundError::File { verb: "remove", path, source })?;
         Ok(done)
     }
 }
 
 impl Origin {
-    fn of_this_process(hierarchies: &Hierarchies) -> Result<Origin, GroundError> {
+    fn of_this_process(hierarchies: &Hierarchies, boot_id: &str) -> Result<Origin, GroundError> {
         let place = |controller: Option<&str>| {
             place_of("self", controller).map_err(|source| GroundError::File {
                 verb: "read",
@@ -205,7 +238,7 @@ impl Origin {
         for (controller, _) in &hierarchies.v1 {
             v1.push((controller.clone(), place(Some(controller))?));
         }
-        Ok(Origin { v2: place(None)?, v1 })
+        Ok(Origin { boot_id: boot_id.to_owned(), v2: place(None)?, v1 })
     }
 }
 

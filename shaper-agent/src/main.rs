@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{self, IsTerminal},
-    os::unix::fs::{PermissionsExt, chown},
+    os::unix::fs::{FileTypeExt, PermissionsExt, chown},
     path::Path,
     process::ExitCode,
 };
@@ -11,7 +11,7 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use shaper_agent::{
     actor::{self, Handle},
-    caller::{Caller, PeerStream},
+    caller::{Admission, Caller, PeerStream},
     config::{Config, OnExit, Options},
     launch,
     node::Node,
@@ -114,15 +114,18 @@ fn serve(options: Options) -> Result<(), Error> {
 async fn listen(config: &Config, handle: Handle) -> Result<(), Error> {
     let listener = bind(config)?;
     let (connections, incoming) = mpsc::channel::<io::Result<PeerStream>>(16);
+    let admission = Admission::new(CONNECTIONS_PER_USER);
     let accept = tokio::spawn(async move {
         loop {
-            let connection = listener.accept().await.and_then(|(stream, _)| PeerStream::identify(stream));
-            match connection {
-                Ok(stream) => {
+            let connection = listener.accept().await;
+            match connection.and_then(|(stream, _)| PeerStream::identify(stream, &admission)) {
+                Ok(Some(stream)) => {
                     if connections.send(Ok(stream)).await.is_err() {
                         return;
                     }
                 }
+                // This user has as many as one may have: hung up on.
+                Ok(None) => {}
                 // One caller that went away, or too many open files: the next may do better.
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -152,16 +155,21 @@ async fn listen(config: &Config, handle: Handle) -> Result<(), Error> {
     served
 }
 
+/// Connections that one user other than root may have at once.
+const CONNECTIONS_PER_USER: usize = 64;
+
 /// Makes the socket, which nobody can connect to before it has its mode and group.
 fn bind(config: &Config) -> Result<UnixListener, Error> {
     let socket = &config.socket;
     let directory = socket.parent().ok_or("the socket has no directory")?;
     fs::create_dir_all(directory).map_err(|error| format!("cannot make {}: {error}", directory.display()))?;
-    match fs::remove_file(socket) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(format!("cannot replace {}: {error}", socket.display()).into());
+    match fs::symlink_metadata(socket) {
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(format!("--listen {}: it exists, and is not a socket", socket.display()).into());
         }
-        _ => {}
+        Ok(_) => fs::remove_file(socket)
+            .map_err(|error| format!("cannot replace {}: {error}", socket.display()))?,
+        Err(_) => {}
     }
     let mask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
     let listener = UnixListener::bind(socket);

@@ -44,6 +44,8 @@ pub struct Record {
     pub phase: Phase,
     /// What it had used when it ended.
     pub usage: Option<Usage>,
+    /// When what is left of it is killed, after a cancellation: `CLOCK_BOOTTIME`, ns.
+    pub kill_at_boottime_ns: Option<u64>,
 }
 
 const FILE: &str = "task.json";

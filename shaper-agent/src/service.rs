@@ -18,7 +18,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     actor::{ActorError, Handle},
     actuate::ActuateError,
-    caller::Caller,
+    caller::{Admission, Caller, Permit},
     launch::{
         self,
         log::{LogReader, LogRecord, Stream as LogStream},
@@ -29,15 +29,30 @@ use crate::{
 /// The service.
 pub struct AgentService {
     node: Handle,
+    streams: Admission,
 }
 
+/// Tasks that one user other than root may wait for or follow at once.
+const STREAMS_PER_USER: usize = 64;
+/// Where inotify instances have run out, a followed log is looked at this often.
+const LOOK: Duration = Duration::from_millis(250);
 /// Bytes of log in one answer.
 const CHUNK: usize = 256 << 10;
 
 impl AgentService {
     /// A service in front of a node.
     pub fn new(node: Handle) -> AgentService {
-        AgentService { node }
+        AgentService { node, streams: Admission::new(STREAMS_PER_USER) }
+    }
+
+    /// For a request that may last as long as a task.
+    fn admit(&self, caller: &Caller) -> Result<Permit, Status> {
+        self.streams.admit(caller).ok_or_else(|| {
+            Status::resource_exhausted(format!(
+                "uid {} already waits for or follows {STREAMS_PER_USER} tasks",
+                caller.uid
+            ))
+        })
     }
 
     async fn ask<T: Send + 'static>(
@@ -106,6 +121,7 @@ fn run_request(wire: v1::RunTaskRequest) -> Result<RunRequest, Status> {
         _ => Err(Status::invalid_argument(format!("`{text}` in env is not NAME=VALUE"))),
     };
     Ok(RunRequest {
+        attempt: None,
         task_id: if id.is_empty() { None } else { Some(task_id(&id)?) },
         command,
         env: env.into_iter().map(pair).collect::<Result<_, Status>>()?,
@@ -120,7 +136,9 @@ impl Agent for AgentService {
     async fn run_task(&self, request: Request<v1::RunTaskRequest>) -> Result<Response<v1::Task>, Status> {
         let caller = caller(&request)?;
         let run = run_request(request.into_inner())?;
-        self.task(move |node| node.run(&caller, run)).await
+        let answer = self.ask(move |node| node.run(&caller, run)).await?;
+        let status = answer.await.map_err(|_| unavailable(ActorError::Stopped))?.map_err(refused)?;
+        Ok(Response::new(status.into()))
     }
 
     async fn adopt_cgroup(
@@ -152,6 +170,7 @@ impl Agent for AgentService {
     async fn wait_task(&self, request: Request<v1::WaitTaskRequest>) -> Result<Response<v1::Task>, Status> {
         let caller = caller(&request)?;
         let id = task_id(&request.get_ref().task_id)?;
+        let _permit = self.admit(&caller)?;
         let mut ended = {
             let (caller, id) = (caller.clone(), id.clone());
             self.ask(move |node| node.ended(&caller, &id)).await?
@@ -170,12 +189,16 @@ impl Agent for AgentService {
         let caller = caller(&request)?;
         let v1::ReadLogsRequest { task_id: id, cursor, follow } = request.into_inner();
         let id = task_id(&id)?;
+        let permit = self.admit(&caller)?;
         let (directory, ended) =
             self.ask(move |node| Ok((node.log_directory(&caller, &id)?, node.ended(&caller, &id)?))).await?;
         let reader =
             LogReader::open(&directory, cursor).map_err(|error| Status::internal(launch::chain(&error)))?;
         let (chunks, stream) = mpsc::channel(4);
-        tokio::spawn(send_log(reader, ended, follow, chunks));
+        tokio::spawn(async move {
+            send_log(reader, ended, follow, chunks).await;
+            drop(permit);
+        });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
@@ -255,9 +278,8 @@ async fn send_log(
             return;
         }
         tokio::select! {
-            changed = reader.changed() => if let Err(error) = changed {
-                let _ = chunks.send(Err(Status::internal(launch::chain(&error)))).await;
-                return;
+            changed = reader.changed() => if changed.is_err() {
+                tokio::time::sleep(LOOK).await;
             },
             // The sender is dropped when the task is forgotten: that is an end, too.
             _ = ended.changed() => {}

@@ -73,6 +73,7 @@ impl Fixture {
             groups: vec![],
             cgroup: self.cgroup.clone(),
             join: vec![],
+            supervisor_groups: Vec::new(),
             log_segment_bytes: 1 << 20,
         }
     }
@@ -478,6 +479,7 @@ fn v1_groups_are_joined_before_the_privileges_go() {
     fs::create_dir(&group).unwrap();
     let spec = LaunchSpec {
         join: vec![group.clone()],
+        supervisor_groups: Vec::new(),
         uid: NOBODY,
         gid: NOBODY,
         ..fixture.shell("cat /proc/self/cgroup")

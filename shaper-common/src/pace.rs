@@ -17,8 +17,11 @@
 
 /// Shortest epoch, µs.
 pub const EPOCH_MIN_US: u64 = 10_000;
-/// Longest epoch, µs. A task that was silent for longer has earned nothing by it.
+/// Longest that the loop waits for an epoch to end, µs. (It may last longer: it ends with an
+/// acknowledgement.)
 pub const EPOCH_MAX_US: u64 = 2_000_000;
+/// A longer epoch is taken as one of this length at the same rate, µs: keeps every product below 2⁶³.
+const ELAPSED_MAX_US: u64 = 100_000_000;
 /// Within about this time a debt is saved again, µs.
 pub const DEBT_HORIZON_US: u64 = 500_000;
 /// The debt is stored with this added, so that the kernel needs no signed arithmetic.
@@ -97,10 +100,17 @@ pub const fn share(rate: u64, gain: u64, active: u64) -> u64 {
 #[inline(always)]
 pub const fn close_epoch(before: Loop, rate: u64, epoch: Epoch) -> Loop {
     let rate = if rate > RATE_MAX { RATE_MAX } else { rate };
-    let elapsed = if epoch.elapsed_us > EPOCH_MAX_US { EPOCH_MAX_US } else { at_least_one(epoch.elapsed_us) };
-    let debt = owe(before.debt, rate, epoch.sent, elapsed);
+    let (elapsed, sent) = if epoch.elapsed_us > ELAPSED_MAX_US {
+        (ELAPSED_MAX_US, epoch.sent / (epoch.elapsed_us / ELAPSED_MAX_US))
+    } else {
+        (at_least_one(epoch.elapsed_us), epoch.sent)
+    };
+    // More than any link carries in that time.
+    let most = RATE_MAX * elapsed / 1_000_000;
+    let sent = if sent > most { most } else { sent };
+    let debt = owe(before.debt, rate, sent, elapsed);
 
-    if epoch.sent == 0 {
+    if sent == 0 {
         return Loop { gain: GAIN_START, debt };
     }
     // Sockets that joined changed the share meanwhile; what was sent says nothing about the gain.
@@ -108,7 +118,7 @@ pub const fn close_epoch(before: Loop, rate: u64, epoch: Epoch) -> Loop {
         return Loop { gain: before.gain, debt };
     }
     // 16-bit fixed point. Small errors are damped; a gross excess is answered in full.
-    let factor = (target(rate, debt) << 16) / at_least_one(epoch.sent * 1_000_000 / elapsed);
+    let factor = (target(rate, debt) << 16) / at_least_one(sent * 1_000_000 / elapsed);
     let factor = if factor > 3 << 15 {
         5 << 14
     } else if factor > 2 * GAIN_ONE / 3 {
@@ -323,6 +333,18 @@ mod tests {
         }
         assert_eq!(state.gain, GAIN_START);
         assert!(DEBT_BIAS - state.debt <= rate / 50);
+    }
+
+    #[test]
+    fn a_task_that_rarely_hears_back_and_stays_below_its_ceiling_is_not_slowed() {
+        // 40 % of the ceiling, and one acknowledgement a minute.
+        let rate = 12_500_000;
+        let epoch = Epoch { elapsed_us: 60_000_000, sent: rate * 60 * 2 / 5, active: 1, active_before: 1 };
+        let mut state = START;
+        for _ in 0..5 {
+            state = close_epoch(state, rate, epoch);
+        }
+        assert!(state.gain >= GAIN_ONE && state.debt <= DEBT_BIAS, "{state:?}");
     }
 
     #[test]

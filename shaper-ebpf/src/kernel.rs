@@ -35,6 +35,16 @@ offsets! {
     OFF_TCP_SOCK_CGROUP;
     /// tcp_sock.inet_conn.icsk_inet.sk.sk_max_pacing_rate
     OFF_TCP_SOCK_MAX_PACING_RATE;
+    /// tcp_sock.inet_conn.icsk_inet.sk.__sk_common.skc_family
+    OFF_TCP_SOCK_FAMILY;
+    /// tcp_sock.inet_conn.icsk_inet.sk.__sk_common.skc_daddr
+    OFF_TCP_SOCK_DADDR;
+    /// tcp_sock.inet_conn.icsk_inet.sk.__sk_common.skc_rcv_saddr
+    OFF_TCP_SOCK_RCV_SADDR;
+    /// tcp_sock.inet_conn.icsk_inet.sk.__sk_common.skc_v6_daddr
+    OFF_TCP_SOCK_V6_DADDR;
+    /// tcp_sock.inet_conn.icsk_inet.sk.__sk_common.skc_v6_rcv_saddr
+    OFF_TCP_SOCK_V6_RCV_SADDR;
 }
 
 /// Reads the field of type `T` that lies `offset` behind `base`.
@@ -142,10 +152,48 @@ impl TcpSock {
         }
     }
 
+    /// Whether the other end is this machine: 127/8, ::1, or the address that it has itself.
+    #[inline(always)]
+    pub fn is_local(self) -> bool {
+        // SAFETY: plain words; the verifier knows the size of the struct.
+        unsafe {
+            if field::<u16>(self.0, &OFF_TCP_SOCK_FAMILY) == AF_INET {
+                let peer: u32 = field(self.0, &OFF_TCP_SOCK_DADDR);
+                return is_loopback(peer) || peer == field::<u32>(self.0, &OFF_TCP_SOCK_RCV_SADDR);
+            }
+            let peer = v6(self.0, &OFF_TCP_SOCK_V6_DADDR);
+            let own = v6(self.0, &OFF_TCP_SOCK_V6_RCV_SADDR);
+            let mapped = peer[0] == 0 && peer[1] == 0 && u32::from_be(peer[2]) == 0xffff;
+            let v6_loopback = peer[0] | peer[1] | peer[2] == 0 && u32::from_be(peer[3]) == 1;
+            let same = peer[0] == own[0] && peer[1] == own[1] && peer[2] == own[2] && peer[3] == own[3];
+            v6_loopback || same || (mapped && is_loopback(peer[3]))
+        }
+    }
+
     /// `SO_MAX_PACING_RATE`, bytes a second; `u64::MAX` when there is none.
     #[inline(always)]
     pub fn max_pacing_rate(self) -> u64 {
         // SAFETY: an unsigned long; the verifier knows the size of the struct.
         unsafe { field(self.0, &OFF_TCP_SOCK_MAX_PACING_RATE) }
+    }
+}
+
+const AF_INET: u16 = 2;
+
+/// Of an address in network byte order.
+#[inline(always)]
+fn is_loopback(address: u32) -> bool {
+    u32::from_be(address) >> 24 == 127
+}
+
+/// The four words of an IPv6 address, in network byte order.
+///
+/// # Safety
+/// As for [`field`].
+#[inline(always)]
+unsafe fn v6(base: *const u8, offset: &'static u64) -> [u32; 4] {
+    unsafe {
+        let at = base.add(read_volatile(offset) as usize).cast::<u32>();
+        [read_volatile(at), read_volatile(at.add(1)), read_volatile(at.add(2)), read_volatile(at.add(3))]
     }
 }

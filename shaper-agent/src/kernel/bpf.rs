@@ -12,7 +12,7 @@ use std::{
 
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader, Pod,
-    maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
     programs::{
         BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Iter, ProgramError, SchedClassifier,
         SockOps,
@@ -176,6 +176,7 @@ pub struct Bpf {
     cpu_stat: PerCpuArray<MapData, Abi<CpuStat>>,
     net_stat: PerCpuArray<MapData, Abi<NetStat>>,
     uplink_stat: PerCpuArray<MapData, Abi<PacketCount>>,
+    slot_table_full: Array<MapData, u64>,
     pace: PaceTable,
     iterator: OwnedFd,
     uplinks: Vec<(String, UplinkForm)>,
@@ -287,6 +288,7 @@ impl Bpf {
         let cpu_stat = typed(take("CPU_STAT")?, "CPU_STAT")?;
         let net_stat = typed(take("NET_STAT")?, "NET_STAT")?;
         let uplink_stat = typed(take("UPLINK_STAT")?, "UPLINK_STAT")?;
+        let slot_table_full = typed(take("SLOT_TABLE_FULL")?, "SLOT_TABLE_FULL")?;
         let pace = match take("PACE")? {
             Map::Array(data) => PaceTable::map(data.fd()),
             _ => Err(io::ErrorKind::InvalidData.into()),
@@ -300,6 +302,7 @@ impl Bpf {
             cpu_stat,
             net_stat,
             uplink_stat,
+            slot_table_full,
             pace,
             iterator,
             uplinks,
@@ -311,10 +314,11 @@ impl Bpf {
         &self.uplinks
     }
 
-    /// Makes `slot` the account of these cgroups, from zero.
-    pub fn assign(&mut self, slot: u32, cgroup_ids: &[u64]) -> Result<(), BpfError> {
+    /// Makes `slot` the account of this cgroup, from zero.
+    pub fn assign(&mut self, slot: u32, cgroup_id: u64) -> Result<(), BpfError> {
+        self.forget_cgroups(slot)?;
         self.clear(slot)?;
-        self.join(slot, cgroup_ids)
+        self.join(slot, &[cgroup_id])
     }
 
     /// Lets these cgroups share the account `slot`.
@@ -329,25 +333,35 @@ impl Bpf {
 
     /// Lifts the ceiling of a slot and forgets its cgroups. The sockets are opened first.
     pub fn retire(&mut self, slot: u32) -> Result<(), BpfError> {
-        self.limit_egress(slot, None)?;
-        let map = |source| BpfError::Map { map: "CGROUP_SLOT", source };
-        let ids: Vec<u64> = self
-            .cgroup_slot
-            .iter()
-            .filter_map(Result::ok)
-            .filter(|(_, of)| *of == slot)
-            .map(|(id, _)| id)
-            .collect();
-        for id in ids {
-            match self.cgroup_slot.remove(&id) {
-                Ok(()) | Err(MapError::KeyNotFound) => {}
-                // cgroup_release may have been faster.
-                Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {}
-                Err(source) => return Err(map(source)),
-            }
-        }
+        self.limit_egress(slot, None, true)?;
+        self.forget_cgroups(slot)?;
         self.pace.off(slot);
         Ok(())
+    }
+
+    fn forget_cgroups(&mut self, slot: u32) -> Result<(), BpfError> {
+        let is_missing = |error: &MapError| match error {
+            MapError::KeyNotFound => true,
+            MapError::SyscallError(error) => error.io_error.kind() == io::ErrorKind::NotFound,
+            _ => false,
+        };
+        loop {
+            let entries = self.cgroup_slot.iter().filter_map(Result::ok);
+            let ids: Vec<u64> = entries.filter(|(_, of)| *of == slot).map(|(id, _)| id).collect();
+            if ids.is_empty() {
+                return Ok(());
+            }
+            for id in ids {
+                match self.cgroup_slot.remove(&id) {
+                    // cgroup_release may have been faster. A child that was made meanwhile is found
+                    // by the next round.
+                    Err(error) if !is_missing(&error) => {
+                        return Err(BpfError::Map { map: "CGROUP_SLOT", source: error });
+                    }
+                    _ => {}
+                }
+            }
+        }
     }
 
     fn clear(&mut self, slot: u32) -> Result<(), BpfError> {
@@ -370,15 +384,21 @@ impl Bpf {
         Ok(())
     }
 
-    /// Sets or lifts the ceiling on what the sockets of a slot send. In force when this returns:
+    /// Sets or lifts the ceiling on what the TCP sockets of a slot send. In force when this returns:
     /// sockets follow at their next acknowledgement, and a walk brings those along that have none.
-    pub fn limit_egress(&mut self, slot: u32, ceiling: Option<BitsPerSec>) -> Result<(), BpfError> {
+    /// `has_sockets` is false for a cgroup in which nothing has run.
+    pub fn limit_egress(
+        &mut self,
+        slot: u32,
+        ceiling: Option<BitsPerSec>,
+        has_sockets: bool,
+    ) -> Result<(), BpfError> {
         match ceiling {
             Some(rate) => self.pace.limit(slot, rate.bytes_per_sec()),
             None if self.pace.read(slot).mode == abi::PACE_OFF => return Ok(()),
             None => self.pace.open(slot),
         }
-        self.walk_tcp()
+        if has_sockets { self.walk_tcp() } else { Ok(()) }
     }
 
     /// The pacing of a slot, as the kernel has it.
@@ -388,15 +408,21 @@ impl Bpf {
 
     /// Walks the TCP sockets of every network namespace once.
     pub fn walk_tcp(&self) -> Result<(), BpfError> {
-        for namespace in netns::all().map_err(BpfError::Walk)? {
-            let iterator = self.iterator.as_fd();
-            netns::within(&namespace, || {
-                let walk = sys::create_iterator(iterator)?;
-                io::copy(&mut fs::File::from(walk), &mut io::sink()).map(drop)
-            })
-            .map_err(BpfError::Walk)?;
-        }
-        Ok(())
+        let iterator = self.iterator.as_fd();
+        let walk = || {
+            let walk = sys::create_iterator(iterator)?;
+            io::copy(&mut fs::File::from(walk), &mut io::sink()).map(drop)
+        };
+        netns::in_each(walk, |namespace, error| {
+            // Its sockets follow at their next acknowledgement.
+            tracing::warn!(namespace = %namespace.display(), %error, "cannot walk the TCP sockets of a namespace");
+        })
+        .map_err(BpfError::Walk)
+    }
+
+    /// Cgroups below managed ones that the table had no room for: they are not measured.
+    pub fn cgroups_without_slot(&self) -> Result<u64, BpfError> {
+        self.slot_table_full.get(&0, 0).map_err(|source| BpfError::Map { map: "SLOT_TABLE_FULL", source })
     }
 
     /// The counters of a slot.
@@ -424,21 +450,18 @@ impl Bpf {
 
     /// Takes everything away: links, pins, uplink filters. The slots must have been retired.
     pub fn remove(self) -> Result<Vec<String>, BpfError> {
-        let Bpf { config, ebpf, uplinks, .. } = self;
+        let Bpf { config, ebpf, .. } = self;
         drop(ebpf);
-        remove_pins(&config, &uplinks)
+        remove_pins(&config)
     }
 }
 
-/// Removes the filters on `uplinks` and what is pinned.
-fn remove_pins(config: &BpfConfig, uplinks: &[(String, UplinkForm)]) -> Result<Vec<String>, BpfError> {
+/// Removes the uplinks' filters and what is pinned.
+fn remove_pins(config: &BpfConfig) -> Result<Vec<String>, BpfError> {
     let directory = config.directory.as_path();
     let mut done = Vec::new();
-    for (device, form) in uplinks {
-        if *form == UplinkForm::Clsact {
-            qdisc::detach_clsact(device, &config.state_dir)?;
-        }
-        done.push(format!("uplink {device}: detached ({form})"));
+    for device in qdisc::detach_all_clsact(&config.state_dir)? {
+        done.push(format!("uplink {device}: detached (clsact)"));
     }
     let layout = layout_directory(directory);
     // Links first: when the last one is gone, nothing uses the maps any more.

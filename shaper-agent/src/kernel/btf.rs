@@ -188,6 +188,15 @@ pub const OFFSETS: &[(&str, &str, &[&str])] = &[
     ("OFF_KERNFS_NODE_ID", "kernfs_node", &["id"]),
     ("OFF_TCP_SOCK_CGROUP", "tcp_sock", &["inet_conn", "icsk_inet", "sk", "sk_cgrp_data", "cgroup"]),
     ("OFF_TCP_SOCK_MAX_PACING_RATE", "tcp_sock", &["inet_conn", "icsk_inet", "sk", "sk_max_pacing_rate"]),
+    ("OFF_TCP_SOCK_FAMILY", "tcp_sock", &["inet_conn", "icsk_inet", "sk", "__sk_common", "skc_family"]),
+    ("OFF_TCP_SOCK_DADDR", "tcp_sock", &["inet_conn", "icsk_inet", "sk", "__sk_common", "skc_daddr"]),
+    ("OFF_TCP_SOCK_RCV_SADDR", "tcp_sock", &["inet_conn", "icsk_inet", "sk", "__sk_common", "skc_rcv_saddr"]),
+    ("OFF_TCP_SOCK_V6_DADDR", "tcp_sock", &["inet_conn", "icsk_inet", "sk", "__sk_common", "skc_v6_daddr"]),
+    (
+        "OFF_TCP_SOCK_V6_RCV_SADDR",
+        "tcp_sock",
+        &["inet_conn", "icsk_inet", "sk", "__sk_common", "skc_v6_rcv_saddr"],
+    ),
 ];
 
 #[cfg(test)]

@@ -218,7 +218,7 @@ impl Cgroup {
     }
 
     /// Removes it with all cgroups below it, which must be empty of processes. Gone already is as good.
-    pub fn remove(self) -> Result<(), CgroupError> {
+    pub fn remove(&self) -> Result<(), CgroupError> {
         for child in self.children()? {
             child.remove()?;
         }
@@ -226,6 +226,11 @@ impl Cgroup {
             Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
             Err(source) => Err(self.error("remove", "", source.into())),
         }
+    }
+
+    /// Whether processes may be moved into it: it is the root, or hands no controller down.
+    pub fn may_hold_processes(&self) -> bool {
+        !self.has("cgroup.type") || self.read("cgroup.subtree_control").is_ok_and(|list| list.is_empty())
     }
 }
 

@@ -123,6 +123,20 @@ pub fn probe() -> io::Result<Vec<Rung>> {
     Ok(LADDER.iter().map(rung).collect())
 }
 
+/// A row that is there only when it has something to say.
+pub fn slot_table(cgroups_without_slot: u64) -> Option<Rung> {
+    (cgroups_without_slot > 0).then(|| Rung {
+        feature: "slot-table".into(),
+        used_for: "cgroups below managed ones are measured and limited with them".into(),
+        availability: Availability::Unusable {
+            reason: format!("{cgroups_without_slot} cgroups were made when it was full"),
+        },
+        degrades_to:
+            "those cgroups are neither measured nor limited; release what makes cgroups by the thousand"
+                .into(),
+    })
+}
+
 fn unusable(error: &io::Error) -> Availability {
     Availability::Unusable { reason: error.to_string() }
 }

@@ -4,26 +4,55 @@ use std::{
     collections::HashSet,
     fs::{self, File},
     io,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::fs::MetadataExt,
-    },
-    path::PathBuf,
+    os::{fd::AsFd, unix::fs::MetadataExt},
+    path::{Path, PathBuf},
 };
 
+use rustix::fs::fstatfs;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-/// Every network namespace that a process is in or that has a name, each once.
+const NSFS_MAGIC: i64 = 0x6e73_6673;
+
+/// Runs `action` in every network namespace that a process is in or that has a name, once each, one
+/// after the other. What cannot be entered is reported to `failed`; the others are visited all the same.
 ///
-/// (One that is held only by an open descriptor or a bind mount elsewhere is not found; its sockets
-/// follow their next callback instead.)
-pub fn all() -> io::Result<Vec<OwnedFd>> {
+/// (A namespace that is held only by an open descriptor or a bind mount elsewhere is not found; its
+/// sockets follow at their next callback instead.)
+pub fn in_each(
+    action: impl Fn() -> io::Result<()> + Sync,
+    mut failed: impl FnMut(&Path, io::Error),
+) -> io::Result<()> {
     let mut seen = HashSet::new();
-    let mut found = Vec::new();
-    let mut candidates: Vec<PathBuf> = Vec::new();
+    for candidate in candidates()? {
+        let file = match File::open(&candidate) {
+            Ok(file) => file,
+            // A process may have ended meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => continue,
+            Err(error) => {
+                failed(&candidate, error);
+                continue;
+            }
+        };
+        // A name without its mount is a plain file: a leftover.
+        if fstatfs(&file).map_or(0, |found| found.f_type) != NSFS_MAGIC {
+            continue;
+        }
+        let meta = file.metadata()?;
+        if seen.insert((meta.dev(), meta.ino()))
+            && let Err(error) = within(&file, &action)
+        {
+            failed(&candidate, error);
+        }
+    }
+    Ok(())
+}
+
+fn candidates() -> io::Result<Vec<PathBuf>> {
+    let mut candidates = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let entry = entry?;
-        if entry.file_name().to_string_lossy().bytes().all(|byte| byte.is_ascii_digit()) {
+        if entry.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit) {
             candidates.push(entry.path().join("ns/net"));
         }
     }
@@ -32,20 +61,11 @@ pub fn all() -> io::Result<Vec<OwnedFd>> {
             candidates.extend(entries.flatten().map(|entry| entry.path()));
         }
     }
-    for candidate in candidates {
-        // A process may have ended meanwhile, and a name may be a leftover without its mount.
-        let Ok(meta) = fs::metadata(&candidate) else { continue };
-        if seen.insert((meta.dev(), meta.ino()))
-            && let Ok(file) = File::open(&candidate)
-        {
-            found.push(file.into());
-        }
-    }
-    Ok(found)
+    Ok(candidates)
 }
 
 /// Runs `action` on a thread of its own inside the namespace; needs CAP_SYS_ADMIN.
-pub fn within<T: Send>(
+fn within<T: Send>(
     namespace: impl AsFd + Sync,
     action: impl FnOnce() -> io::Result<T> + Send,
 ) -> io::Result<T> {

@@ -45,6 +45,7 @@ impl PaceTable {
             self.word(slot, offset_of!(Pace, debt)).store(pace::START.debt, SeqCst);
             self.word(slot, offset_of!(Pace, sent)).store(0, SeqCst);
             self.word(slot, offset_of!(Pace, active)).store(0, SeqCst);
+            self.half(slot, offset_of!(Pace, active_before)).store(0, SeqCst);
             self.word(slot, offset_of!(Pace, epoch)).fetch_add(1, SeqCst);
             self.word(slot, offset_of!(Pace, epoch_start_ns)).store(monotonic_ns(), SeqCst);
             self.mode(slot).store(PACE_ON, SeqCst);

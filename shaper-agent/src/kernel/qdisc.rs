@@ -97,17 +97,18 @@ pub fn attach_egress(
     }
 
     let attach = |source| UplinkError::Attach { device: device.to_owned(), source };
-    // The mark comes first: after a crash in between, a qdisc that was there is taken for ours, and
-    // is still only removed when nothing hangs on it.
+    // A mark for every device that has a filter of ours; it says whether the qdisc is ours, too. It is
+    // there first: after a crash in between, a qdisc that was there is taken for ours, and is still
+    // only removed when nothing hangs on it.
     let mark = mark(marks, device);
-    let marked = mark.exists();
-    if !marked {
-        fs::write(&mark, "").map_err(io("remember the qdisc of"))?;
+    let earlier_mark = fs::read_to_string(&mark).ok();
+    if earlier_mark.is_none() {
+        fs::write(&mark, OURS).map_err(io("note the qdisc of"))?;
     }
     match tc::qdisc_add_clsact(device) {
         Ok(()) => {}
-        Err(TcError::AlreadyAttached) if marked => {}
-        Err(TcError::AlreadyAttached) => fs::remove_file(&mark).map_err(io("forget the qdisc of"))?,
+        Err(TcError::AlreadyAttached) if earlier_mark.is_some() => {}
+        Err(TcError::AlreadyAttached) => fs::write(&mark, NOT_OURS).map_err(io("note the qdisc of"))?,
         Err(error) => return Err(attach(error.into()).into()),
     }
     let earlier = our_filter(device).map_err(io("find"))?;
@@ -141,23 +142,42 @@ fn attach_tcx(program: &mut SchedClassifier, device: &str, index: u32, links: &P
     bpf::pin_link(link, &pin, "uplink_egress")
 }
 
-/// Takes our filter off clsact, and the qdisc with it if we made it and nothing else hangs on it.
-/// (A tcx link goes with its pin.)
-pub fn detach_clsact(device: &str, marks: &Path) -> Result<(), UplinkError> {
-    let io = |verb| move |source| UplinkError::Device { verb, device: device.to_owned(), source };
-    let Ok(index) = ifindex(device) else {
-        return Ok(()); // The device is gone, and its qdisc with it.
+const MARK: &str = "clsact@";
+const OURS: &str = "ours\n";
+const NOT_OURS: &str = "not ours\n";
+
+/// Takes every filter of ours off clsact, whatever devices this agent was told of, and the qdisc with it
+/// if we made it and nothing else hangs on it. Returns the devices. (A tcx link goes with its pin.)
+pub fn detach_all_clsact(marks: &Path) -> Result<Vec<String>, UplinkError> {
+    let mut detached = Vec::new();
+    let listed = |source| UplinkError::Device {
+        verb: "list the marks of",
+        device: marks.display().to_string(),
+        source,
     };
-    let filter = our_filter(device).map_err(io("find"))?;
-    filter.detach().map_err(|source| UplinkError::Attach { device: device.to_owned(), source })?;
+    for entry in fs::read_dir(marks).map_err(listed)? {
+        let name = entry.map_err(listed)?.file_name();
+        if let Some(device) = name.to_str().and_then(|name| name.strip_prefix(MARK)) {
+            detach_clsact(device, marks)?;
+            detached.push(device.to_owned());
+        }
+    }
+    Ok(detached)
+}
+
+fn detach_clsact(device: &str, marks: &Path) -> Result<(), UplinkError> {
+    let io = |verb| move |source| UplinkError::Device { verb, device: device.to_owned(), source };
     let mark = mark(marks, device);
-    if mark.exists() {
-        if !has_filters(index).map_err(io("list the filters of"))? {
+    // A device that is gone took its qdisc along.
+    if let Ok(index) = ifindex(device) {
+        let filter = our_filter(device).map_err(io("find"))?;
+        filter.detach().map_err(|source| UplinkError::Attach { device: device.to_owned(), source })?;
+        let ours = fs::read_to_string(&mark).map_err(io("read the note of"))? == OURS;
+        if ours && !has_filters(index).map_err(io("list the filters of"))? {
             delete_clsact(index).map_err(io("remove the qdisc of"))?;
         }
-        fs::remove_file(&mark).map_err(io("forget the qdisc of"))?;
     }
-    Ok(())
+    fs::remove_file(&mark).map_err(io("forget the qdisc of"))
 }
 
 fn our_filter(device: &str) -> io::Result<SchedClassifierLink> {
@@ -165,7 +185,7 @@ fn our_filter(device: &str) -> io::Result<SchedClassifierLink> {
 }
 
 fn mark(marks: &Path, device: &str) -> PathBuf {
-    marks.join(format!("clsact@{device}"))
+    marks.join(format!("{MARK}{device}"))
 }
 
 const RTM_DELQDISC: u16 = 37;

@@ -136,7 +136,7 @@ impl V1Group {
     }
 
     /// Removes the group, which must be empty. Gone already is as good.
-    pub fn remove(self) -> io::Result<()> {
+    pub fn remove(&self) -> io::Result<()> {
         match std::fs::remove_dir(&self.directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),

@@ -735,6 +735,7 @@ mod tests {
             groups: vec![],
             cgroup: "/sys/fs/cgroup".into(),
             join: vec![],
+            supervisor_groups: Vec::new(),
             log_segment_bytes: 1,
         };
         let stage = |spec: LaunchSpec| Plan::new(&spec).err().map(|error| error.stage());

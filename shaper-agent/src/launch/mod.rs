@@ -1,10 +1,13 @@
 //! Running a task outside the agent.
 //!
-//! User code is never a child of the agent: it would inherit the agent's confinement, and lose its
-//! output and exit status with it. The agent writes `launch.json` into a directory of the attempt
-//! and [`spawn`]s `shaper-launch` on it, a supervisor that starts the task in its cgroup, keeps its
-//! log, and records its exit. An agent that is restarted, upgraded or killed finds them again with
-//! [`attach`].
+//! User code is never a child of the agent: it would lose its output and exit status with it. The
+//! agent writes `launch.json` into a directory of the attempt and [`spawn`]s `shaper-launch` on it, a
+//! supervisor that starts the task in its cgroup, keeps its log, and records its exit. An agent that is
+//! restarted, upgraded or killed finds them again with [`attach`].
+//!
+//! The supervisor is still the agent's child when it starts, so a task inherits the agent's resource
+//! limits, mount namespace and scheduling policy (not its cgroups, session, signals, descriptors,
+//! credentials or oom_score_adj). A hardened agent will need another parent for it.
 
 mod attempt;
 mod child;
@@ -328,17 +331,25 @@ pub fn main_process(attempt_dir: &Path) -> Result<Option<(Started, Option<OwnedF
 
 /// Waits until the exit of an attempt is recorded, or no supervisor is left to record it.
 pub async fn recorded(attempt_dir: &Path) -> Result<(), AttachError> {
-    let io_error = |operation, source| AttachError::Io { operation, path: attempt_dir.to_owned(), source };
-    // Watches from before the first look on.
-    let reader = log::LogReader::open(attempt_dir, 0)
-        .map_err(|error| io_error("watch", io::Error::other(chain(&error))))?;
+    // Where inotify instances have run out, it is looked at instead: an exit must not depend on them.
+    const LOOK: Duration = Duration::from_millis(100);
+    let reader = log::LogReader::open(attempt_dir, 0).ok();
     loop {
         let Attachment::Running(supervisor, _) = attach(attempt_dir)? else { return Ok(()) };
-        tokio::select! {
-            changed = reader.changed() => {
-                changed.map_err(|error| io_error("watch", io::Error::other(chain(&error))))?;
+        let changed = async {
+            match &reader {
+                // Watches from its first call on, and returns from that at once.
+                Some(reader) if reader.changed().await.is_ok() => {}
+                _ => tokio::time::sleep(LOOK).await,
             }
-            over = ended(supervisor) => over.map_err(|source| io_error("wait for the supervisor of", source))?,
+        };
+        tokio::select! {
+            () = changed => {}
+            over = ended(supervisor) => over.map_err(|source| AttachError::Io {
+                operation: "wait for the supervisor of",
+                path: attempt_dir.to_owned(),
+                source,
+            })?,
         }
     }
 }

@@ -28,6 +28,9 @@ pub struct LaunchSpec {
     pub cgroup: PathBuf,
     /// cgroup v1 directories that the task enters before it has its own credentials.
     pub join: Vec<PathBuf>,
+    /// cgroup directories, of v2 and v1, that the supervisor itself enters before anything else.
+    #[serde(default)]
+    pub supervisor_groups: Vec<PathBuf>,
     /// Size at which a log segment ends; the newest two are kept.
     #[serde(default = "default_log_segment_bytes")]
     pub log_segment_bytes: u64,

@@ -141,6 +141,11 @@ fn prepare(directory: &Path) -> Result<Option<Task>, SuperviseError> {
     let start_time = attempt::start_time(pid).map_err(setup("read the start time"))?;
     attempt.write_supervisor(&Supervisor { pid, start_time })?;
     let spec = attempt.spec()?.ok_or_else(|| SuperviseError::NoSpec { directory: directory.to_owned() })?;
+    for group in &spec.supervisor_groups {
+        // Out of the agent's own group, whose weight is not for what a task makes us do.
+        std::fs::write(group.join("cgroup.procs"), pid.to_string())
+            .map_err(setup("enter the supervisors' group"))?;
+    }
     // Orphans of the task come here instead of to PID 1, and are reaped.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(|errno| setup("become the subreaper")(errno.into()))?;

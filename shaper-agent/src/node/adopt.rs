@@ -1,4 +1,5 @@
-//! What an earlier agent left is taken up again.
+//! What an earlier agent left is taken up again. Nothing that is wrong with one task keeps the agent from
+//! starting: without it, nothing could be released either.
 
 use shaper_core::{
     id::ExecutionId,
@@ -7,6 +8,7 @@ use shaper_core::{
 
 use super::{Node, NodeError, end::status_of, not_established, now};
 use crate::{
+    actuate,
     kernel::{bpf::Bpf, cgroup::Cgroup},
     launch::{self, Attachment},
     record::{self, Record},
@@ -14,28 +16,35 @@ use crate::{
 
 impl Node {
     pub(super) fn adopt_all(&mut self) -> Result<(), NodeError> {
-        let mut live = Vec::new();
+        let mut records = Vec::new();
         for execution in record::executions(self.state_dir())? {
-            let Some(record) = Record::load(self.state_dir(), &execution)? else {
-                self.erase_if_over(&execution);
-                continue;
-            };
-            if record.phase == Phase::Running && record.boot_id == self.boot_id {
-                live.push(record);
-            } else {
-                self.remember_ended(record)?;
+            match Record::load(self.state_dir(), &execution) {
+                Ok(Some(record)) => records.push(record),
+                Ok(None) => self.erase_if_over(&execution),
+                Err(error) => {
+                    tracing::error!(%execution, error = %launch::chain(&error), "cannot read a task's record; it is left as it is");
+                }
             }
         }
+        // In this boot: what runs, and what has ended but may have left processes or a slot.
+        let (live, past): (Vec<_>, Vec<_>) = records.into_iter().partition(|record| {
+            record.boot_id == self.boot_id && (record.phase == Phase::Running || record.cgroup.exists())
+        });
         let left =
             self.config.state_dir.join("origin.json").exists() || Bpf::is_pinned(&self.config.bpffs_dir);
         if !live.is_empty() || left {
             self.establish()?;
         }
+        for record in past {
+            self.remember_ended(record);
+        }
         for record in live {
             let execution = record.execution.clone();
-            self.adopt_record(record).inspect_err(|error| {
-                tracing::error!(%execution, error = %launch::chain(error), "cannot adopt a task");
-            })?;
+            if let Err(error) = self.adopt_record(record) {
+                let error = launch::chain(&error);
+                tracing::error!(%execution, error, "cannot take a task up again as it was");
+                self.note(&execution.task, &format!("after a restart of the agent: {error}"));
+            }
         }
         Ok(())
     }
@@ -47,79 +56,91 @@ impl Node {
             Ok(Attachment::Running(..)) => {}
             Ok(_) => {
                 if let Err(error) = record::erase(self.state_dir(), execution) {
-                    tracing::warn!(%execution, %error, "cannot remove what is left of a released task");
+                    tracing::warn!(%execution, %error, "cannot remove what is left of a task");
                 }
             }
-            Err(error) => tracing::warn!(%execution, %error, "cannot tell what became of a released task"),
+            Err(error) => tracing::warn!(%execution, %error, "cannot tell what became of a task"),
         }
     }
 
     /// A task that had ended, or that a reboot ended.
-    pub(super) fn remember_ended(&mut self, mut record: Record) -> Result<(), NodeError> {
+    fn remember_ended(&mut self, mut record: Record) {
         if record.phase == Phase::Running {
             let directory = record::directory(self.state_dir(), &record.execution);
-            record.phase = match launch::attach(&directory)? {
-                Attachment::Ended(exit) => Phase::Ended { status: status_of(exit.status), at: exit.at },
+            record.phase = match launch::attach(&directory) {
+                Ok(Attachment::Ended(exit)) => Phase::Ended { status: status_of(exit.status), at: exit.at },
                 _ => Phase::Ended { status: ExitStatus::Unknown, at: now() },
             };
-            record.save(self.state_dir())?;
+            if let Err(error) = record.save(self.state_dir()) {
+                tracing::warn!(execution = %record.execution, %error, "cannot record that a task has ended");
+            }
         }
-        self.insert(record, None, None);
-        Ok(())
+        self.insert(record, None);
     }
 
-    /// A task of this boot that ran when it was last seen.
-    pub(super) fn adopt_record(&mut self, record: Record) -> Result<(), NodeError> {
+    /// A task of this boot that has, or may have, something in the kernel.
+    fn adopt_record(&mut self, record: Record) -> Result<(), NodeError> {
         let id = record.execution.task.clone();
+        self.free_slots.remove(&record.slot);
         let cgroup = match Cgroup::open(&self.config.hierarchies.v2, &record.cgroup) {
             Ok(cgroup) => cgroup,
-            Err(error) if error.is_gone() => return self.remember_gone(record),
-            Err(error) => return Err(error.into()),
+            Err(error) if error.is_gone() => {
+                let bpf = self.bpf.as_mut().ok_or_else(not_established)?;
+                let retired = bpf.retire(record.slot);
+                self.free_slots.insert(record.slot);
+                self.remember_ended(record);
+                return Ok(retired?);
+            }
+            Err(error) => {
+                self.insert(record, None);
+                return Err(error.into());
+            }
         };
-        let target = self.target(cgroup, &record)?;
-        self.free_slots.remove(&record.slot);
-        let ids = target.cgroup.ids()?;
+        let target = match self.target(cgroup, &record) {
+            Ok(target) => target,
+            Err(error) => {
+                self.insert(record, None);
+                return Err(error);
+            }
+        };
+        let (slot, origin) = (record.slot, record.origin.clone());
+        let ids = target.cgroup.ids();
+        let running = record.phase == Phase::Running;
+        let change = actuate::whole_change(&record.limits, &record.baseline);
         let directory = record::directory(self.state_dir(), &record.execution);
-        let limits = record.limits;
-        let launched = matches!(record.origin, Origin::Launched { .. });
+        let execution = record.execution.clone();
+        self.insert(record, Some(target));
         let bpf = self.bpf.as_mut().ok_or_else(not_established)?;
-        bpf.join(record.slot, &ids)?;
-        self.insert(record, Some(target), None);
-
-        // What is in force is compared with what should be; only what differs is written.
-        self.change(&id, &limits.as_change())?;
-        if !launched {
-            return Ok(());
+        bpf.join(slot, &ids?)?;
+        if !running {
+            return Ok(()); // The next tick finishes what the last agent began.
         }
-        match launch::attach(&directory)? {
-            Attachment::Running(supervisor, _) => {
-                self.runtime.spawn(async move {
-                    // Not our child; waiting keeps the descriptor for as long as it is needed.
-                    let _ = launch::ended(supervisor).await;
-                });
-                self.watch_main(&id, &directory)?;
-            }
-            Attachment::Ended(_) => self.settle(&id)?,
-            Attachment::Lost => {
-                self.note(
-                    &id,
-                    "its supervisor was killed: its output since then is lost, its exit code will be unknown",
-                );
-                self.watch_main(&id, &directory)?;
-            }
-            Attachment::NeverStarted => {
-                launch::abandon(&directory, "the agent stopped before the task was started")?;
-                self.settle(&id)?;
+        // What is in force is compared with what should be; only what differs is written. Whatever
+        // comes of it, the task is looked after.
+        let changed = self.change(&id, &change);
+        if matches!(origin, Origin::Launched { .. }) {
+            match launch::attach(&directory)? {
+                Attachment::Running(supervisor, _) => {
+                    self.runtime.spawn(async move {
+                        // Not our child; this only waits.
+                        let _ = launch::ended(supervisor).await;
+                    });
+                    self.watch_main(&execution)?;
+                }
+                Attachment::Ended(_) => self.settle(&execution)?,
+                Attachment::Lost => {
+                    self.note(
+                        &id,
+                        "its supervisor was killed: its output since then is lost, its exit code will be unknown",
+                    );
+                    self.watch_main(&execution)?;
+                }
+                Attachment::NeverStarted => {
+                    launch::abandon(&directory, "the agent stopped before the task was started")?;
+                    self.settle(&execution)?;
+                }
             }
         }
-        Ok(())
-    }
-
-    /// Its cgroup is gone: it ended while nobody looked.
-    pub(super) fn remember_gone(&mut self, mut record: Record) -> Result<(), NodeError> {
-        let bpf = self.bpf.as_mut().ok_or_else(not_established)?;
-        bpf.retire(record.slot)?;
-        record.boot_id.clear();
-        self.remember_ended(record)
+        changed
     }
 }

@@ -1,21 +1,20 @@
 //! How tasks end, and how they are let go.
 
-use std::time::{Duration, Instant};
+use std::{collections::BTreeMap, time::Duration};
 
 use rustix::process::{Signal, pidfd_send_signal};
 use shaper_core::{
-    id::TaskId,
+    id::{ExecutionId, TaskId},
     task::{ExitStatus, Origin, Phase, TaskStatus, UnixNanos},
 };
 
-use super::{ENDED_KEPT, Node, NodeError, Task, not_established, now};
+use super::{ENDED_KEPT, Node, NodeError, Task, boottime_ns, not_established, now};
 use crate::{
-    actuate::{self, ActuateError, Target},
+    actuate::{self, ActuateError},
     caller::Caller,
     ground::GroundError,
-    kernel::cgroup::Cgroup,
     launch::{self, Attachment},
-    record::{self, Record},
+    record,
 };
 
 impl Node {
@@ -29,13 +28,16 @@ impl Node {
             )));
         }
         if task.is_running() {
+            let Some(target) = &task.target else { return self.status(id) };
             if grace.is_zero() {
-                if let Some(target) = &task.target {
-                    target.cgroup.kill()?;
-                }
+                target.cgroup.kill()?;
             } else {
-                task.kill_at = Some(Instant::now() + grace);
-                let directory = record::directory(self.state_dir(), &self.task(id)?.record.execution);
+                let grace = u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX);
+                task.record.kill_at_boottime_ns = Some(boottime_ns().saturating_add(grace));
+                let state_dir = self.state_dir().to_owned();
+                let task = self.task(id)?;
+                task.record.save(&state_dir)?;
+                let directory = record::directory(&state_dir, &task.record.execution);
                 if let Some((_, Some(main))) = launch::main_process(&directory)? {
                     match pidfd_send_signal(&main, Signal::TERM) {
                         Ok(()) | Err(rustix::io::Errno::SRCH) => {}
@@ -51,30 +53,39 @@ impl Node {
 
     /// The main process has ended, or nobody can say any more: records that, and begins to take the
     /// task's place in the kernel away. What the main process left running ends with it.
-    pub(super) fn settle(&mut self, id: &TaskId) -> Result<(), NodeError> {
-        let Some(task) = self.tasks.get(id) else { return Ok(()) };
-        if !task.is_running() {
+    pub(super) fn settle(&mut self, execution: &ExecutionId) -> Result<(), NodeError> {
+        let Some(task) = self.tasks.get(&execution.task) else { return Ok(()) };
+        if !task.is_running() || task.record.execution != *execution {
             return Ok(());
         }
-        let directory = record::directory(self.state_dir(), &task.record.execution);
+        let directory = record::directory(self.state_dir(), execution);
         let phase = match launch::attach(&directory)? {
             Attachment::Ended(exit) => Phase::Ended { status: status_of(exit.status), at: exit.at },
-            _ => Phase::Ended { status: ExitStatus::Unknown, at: now() },
+            // It is about to say how the task ended; the next tick asks again.
+            Attachment::Running(..) => return Ok(()),
+            Attachment::Lost | Attachment::NeverStarted => {
+                Phase::Ended { status: ExitStatus::Unknown, at: now() }
+            }
         };
-        self.end(id, phase)
+        self.end(&execution.task, phase)
     }
 
     pub(super) fn end(&mut self, id: &TaskId, phase: Phase) -> Result<(), NodeError> {
-        let usage = self.usage(id)?;
+        let usage = self.usage(id).unwrap_or_else(|error| {
+            tracing::warn!(task = %id, error = %launch::chain(&error), "cannot read what a task has used");
+            Default::default()
+        });
         let state_dir = self.config.state_dir.clone();
         let task = self.task_mut(id)?;
         task.record.phase = phase;
         task.record.usage = Some(usage);
-        task.record.save(&state_dir)?;
-        task.kill_at = None;
+        task.record.kill_at_boottime_ns = None;
+        let saved = task.record.save(&state_dir);
+        task.unsaved = saved.is_err();
         task.ended.send_replace(true);
         self.clean_up(id)?;
-        self.forget_oldest()
+        self.forget_oldest()?;
+        Ok(saved?)
     }
 
     /// Removes what an ended task has in the kernel, if its processes are gone; else the next tick
@@ -86,66 +97,57 @@ impl Node {
         result
     }
 
+    /// Takes a task's place in the kernel away; may be repeated until `task.target` is `None`.
     /// `kill`: processes that are left are killed, and the cgroup stays until they are gone. Else
-    /// they are moved to where the agent came from.
+    /// they are moved out of ours.
     pub(super) fn take_down(&mut self, task: &mut Task, kill: bool) -> Result<(), NodeError> {
-        let Some(target) = task.target.take() else {
-            // A start that failed may have left an empty cgroup or the slot.
-            self.free_slots.insert(task.record.slot);
-            return self.remove_leftover(&task.record);
-        };
-        if kill && matches!(task.record.origin, Origin::Launched { .. }) {
-            match target.cgroup.is_populated() {
-                Ok(true) => {
-                    target.cgroup.kill()?;
-                    if target.cgroup.is_populated()? {
-                        task.target = Some(target);
-                        return Ok(());
+        let launched = matches!(task.record.origin, Origin::Launched { .. });
+        if let Some(target) = &task.target {
+            if kill && launched {
+                match target.cgroup.is_populated() {
+                    Ok(true) => {
+                        target.cgroup.kill()?;
+                        if target.cgroup.is_populated()? {
+                            return Ok(());
+                        }
                     }
+                    Ok(false) => {}
+                    Err(error) if error.is_gone() => {}
+                    Err(error) => return Err(error.into()),
                 }
-                Ok(false) => {}
-                Err(error) if error.is_gone() => {}
-                Err(error) => return Err(error.into()),
             }
-        }
-        if let Some(bpf) = self.bpf.as_mut() {
-            bpf.retire(target.slot)?;
-        }
-        let Target { cgroup, v1_cpu, v1_memory, slot } = target;
-        if matches!(task.record.origin, Origin::Launched { .. })
-            && let Some(ground) = &self.ground
-        {
-            match ground.dissolve(cgroup, [v1_cpu, v1_memory].into_iter().flatten()) {
-                Err(GroundError::Cgroup(error)) if error.is_gone() => {}
-                other => other?,
+            if let Some(bpf) = self.bpf.as_mut() {
+                bpf.retire(target.slot)?;
             }
+            if launched && let Some(ground) = &self.ground {
+                let groups = [&target.v1_cpu, &target.v1_memory];
+                match ground.dissolve(&target.cgroup, groups.into_iter().flatten()) {
+                    Err(GroundError::Cgroup(error)) if error.is_gone() => {}
+                    other => other?,
+                }
+            }
+            task.target = None;
         }
-        self.free_slots.insert(slot);
+        if std::mem::take(&mut task.holds_slot) {
+            self.free_slots.insert(task.record.slot);
+        }
         Ok(())
     }
 
-    pub(super) fn remove_leftover(&self, record: &Record) -> Result<(), NodeError> {
-        if !matches!(record.origin, Origin::Launched { .. }) || record.cgroup.as_os_str().is_empty() {
-            return Ok(());
+    fn forget_oldest(&mut self) -> Result<(), NodeError> {
+        let mut ended: BTreeMap<u32, Vec<(UnixNanos, TaskId)>> = BTreeMap::new();
+        for (id, task) in self.tasks.iter().filter(|(_, task)| !task.is_held()) {
+            if let Phase::Ended { at, .. } = task.record.phase {
+                ended.entry(task.record.owner.uid).or_default().push((at, id.clone()));
+            }
         }
-        match Cgroup::open(&self.config.hierarchies.v2, &record.cgroup).and_then(Cgroup::remove) {
-            Err(error) if !error.is_gone() => Err(error.into()),
-            _ => Ok(()),
-        }
-    }
-
-    pub(super) fn forget_oldest(&mut self) -> Result<(), NodeError> {
-        let mut ended: Vec<(UnixNanos, TaskId)> = self
-            .tasks
-            .iter()
-            .filter(|(_, task)| task.target.is_none())
-            .map(|(id, task)| (task.record.created_at, id.clone()))
-            .collect();
-        ended.sort();
-        let surplus = ended.len().saturating_sub(ENDED_KEPT);
-        for (_, id) in ended.drain(..surplus) {
-            if let Some(task) = self.tasks.remove(&id) {
-                record::erase(self.state_dir(), &task.record.execution)?;
+        for mut of_user in ended.into_values().filter(|of_user| of_user.len() > ENDED_KEPT) {
+            of_user.sort();
+            of_user.truncate(of_user.len() - ENDED_KEPT);
+            for (_, id) in of_user {
+                if let Some(task) = self.tasks.remove(&id) {
+                    record::erase(self.state_dir(), &task.record.execution)?;
+                }
             }
         }
         Ok(())
@@ -156,7 +158,7 @@ impl Node {
     /// Lifts the limits of a task, puts its baseline back and forgets it; its processes go on.
     pub fn release(&mut self, caller: &Caller, id: &TaskId) -> Result<Vec<String>, NodeError> {
         self.visible(caller, id)?;
-        if self.task(id)?.target.is_some() {
+        if self.task(id)?.is_held() {
             self.only_operator(caller, "release a running task")?;
         }
         self.let_go(id)
@@ -165,7 +167,7 @@ impl Node {
     pub(super) fn let_go(&mut self, id: &TaskId) -> Result<Vec<String>, NodeError> {
         let task = self.task(id)?;
         let execution = task.record.execution.clone();
-        if task.target.is_none() {
+        if !task.is_held() {
             self.tasks.remove(id);
             record::erase(self.state_dir(), &execution)?;
             return Ok(vec![format!("{id}: it had ended; its log and exit code are forgotten")]);
@@ -212,16 +214,27 @@ impl Node {
     pub fn release_all(&mut self, caller: &Caller) -> Result<Vec<String>, NodeError> {
         self.only_operator(caller, "release everything")?;
         let mut done = Vec::new();
+        let mut failed = Vec::new();
         let held: Vec<TaskId> =
-            self.tasks.iter().filter(|(_, task)| task.target.is_some()).map(|(id, _)| id.clone()).collect();
+            self.tasks.iter().filter(|(_, task)| task.is_held()).map(|(id, _)| id.clone()).collect();
         for id in held {
-            done.extend(self.let_go(&id)?);
+            match self.let_go(&id) {
+                Ok(lines) => done.extend(lines),
+                Err(error) => failed.push(format!("{id} was not released: {}", launch::chain(&error))),
+            }
         }
-        if let Some(bpf) = self.bpf.take() {
-            done.extend(bpf.remove()?);
+        // What could not be released keeps its place, and the programs that serve it.
+        if failed.is_empty() {
+            if let Some(bpf) = self.bpf.take() {
+                done.extend(bpf.remove()?);
+            }
+            if let Some(ground) = self.ground.take() {
+                done.extend(ground.remove()?);
+            }
         }
-        if let Some(ground) = self.ground.take() {
-            done.extend(ground.remove()?);
+        if !failed.is_empty() {
+            failed.extend(done);
+            return Err(NodeError::Partly(failed));
         }
         if done.is_empty() {
             done.push("nothing was held".into());

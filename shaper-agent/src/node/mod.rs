@@ -9,7 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fs, io,
     path::{Path, PathBuf},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use shaper_common::abi::{SLOT_FIRST, SLOTS};
@@ -80,6 +80,9 @@ pub enum NodeError {
     /// What became of an attempt.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// Some of several things could not be done; the others were.
+    #[error("{}", .0.join("; "))]
+    Partly(Vec<String>),
     /// A system call.
     #[error("cannot {verb}")]
     System {
@@ -93,6 +96,8 @@ pub enum NodeError {
 /// A command to be run as a task.
 #[derive(Clone, Debug)]
 pub struct RunRequest {
+    /// Which run of the task this is to be; `None`: the next.
+    pub attempt: Option<u32>,
     /// Its id; `None`: one is made.
     pub task_id: Option<TaskId>,
     /// Program and arguments.
@@ -109,7 +114,9 @@ pub struct RunRequest {
 
 /// How long a supervisor may take to say that its task runs.
 const LAUNCH_DEADLINE: Duration = Duration::from_secs(20);
-/// Ended tasks that are remembered; the oldest are forgotten first.
+/// Most bytes of a command with its environment.
+const COMMAND_MAX: usize = 128 << 10;
+/// Ended tasks of one user that are remembered; the first that ended are forgotten first.
 const ENDED_KEPT: usize = 256;
 /// Samples from which the rates of now are taken: at a tick of 500 ms, one second.
 const SAMPLES: usize = 3;
@@ -118,10 +125,14 @@ struct Task {
     record: Record,
     /// Present from launch until everything in the kernel is gone.
     target: Option<Target>,
+    /// Whether `record.slot` is this task's to give back.
+    holds_slot: bool,
     started: Option<Started>,
     samples: VecDeque<Counters>,
-    /// When what is left of it is killed.
-    kill_at: Option<Instant>,
+    /// The main process is over; what remains is to find out how.
+    over: bool,
+    /// The record on disk is older than this one.
+    unsaved: bool,
     ended: watch::Sender<bool>,
     notes: Vec<String>,
 }
@@ -129,6 +140,11 @@ struct Task {
 impl Task {
     fn is_running(&self) -> bool {
         self.record.phase == Phase::Running
+    }
+
+    /// Whether there is anything of it that can be let go: processes, limits, a place in the kernel.
+    fn is_held(&self) -> bool {
+        self.is_running() || self.target.is_some()
     }
 }
 
@@ -192,7 +208,7 @@ impl Node {
     fn establish(&mut self) -> Result<(), NodeError> {
         let Config { hierarchies, cgroup_root, state_dir, .. } = &self.config;
         if self.ground.is_none() {
-            self.ground = Some(Ground::establish(hierarchies, cgroup_root, state_dir)?);
+            self.ground = Some(Ground::establish(hierarchies, cgroup_root, state_dir, &self.boot_id)?);
         }
         if self.bpf.is_none() {
             let bpf = Bpf::establish(BpfConfig {
@@ -218,13 +234,17 @@ impl Node {
             ground.v1_group(controller, &record.execution.to_string())
         };
         let (v1_cpu, v1_memory) = (group("cpu", "cpu.max")?, group("memory", "memory.max")?);
-        Ok(Target { cgroup, v1_cpu, v1_memory, slot: record.slot })
+        Ok(Target { cgroup, v1_cpu, v1_memory, slot: record.slot, has_sockets: true })
     }
 
     /// Samples usage, kills what is overdue, takes away what is left of ended tasks.
     pub fn tick(&mut self) {
-        let ids: Vec<TaskId> =
-            self.tasks.iter().filter(|(_, task)| task.target.is_some()).map(|(id, _)| id.clone()).collect();
+        let ids: Vec<TaskId> = self
+            .tasks
+            .iter()
+            .filter(|(_, task)| task.is_held() || task.unsaved)
+            .map(|(id, _)| id.clone())
+            .collect();
         for id in ids {
             if let Err(error) = self.tick_task(&id) {
                 tracing::warn!(task = %id, error = %launch::chain(&error), "cannot look after a task");
@@ -234,13 +254,21 @@ impl Node {
 
     fn tick_task(&mut self, id: &TaskId) -> Result<(), NodeError> {
         let Some(task) = self.tasks.get_mut(id) else { return Ok(()) };
-        let Some(target) = &task.target else { return Ok(()) };
+        if task.unsaved {
+            task.record.save(&self.config.state_dir)?;
+            task.unsaved = false;
+        }
         if !task.is_running() {
             return self.clean_up(id);
         }
-        if task.kill_at.is_some_and(|at| at <= Instant::now()) {
-            task.kill_at = None;
+        if task.over {
+            let execution = task.record.execution.clone();
+            return self.settle(&execution);
+        }
+        let Some(target) = &task.target else { return Ok(()) };
+        if task.record.kill_at_boottime_ns.is_some_and(|at| at <= boottime_ns()) {
             target.cgroup.kill()?;
+            task.record.kill_at_boottime_ns = None;
         }
         if let Some(bpf) = &self.bpf {
             task.samples.push_back(bpf.counters(target.slot)?);
@@ -257,15 +285,17 @@ impl Node {
         Ok(())
     }
 
-    fn insert(&mut self, record: Record, target: Option<Target>, started: Option<Started>) {
+    fn insert(&mut self, record: Record, target: Option<Target>) {
         let ended = watch::Sender::new(record.phase != Phase::Running);
         let id = record.execution.task.clone();
         let task = Task {
+            holds_slot: target.is_some(),
             record,
             target,
-            started,
+            started: None,
             samples: VecDeque::new(),
-            kill_at: None,
+            over: false,
+            unsaved: false,
             ended,
             notes: Vec::new(),
         };
@@ -307,6 +337,12 @@ impl Node {
 
 fn not_established() -> NodeError {
     NodeError::Precondition("the agent holds nothing in the kernel at this moment".into())
+}
+
+/// `CLOCK_BOOTTIME`: counts while the machine sleeps, and means the same to the next agent.
+fn boottime_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 fn now() -> UnixNanos {

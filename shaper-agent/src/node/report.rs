@@ -9,7 +9,7 @@ use shaper_core::{
 };
 use tokio::sync::watch;
 
-use super::{Node, NodeError};
+use super::{Node, NodeError, Task};
 use crate::{
     actuate::{self, ActuateError},
     caller::Caller,
@@ -55,6 +55,11 @@ impl Node {
             Some(bpf) => bpf.uplinks().iter().map(|(device, form)| format!("{device} ({form})")).collect(),
             None => config.uplinks.iter().map(|device| format!("{device} (not attached)")).collect(),
         };
+        let mut rungs =
+            features::probe().map_err(|source| NodeError::System { verb: "probe the kernel", source })?;
+        if let Some(bpf) = &self.bpf {
+            rungs.extend(features::slot_table(bpf.cgroups_without_slot()?));
+        }
         Ok(Report {
             kernel: features::release(),
             node: config.node.clone(),
@@ -62,8 +67,7 @@ impl Node {
             cgroup_root: config.cgroup_root.display().to_string(),
             bpffs_dir: config.bpffs_dir.display().to_string(),
             uplinks,
-            rungs: features::probe()
-                .map_err(|source| NodeError::System { verb: "probe the kernel", source })?,
+            rungs,
         })
     }
 
@@ -91,8 +95,20 @@ impl Node {
             limits: *limits,
             enforcement,
             usage: self.usage(id)?,
-            notes: task.notes.clone(),
+            notes: self.notes(task),
         })
+    }
+
+    fn notes(&self, task: &Task) -> Vec<String> {
+        let mut notes = task.notes.clone();
+        if task.record.limits.net_egress.at().is_some() && task.is_running() {
+            notes.push(
+                "the network limit holds for TCP, but not for the first ten segments of a connection, nor for \
+                 connections within this machine; UDP and other protocols are counted, not limited"
+                    .into(),
+            );
+        }
+        notes
     }
 
     pub(super) fn usage(&self, id: &TaskId) -> Result<Usage, NodeError> {

@@ -2,36 +2,43 @@
 
 use std::{
     os::fd::OwnedFd,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use shaper_common::abi::{SLOT_FIRST, SLOTS};
 use shaper_core::{
     id::{ExecutionId, TaskId},
     limits::{Limits, LimitsChange},
-    task::{Origin, Phase, TaskStatus},
+    task::{ExitStatus, Origin, Phase, TaskStatus},
 };
+use tokio::sync::oneshot;
 
-use super::{LAUNCH_DEADLINE, Node, NodeError, RunRequest, not_established, now};
+use super::{COMMAND_MAX, LAUNCH_DEADLINE, Node, NodeError, RunRequest, not_established, now};
 use crate::{
     actuate::{self, Raw},
     caller::Caller,
     kernel::{cgroup::Cgroup, features},
-    launch::{self, spec::LaunchSpec},
+    launch::{self, Attachment, SpawnError, Spawned, spec::LaunchSpec},
     record::{self, Record},
 };
 
 impl Node {
-    /// Starts a command as a task.
-    pub fn run(&mut self, caller: &Caller, request: RunRequest) -> Result<TaskStatus, NodeError> {
+    /// Starts a command as a task. The answer comes when its supervisor has said whether it runs: a
+    /// program or a working directory that does not answer must not hold up the node.
+    pub fn run(
+        &mut self,
+        caller: &Caller,
+        request: RunRequest,
+    ) -> Result<oneshot::Receiver<Result<TaskStatus, NodeError>>, NodeError> {
         let run_as = self.may_run(caller, &request)?;
         let id = match request.task_id {
             Some(id) => id,
             None => self.make_id(&request.command)?,
         };
-        let attempt = self.next_attempt(caller, &id)?;
+        let attempt = self.next_attempt(caller, &id, request.attempt)?;
+        let execution = ExecutionId { task: id.clone(), attempt };
         let record = Record {
-            execution: ExecutionId { task: id.clone(), attempt },
+            execution: execution.clone(),
             owner: caller.as_owner(),
             runs_as: run_as.as_owner(),
             origin: Origin::Launched { command: request.command.clone() },
@@ -43,8 +50,8 @@ impl Node {
             boot_id: self.boot_id.clone(),
             phase: Phase::Running,
             usage: None,
+            kill_at_boottime_ns: None,
         };
-        let execution = record.execution.clone();
         self.begin(record)?;
         let spec = LaunchSpec {
             execution: execution.clone(),
@@ -56,17 +63,15 @@ impl Node {
             groups: run_as.groups,
             cgroup: PathBuf::new(),
             join: Vec::new(),
+            supervisor_groups: Vec::new(),
             log_segment_bytes: launch::spec::DEFAULT_LOG_SEGMENT_BYTES,
         };
-        if let Err(error) = self.launch(&id, spec) {
-            self.abort(&id);
-            return Err(error);
-        }
+        let answer =
+            self.launch(&id, spec).inspect_err(|error| self.abort(&execution, &launch::chain(error)))?;
         if attempt > 1 {
-            let before = ExecutionId { attempt: attempt - 1, ..execution };
-            record::erase(self.state_dir(), &before)?;
+            self.erase_if_over(&ExecutionId { attempt: attempt - 1, ..execution });
         }
-        self.status(&id)
+        Ok(answer)
     }
 
     pub(super) fn may_run(&self, caller: &Caller, request: &RunRequest) -> Result<Caller, NodeError> {
@@ -77,6 +82,13 @@ impl Node {
             return Err(NodeError::Invalid(format!(
                 "the working directory `{}` is not an absolute path",
                 request.cwd.display()
+            )));
+        }
+        let length = request.command.iter().map(String::len).sum::<usize>()
+            + request.env.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        if length > COMMAND_MAX {
+            return Err(NodeError::Invalid(format!(
+                "command and environment have {length} bytes; {COMMAND_MAX} is the most"
             )));
         }
         let has_nul = |text: &str| text.contains('\0');
@@ -118,38 +130,44 @@ impl Node {
     }
 
     /// The command's name and the first number that is free.
-    pub(super) fn make_id(&self, command: &[String]) -> Result<TaskId, NodeError> {
+    fn make_id(&self, command: &[String]) -> Result<TaskId, NodeError> {
         let name = Path::new(&command[0]).file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
         let plain: String =
             name.chars().filter(|letter| letter.is_ascii_alphanumeric() || *letter == '-').take(40).collect();
         let plain = plain.trim_matches('-');
         let plain = if plain.is_empty() { "task" } else { plain };
+        let on_disk = record::executions(self.state_dir())?;
         for number in 1u32.. {
             let id: TaskId = format!("{plain}-{number}").parse()?;
-            if !self.tasks.contains_key(&id) {
+            if !self.tasks.contains_key(&id) && !on_disk.iter().any(|execution| execution.task == id) {
                 return Ok(id);
             }
         }
         Err(NodeError::Exhausted("no id is free".into()))
     }
 
-    pub(super) fn next_attempt(&self, caller: &Caller, id: &TaskId) -> Result<u32, NodeError> {
-        let mut last = 0;
-        if let Some(task) = self.tasks.get(id) {
-            if task.target.is_some() || !caller.may_use(&task.record.owner) {
-                return Err(NodeError::Exists(id.clone()));
-            }
-            last = task.record.execution.attempt;
+    /// The number of the next run of a task. The numbers of released ones, which have a directory but no
+    /// record, are not given out again.
+    fn next_attempt(&self, caller: &Caller, id: &TaskId, wanted: Option<u32>) -> Result<u32, NodeError> {
+        if let Some(task) = self.tasks.get(id)
+            && (task.is_held() || !caller.may_use(&task.record.owner))
+        {
+            return Err(NodeError::Exists(id.clone()));
         }
-        // A released attempt has a directory but no record; its number is not given out again.
         let on_disk = record::executions(self.state_dir())?;
-        let on_disk =
-            on_disk.iter().filter(|execution| execution.task == *id).map(|execution| execution.attempt);
-        Ok(on_disk.max().unwrap_or(0).max(last) + 1)
+        let of_task = on_disk.iter().filter(|execution| execution.task == *id);
+        let last = of_task.map(|execution| execution.attempt).max().unwrap_or(0);
+        match wanted {
+            None => Ok(last + 1),
+            Some(wanted) if wanted > last => Ok(wanted),
+            Some(wanted) => Err(NodeError::Precondition(format!(
+                "attempt {wanted} of `{id}` is over: this node has seen attempt {last}"
+            ))),
+        }
     }
 
     /// Makes everything in the kernel for a task and puts its limits in force, intent first.
-    pub(super) fn begin(&mut self, mut record: Record) -> Result<(), NodeError> {
+    fn begin(&mut self, mut record: Record) -> Result<(), NodeError> {
         self.establish()?;
         let Some(slot) = self.free_slots.pop_first() else {
             return Err(NodeError::Exhausted(format!(
@@ -161,87 +179,187 @@ impl Node {
         if matches!(record.origin, Origin::Launched { .. }) {
             record.cgroup = self.config.cgroup_root.join(record.execution.to_string());
         }
-        let id = record.execution.task.clone();
-        record.save(self.state_dir())?;
-        self.insert(record, None, None);
-        let result = self.begin_in_kernel(&id);
-        if result.is_err() {
-            self.abort(&id);
+        let execution = record.execution.clone();
+        if let Err(error) = record.save(self.state_dir()) {
+            self.free_slots.insert(slot);
+            return Err(error.into());
         }
-        result
+        self.insert(record, None);
+        self.task_mut(&execution.task)?.holds_slot = true;
+        self.begin_in_kernel(&execution.task)
+            .inspect_err(|error| self.abort(&execution, &launch::chain(error)))
     }
 
-    pub(super) fn begin_in_kernel(&mut self, id: &TaskId) -> Result<(), NodeError> {
+    fn begin_in_kernel(&mut self, id: &TaskId) -> Result<(), NodeError> {
         let record = &self.task(id)?.record;
         let (slot, limits) = (record.slot, record.limits);
+        let adopted = record.origin == Origin::Adopted;
         let ground = self.ground.as_ref().ok_or_else(not_established)?;
-        let cgroup = match record.origin {
-            Origin::Launched { .. } => ground.make_task(&record.execution)?,
-            Origin::Adopted => Cgroup::open(&self.config.hierarchies.v2, &record.cgroup)?,
+        let cgroup = if adopted {
+            Cgroup::open(&self.config.hierarchies.v2, &record.cgroup)?
+        } else {
+            ground.make_task(&record.execution)?
         };
-        let target = self.target(cgroup, record)?;
-        let bpf = self.bpf.as_mut().ok_or_else(not_established)?;
+        let mut target = self.target(cgroup, record)?;
+        target.has_sockets = adopted;
+        let cgroup_id = target.cgroup.id();
+        self.task_mut(id)?.target = Some(target);
         // The cgroup itself first: from then on the kernel gives the slot to new children, and the
         // walk finds the older ones.
-        bpf.assign(slot, &[target.cgroup.id()])?;
-        bpf.join(slot, &target.cgroup.ids()?)?;
-        self.task_mut(id)?.target = Some(target);
+        let bpf = self.bpf.as_mut().ok_or_else(not_established)?;
+        bpf.assign(slot, cgroup_id)?;
+        let ids = self.task(id)?.target.as_ref().ok_or_else(not_established)?.cgroup.ids()?;
+        self.bpf.as_mut().ok_or_else(not_established)?.join(slot, &ids)?;
         self.change(id, &limits.as_change())
     }
 
-    pub(super) fn launch(&mut self, id: &TaskId, mut spec: LaunchSpec) -> Result<(), NodeError> {
-        let task = self.task(id)?;
-        let target = task.target.as_ref().ok_or_else(not_established)?;
+    fn launch(
+        &mut self,
+        id: &TaskId,
+        mut spec: LaunchSpec,
+    ) -> Result<oneshot::Receiver<Result<TaskStatus, NodeError>>, NodeError> {
+        let ground = self.ground.as_ref().ok_or_else(not_established)?;
+        spec.supervisor_groups = ground.supervisors()?;
+        let task = self.task_mut(id)?;
+        let target = task.target.as_mut().ok_or_else(not_established)?;
+        target.has_sockets = true;
         spec.cgroup = target.cgroup.path().to_owned();
         let groups = [&target.v1_cpu, &target.v1_memory];
         spec.join = groups.into_iter().flatten().map(|group| group.directory().to_owned()).collect();
-        let directory = record::directory(self.state_dir(), &spec.execution);
+        let execution = spec.execution.clone();
+        let directory = record::directory(self.state_dir(), &execution);
         launch::prepare(&directory, &spec)?;
-        let spawned = launch::spawn(&self.config.launcher, &directory, LAUNCH_DEADLINE)?;
+
+        let (reply, answer) = oneshot::channel();
+        let (launcher, handle) = (self.config.launcher.clone(), self.handle.clone());
         self.runtime.spawn(async move {
-            if let Err(error) = launch::ended(spawned.pidfd).await {
+            let spawn = move || launch::spawn(&launcher, &directory, LAUNCH_DEADLINE);
+            let spawned = tokio::task::spawn_blocking(spawn).await;
+            handle
+                .tell(move |node| {
+                    let spawned = spawned.unwrap_or_else(|error| {
+                        Err(SpawnError::Io {
+                            operation: "start",
+                            directory: record::directory(node.state_dir(), &execution),
+                            source: std::io::Error::other(error),
+                        })
+                    });
+                    // The caller may have gone away; the task is there all the same.
+                    let _ = reply.send(node.launched(&execution, spawned));
+                })
+                .await;
+        });
+        Ok(answer)
+    }
+
+    /// The supervisor has said what became of the start, or has not said anything in time.
+    fn launched(
+        &mut self,
+        execution: &ExecutionId,
+        spawned: Result<Spawned, SpawnError>,
+    ) -> Result<TaskStatus, NodeError> {
+        let id = &execution.task;
+        match spawned {
+            Ok(Spawned { pidfd, started, .. }) => {
+                self.reap(pidfd);
+                match started {
+                    Ok(_) => self.watch_main(execution)?,
+                    Err(said) => self.never_ran(execution, &said)?,
+                }
+            }
+            Err(SpawnError::NotReady { pidfd, after, .. }) => {
+                self.note(id, &format!("its supervisor has not said within {after:?} that it runs"));
+                self.watch_supervisor(execution, pidfd);
+            }
+            Err(error) => {
+                let text = launch::chain(&error);
+                if let SpawnError::Protocol { pidfd, .. } = error {
+                    self.reap(pidfd);
+                }
+                self.never_ran(execution, &text)?;
+            }
+        }
+        self.status(id)
+    }
+
+    /// The start failed. If the supervisor recorded why, that is what is told; else what it said.
+    fn never_ran(&mut self, execution: &ExecutionId, said: &str) -> Result<(), NodeError> {
+        let directory = record::directory(self.state_dir(), execution);
+        match launch::abandon(&directory, said)? {
+            Attachment::Running(..) => self.watch_main(execution),
+            _ => self.settle(execution),
+        }
+    }
+
+    /// Waits for a supervisor, which is our child, so that it does not stay a zombie.
+    fn reap(&self, supervisor: OwnedFd) {
+        self.runtime.spawn(async move {
+            if let Err(error) = launch::ended(supervisor).await {
                 tracing::warn!(%error, "cannot wait for a supervisor");
             }
         });
-        match spawned.started {
-            Ok(_) => self.watch_main(id, &directory),
-            // It never ran, and that is recorded: a task that has ended.
-            Err(_) => self.settle(id),
-        }
+    }
+
+    fn watch_supervisor(&self, execution: &ExecutionId, supervisor: OwnedFd) {
+        let (execution, handle) = (execution.clone(), self.handle.clone());
+        self.runtime.spawn(async move {
+            if let Err(error) = launch::ended(supervisor).await {
+                tracing::warn!(%execution, %error, "cannot wait for a supervisor");
+            }
+            handle.tell(move |node| node.main_is_over(&execution)).await;
+        });
     }
 
     /// Waits, beside the node's thread, for the end of the main process and for its exit to be
     /// recorded; then settles the task.
-    pub(super) fn watch_main(&mut self, id: &TaskId, directory: &Path) -> Result<(), NodeError> {
-        let main = launch::main_process(directory)?;
-        let (id, directory, handle) = (id.clone(), directory.to_owned(), self.handle.clone());
+    pub(super) fn watch_main(&mut self, execution: &ExecutionId) -> Result<(), NodeError> {
+        let directory = record::directory(self.state_dir(), execution);
+        let main = launch::main_process(&directory)?;
         if let Some((started, _)) = &main {
-            self.task_mut(&id)?.started = Some(*started);
+            self.task_mut(&execution.task)?.started = Some(*started);
         }
         let pidfd = main.and_then(|(_, pidfd)| pidfd);
+        let (execution, handle) = (execution.clone(), self.handle.clone());
         self.runtime.spawn(async move {
             if let Err(error) = wait_for_exit(pidfd, &directory).await {
-                tracing::warn!(task = %id, error = %launch::chain(&error), "cannot wait for a task");
+                tracing::warn!(%execution, error = %launch::chain(&error), "cannot wait for a task");
             }
-            handle
-                .tell(move |node| {
-                    if let Err(error) = node.settle(&id) {
-                        tracing::error!(task = %id, error = %launch::chain(&error), "cannot settle a task");
-                    }
-                })
-                .await;
+            handle.tell(move |node| node.main_is_over(&execution)).await;
         });
         Ok(())
     }
 
-    /// Takes back everything that was made for a task whose start failed.
-    pub(super) fn abort(&mut self, id: &TaskId) {
-        let Some(mut task) = self.tasks.remove(id) else { return };
-        let result = self.take_down(&mut task, true);
-        if let Err(error) = result.and_then(|()| Ok(record::erase(self.state_dir(), &task.record.execution)?))
-        {
-            tracing::error!(task = %id, error = %launch::chain(&error), "cannot undo a failed start");
+    fn main_is_over(&mut self, execution: &ExecutionId) {
+        match self.tasks.get_mut(&execution.task) {
+            // Another attempt has its place.
+            Some(task) if task.record.execution != *execution => return,
+            Some(task) => task.over = true,
+            None => return,
         }
+        if let Err(error) = self.settle(execution) {
+            tracing::warn!(%execution, error = %launch::chain(&error), "cannot settle a task; the next tick tries again");
+        }
+    }
+
+    /// Takes back everything that was made for a task whose start failed. What cannot be taken back now
+    /// is tried again by the ticks, as for any task that has ended.
+    fn abort(&mut self, execution: &ExecutionId, why: &str) {
+        let Some(mut task) = self.tasks.remove(&execution.task) else { return };
+        let status = ExitStatus::NotStarted { stage: "preparation".into(), error: why.into(), code: 126 };
+        task.record.phase = Phase::Ended { status, at: now() };
+        task.ended.send_replace(true);
+        let result = self.take_down(&mut task, true);
+        if result.is_ok() && task.target.is_none() {
+            if let Err(error) = record::erase(self.state_dir(), execution) {
+                tracing::warn!(%execution, %error, "cannot remove the record of a failed start");
+            }
+            return;
+        }
+        if let Err(error) = result {
+            tracing::warn!(%execution, error = %launch::chain(&error), "cannot undo a failed start yet");
+        }
+        task.unsaved = task.record.save(self.state_dir()).is_err();
+        self.tasks.insert(execution.task.clone(), task);
     }
 
     // ---- changing
@@ -255,7 +373,7 @@ impl Node {
         limits: Limits,
     ) -> Result<TaskStatus, NodeError> {
         self.only_operator(caller, "adopt a cgroup")?;
-        let attempt = self.next_attempt(caller, &id)?;
+        let attempt = self.next_attempt(caller, &id, None)?;
         let record = Record {
             execution: ExecutionId { task: id.clone(), attempt },
             owner: caller.as_owner(),
@@ -269,11 +387,17 @@ impl Node {
             boot_id: self.boot_id.clone(),
             phase: Phase::Running,
             usage: None,
+            kill_at_boottime_ns: None,
         };
         self.may_adopt(&record.cgroup)?;
         self.begin(record)?;
         // Sockets that are older than the adoption join the pacing loop.
-        self.bpf.as_ref().ok_or_else(not_established)?.walk_tcp()?;
+        if let Err(error) = self.bpf.as_ref().ok_or_else(not_established)?.walk_tcp() {
+            self.note(
+                &id,
+                &format!("its older connections may not follow a network limit: {}", launch::chain(&error)),
+            );
+        }
         if !features::is_at_least(6, 12) {
             self.note(
                 &id,
@@ -285,6 +409,9 @@ impl Node {
 
     pub(super) fn may_adopt(&self, path: &Path) -> Result<(), NodeError> {
         let mount = &self.config.hierarchies.v2;
+        if path.components().any(|part| matches!(part, Component::ParentDir | Component::CurDir)) {
+            return Err(NodeError::Invalid(format!("{} must be a plain path, without `..`", path.display())));
+        }
         Cgroup::open(mount, path)?;
         if path == mount {
             return Err(NodeError::Invalid("the root of the hierarchy cannot be adopted".into()));

@@ -14,6 +14,8 @@ use crate::{
 /// cgroup_skb: let the packet pass.
 const PASS: i32 = 1;
 
+/// Index of the loopback device, in every network namespace.
+const LOOPBACK: u32 = 1;
 const IPPROTO_TCP: u8 = 6;
 const UDP_HEADER: u64 = 8;
 const IPV6_HEADER: u64 = 40;
@@ -32,9 +34,9 @@ pub fn net_egress(ctx: SkBuffContext) -> i32 {
         unsafe { count(&mut (*stat).egress, bytes, packets) };
     }
     if let Some(pace) = PACE.get_ptr_mut(slot) {
-        // SAFETY: a live map value; `sent` is only ever changed atomically.
+        // SAFETY: a field of the context; a live map value, whose `sent` is only ever changed atomically.
         unsafe {
-            if atomic::load(&raw const (*pace).mode) == PACE_ON {
+            if (*ctx.skb.skb).ifindex != LOOPBACK && atomic::load(&raw const (*pace).mode) == PACE_ON {
                 atomic::fetch_add(&raw mut (*pace).sent, bytes);
             }
         }

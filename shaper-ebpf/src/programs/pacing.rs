@@ -60,6 +60,10 @@ pub fn pace_tcp(ctx: SockOpsContext) -> u32 {
         (sk.cast::<c_void>(), TcpSock::from_ptr(tcp.cast()))
     };
     let Some(slot) = slot_of_socket(socket) else { return 1 };
+    if op != RTT && socket.is_local() {
+        // Never leaves the machine: no callbacks, no pacing.
+        return 1;
+    }
     if op != RTT {
         let _ = ctx.set_cb_flags((ctx.cb_flags() | RTT_CALLBACK) as i32);
         debug!(&ctx, "slot {} has a new connection", slot);
@@ -104,6 +108,9 @@ pub extern "C" fn walk_tcp(ctx: *mut TcpIterator) -> i32 {
         (tcp.cast::<c_void>(), TcpSock::from_ptr(tcp.cast()))
     };
     let Some(slot) = slot_of_socket(socket) else { return 0 };
+    if socket.is_local() {
+        return 0;
+    }
     let mut flags = RTT_CALLBACK;
     // SAFETY: a socket that the iterator holds and has locked; four bytes of this stack.
     unsafe { bpf_setsockopt(tcp, SOL_TCP, TCP_BPF_SOCK_OPS_CB_FLAGS, (&raw mut flags).cast(), 4) };
