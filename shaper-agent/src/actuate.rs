@@ -198,7 +198,7 @@ pub fn enforcement(target: &Target, bpf: &Bpf) -> Result<Vec<Enforcement>, Actua
         let pace = bpf.pacing(target.slot);
         if knob == Knob::NetEgress && pace.mode == PACE_ON {
             let active = pace.active.max(pace.active_before.into());
-            let share = BitsPerSec(pace::share(pace.rate, pace.gain, active) * 8);
+            let share = BitsPerSec(pace::share(pace.rate, pace.gain.into(), pace.aim.into(), active) * 8);
             in_force = format!("{in_force}, {active} active sockets at {share}");
             if active * pace::SHARE_MIN > pace.rate {
                 in_force += " (the least that keeps a socket alive: together they exceed the limit)";
@@ -218,6 +218,19 @@ pub fn memory_in_use(target: &Target) -> Result<Option<Bytes>, ActuateError> {
     match mechanism(target, Knob::Memory) {
         Ok(Mechanism::File(cgroup, _)) => Ok(cgroup.read("memory.current")?.parse().ok().map(Bytes)),
         Ok(Mechanism::V1Memory(group)) => Ok(Some(Bytes(group.memory_usage()?))),
+        _ => Ok(None),
+    }
+}
+
+/// How long the CPU limit has stopped the task so far, ns, where a controller says so.
+pub fn throttled_ns(target: &Target) -> Result<Option<u64>, ActuateError> {
+    let number = |text: &str, name: &str, scale: u64| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|value| value.parse::<u64>().ok()).map(|value| value * scale)
+    };
+    match mechanism(target, Knob::Cpu) {
+        Ok(Mechanism::File(cgroup, _)) => Ok(number(&cgroup.read("cpu.stat")?, "throttled_usec", 1000)),
+        Ok(Mechanism::V1Cpu(group)) => Ok(number(&group.cpu_stat()?, "throttled_time", 1)),
         _ => Ok(None),
     }
 }

@@ -76,10 +76,12 @@ pub struct Pace {
     pub rate: u64,
     /// One of `PACE_*`. Written by the agent.
     pub mode: u32,
-    /// Sockets that were active in the epoch before.
+    /// Sockets that were active lately ([`crate::pace::remember`]).
     pub active_before: u32,
     /// [`crate::pace::Loop::gain`].
-    pub gain: u64,
+    pub gain: u32,
+    /// [`crate::pace::Loop::aim`].
+    pub aim: u32,
     /// [`crate::pace::Loop::debt`].
     pub debt: u64,
     /// Start of the epoch, `CLOCK_MONOTONIC` ns.

@@ -1,17 +1,17 @@
 //! Closed-loop pacing of a task's TCP sockets.
 //!
 //! Every socket of a task gets the same `SO_MAX_PACING_RATE`, the *share*: the ceiling, divided by
-//! the number of *active* sockets, times a *gain*.
+//! the number of *active* sockets, times a *gain* and an *aim*.
 //!
-//! - **Active** is a socket that had an acknowledgement in this epoch or the one before. Counting
-//!   established sockets would halve the rate for each idle one; counting active ones answers a
-//!   start of many flows at once, before the loop has measured anything.
+//! - **Active** is a socket that had an acknowledgement in this epoch or lately. Counting established
+//!   sockets would halve the rate for each idle one; counting active ones answers a start of many flows
+//!   at once, before the loop has measured anything.
 //! - The **gain** closes the loop: once an epoch, what the task really put on the wire is compared
-//!   with what it may. Headers, retransmissions, and sockets that need less than their share come
-//!   out right, because only the outcome is measured.
-//! - What a task sent beyond its ceiling becomes a **debt** that is saved again within
-//!   [`DEBT_HORIZON_US`], so the burst with which TCP begins (ten unpaced segments a flow) is made
-//!   good within the first second.
+//!   with what was aimed at. Headers, retransmissions, and sockets that need less than their share come
+//!   out right, because only the outcome is measured. It is slow: it learns what stays.
+//! - The **aim** is fast: what a task sent beyond its ceiling becomes a **debt** that is saved again
+//!   within [`DEBT_HORIZON_US`], so the burst with which TCP begins (ten unpaced segments a flow) is made
+//!   good within the first second. The two are kept apart, or the gain would learn the debt.
 //!
 //! The loop has no clock and no state of its own: the kernel program passes both.
 
@@ -36,27 +36,36 @@ pub const GAIN_ONE: u64 = 1 << 16;
 /// Where the loop starts: pacing counts payload while the ceiling counts the wire.
 pub const GAIN_START: u64 = GAIN_ONE - GAIN_ONE / 16;
 /// More sockets than this are taken as this many.
-pub const ACTIVE_MAX: u64 = 1 << 16;
+pub const ACTIVE_MAX: u64 = 1 << 15;
 
 /// A full Ethernet frame, bytes.
 const FRAME: u64 = 1514;
 /// The largest buffer that TCP hands down at once, bytes.
 const BURST_MAX: u64 = 65_536;
 const GAIN_MIN: u64 = GAIN_ONE / 64;
-/// One epoch lowers the gain to no less than a quarter.
-const FACTOR_MIN: u64 = GAIN_ONE / 4;
+/// What one epoch may say at most: half too much, or half too little.
+const FACTOR_MIN: u64 = GAIN_ONE / 2;
+const FACTOR_MAX: u64 = 3 * GAIN_ONE / 2;
+/// A debt is remembered up to what the ceiling lets through in this time, µs: more was sent before the loop
+/// could act, and saving it again would be a second disturbance.
+const DEBT_MAX_US: u64 = 150_000;
+/// Bounds of the credit, likewise.
+const CREDIT_MIN_US: u64 = 20_000;
+const CREDIT_MAX_US: u64 = 100_000;
 
-/// The loop's state between epochs.
+/// The loop's state between epochs. See the module's documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Loop {
-    /// See the module's documentation; in 1/65536.
+    /// In 1/65536.
     pub gain: u64,
+    /// In 1/65536 of the ceiling.
+    pub aim: u64,
     /// Bytes beyond the ceiling, plus [`DEBT_BIAS`].
     pub debt: u64,
 }
 
 /// Where the loop starts.
-pub const START: Loop = Loop { gain: GAIN_START, debt: DEBT_BIAS };
+pub const START: Loop = Loop { gain: GAIN_START, aim: GAIN_ONE, debt: DEBT_BIAS };
 
 /// What one epoch was like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,26 +76,26 @@ pub struct Epoch {
     pub sent: u64,
     /// Sockets that were active in it.
     pub active: u64,
-    /// Sockets that were active in the one before.
+    /// For how many the share was made when it began: [`remember`] of the epochs before.
     pub active_before: u64,
 }
 
-/// Length of an epoch at a ceiling of `rate` bytes a second with `active` sockets, µs: every socket
-/// sends a largest burst in it, so that none is missed when the active ones are counted, and what was
-/// measured is no accident. (On a path of less than half a millisecond Linux sends up to 64 KiB at
-/// once however low the pacing rate is: `tcp_tso_rtt_log`.) And no less than two round trips,
-/// `rtt_us` each, so that the effect of the last change is what is measured.
+/// Length of an epoch in which each socket may send `share` bytes a second, µs: a socket sends a largest
+/// burst in it, so that none is missed when the active ones are counted, and what was measured is no
+/// accident. (On a path of less than half a millisecond Linux sends up to 64 KiB at once however low the
+/// pacing rate is: `tcp_tso_rtt_log`.) And no less than two round trips, `rtt_us` each, so that the effect
+/// of the last change is what is measured.
 #[inline(always)]
-pub const fn epoch_us(rate: u64, active: u64, rtt_us: u64) -> u64 {
-    let bursts = BURST_MAX * 1_000_000 * at_least_one(active) / at_least_one(rate);
-    let longest = max(max(bursts, 2 * rtt_us), EPOCH_MIN_US);
+pub const fn epoch_us(share: u64, rtt_us: u64) -> u64 {
+    let burst = BURST_MAX * 1_000_000 / at_least_one(share);
+    let longest = max(max(burst, 2 * rtt_us), EPOCH_MIN_US);
     if longest > EPOCH_MAX_US { EPOCH_MAX_US } else { longest }
 }
 
 /// What each of `active` sockets may send, bytes a second.
 #[inline(always)]
-pub const fn share(rate: u64, gain: u64, active: u64) -> u64 {
-    let share = scale(rate, gain) / at_least_one(active);
+pub const fn share(rate: u64, gain: u64, aim: u64, active: u64) -> u64 {
+    let share = scale(scale(rate, aim), gain) / at_least_one(active);
     if share < SHARE_MIN {
         SHARE_MIN
     } else if share > rate {
@@ -94,6 +103,13 @@ pub const fn share(rate: u64, gain: u64, active: u64) -> u64 {
     } else {
         share
     }
+}
+
+/// How many sockets the next epoch reckons with: those that were active in this one, or a quarter fewer
+/// than before, if that is more. A socket that was silent by accident does not make the others faster.
+#[inline(always)]
+pub const fn remember(active: u64, active_before: u64) -> u64 {
+    max(active, active_before - max(active_before / 4, if active_before > 0 { 1 } else { 0 }))
 }
 
 /// Closes an epoch under a ceiling of `rate` bytes a second.
@@ -109,26 +125,28 @@ pub const fn close_epoch(before: Loop, rate: u64, epoch: Epoch) -> Loop {
     let most = RATE_MAX * elapsed / 1_000_000;
     let sent = if sent > most { most } else { sent };
     let debt = owe(before.debt, rate, sent, elapsed);
+    let aim = aim(debt, rate, elapsed);
 
     if sent == 0 {
-        return Loop { gain: GAIN_START, debt };
+        return Loop { gain: GAIN_START, aim, debt };
     }
-    // Sockets that joined changed the share meanwhile; what was sent says nothing about the gain.
-    if epoch.active > epoch.active_before {
-        return Loop { gain: before.gain, debt };
+    // Many sockets that joined changed the share meanwhile; what was sent says nothing about the gain.
+    if epoch.active > 2 * epoch.active_before {
+        return Loop { gain: before.gain, aim, debt };
     }
-    // 16-bit fixed point. Small errors are damped; a gross excess is answered in full.
-    let factor = (target(rate, debt) << 16) / at_least_one(sent * 1_000_000 / elapsed);
-    let factor = if factor > 3 << 15 {
-        5 << 14
-    } else if factor > 2 * GAIN_ONE / 3 {
-        (factor + GAIN_ONE) / 2
+    // Those for whom the share was made and who were silent are not missed: there will be fewer next time.
+    let shared = at_least_one(max(epoch.active, epoch.active_before));
+    let expected = scale(rate, before.aim) * at_least_one(epoch.active) / shared;
+    // 16-bit fixed point, damped: sockets follow one after the other.
+    let factor = (expected << 16) / at_least_one(sent * 1_000_000 / elapsed);
+    let factor = if factor > FACTOR_MAX {
+        FACTOR_MAX
     } else if factor < FACTOR_MIN {
         FACTOR_MIN
     } else {
         factor
     };
-    let gain = scale(before.gain, factor);
+    let gain = scale(before.gain, (factor + 3 * GAIN_ONE) / 4);
     let most = at_least_one(epoch.active) << 16;
     let gain = if gain > most {
         most
@@ -137,7 +155,7 @@ pub const fn close_epoch(before: Loop, rate: u64, epoch: Epoch) -> Loop {
     } else {
         gain
     };
-    Loop { gain, debt }
+    Loop { gain, aim, debt }
 }
 
 /// Whether a socket's pacing rate is far enough from the share to be worth a change (1/64).
@@ -146,30 +164,40 @@ pub const fn worth_changing(current: u64, share: u64) -> bool {
     current.abs_diff(share) > share / 64
 }
 
-/// The debt after an epoch: within −20 ms (a little credit makes the mean exact, much would be a
-/// burst) and +1 s of the ceiling.
+/// The debt after an epoch, within bounds. The credit is a quarter of the epoch (bursts fall into one or the
+/// next by accident, and what is not remembered is lost for good), but 20 ms of the ceiling after a silent
+/// one, and 100 ms at most: much credit would be a burst.
 #[inline(always)]
 const fn owe(debt: u64, rate: u64, sent: u64, elapsed_us: u64) -> u64 {
     let debt = (debt + sent).saturating_sub(rate * elapsed_us / 1_000_000);
-    let least = DEBT_BIAS - rate / 50;
+    let quarter = max(elapsed_us / 4, CREDIT_MIN_US);
+    let credit_us = if sent == 0 {
+        CREDIT_MIN_US
+    } else if quarter > CREDIT_MAX_US {
+        CREDIT_MAX_US
+    } else {
+        quarter
+    };
+    let least = DEBT_BIAS - rate * credit_us / 1_000_000;
     if debt < least {
         least
-    } else if debt > DEBT_BIAS + rate {
-        DEBT_BIAS + rate
     } else {
-        debt
+        let most = DEBT_BIAS + rate * DEBT_MAX_US / 1_000_000;
+        if debt > most { most } else { debt }
     }
 }
 
-/// What to aim at: below the ceiling while there is a debt (never under half of it), a little above
-/// while there is credit.
+/// What to aim at until the next epoch ends, in 1/65536 of the ceiling: below it while there is a debt (at
+/// its largest 30 % below), a little above while there is credit. Over epochs that are long against the
+/// horizon, half of it at a time.
 #[inline(always)]
-const fn target(rate: u64, debt: u64) -> u64 {
+const fn aim(debt: u64, rate: u64, epoch_us: u64) -> u64 {
+    let horizon = max(DEBT_HORIZON_US, 2 * epoch_us);
+    let whole = at_least_one(rate * horizon / 1_000_000);
     if debt >= DEBT_BIAS {
-        let back = (debt - DEBT_BIAS) * 1_000_000 / DEBT_HORIZON_US;
-        rate - if back > rate / 2 { rate / 2 } else { back }
+        GAIN_ONE - ((debt - DEBT_BIAS) << 16) / whole
     } else {
-        rate + (DEBT_BIAS - debt) * 1_000_000 / DEBT_HORIZON_US
+        GAIN_ONE + ((DEBT_BIAS - debt) << 16) / whole
     }
 }
 
@@ -208,6 +236,8 @@ mod tests {
         sent: u64,
         active: u64,
         active_before: u64,
+        /// From this time on, this ceiling.
+        lower: Option<(u64, u64)>,
     }
 
     #[derive(Clone, Copy)]
@@ -228,12 +258,22 @@ mod tests {
                 sent: 0,
                 active: 0,
                 active_before: 0,
+                lower: None,
             }
         }
 
+        fn share(&self) -> u64 {
+            share(self.rate, self.state.gain, self.state.aim, self.active.max(self.active_before))
+        }
+
         fn acknowledged(&mut self, flow: &mut Flow, now: u64) {
+            if let Some((at, rate)) = self.lower
+                && now >= at
+            {
+                (self.rate, self.state.debt, self.lower) = (rate, DEBT_BIAS, None);
+            }
             let elapsed_us = now - self.epoch_start;
-            if elapsed_us >= epoch_us(self.rate, self.active.max(self.active_before), self.rtt_us) {
+            if elapsed_us >= epoch_us(self.share(), self.rtt_us) {
                 let epoch = Epoch {
                     elapsed_us,
                     sent: self.sent,
@@ -242,13 +282,13 @@ mod tests {
                 };
                 self.state = close_epoch(self.state, self.rate, epoch);
                 (self.epoch, self.epoch_start, self.sent) = (self.epoch + 1, now, 0);
-                (self.active_before, self.active) = (self.active, 0);
+                (self.active_before, self.active) = (remember(self.active, self.active_before), 0);
             }
             if flow.epoch != self.epoch {
                 flow.epoch = self.epoch;
                 self.active += 1;
             }
-            let share = share(self.rate, self.state.gain, self.active.max(self.active_before));
+            let share = self.share();
             if worth_changing(flow.pacing, share) {
                 flow.pacing = share;
             }
@@ -256,7 +296,7 @@ mod tests {
 
         fn run(&mut self, starts: &[u64], seconds: u64) -> Vec<u64> {
             let mut per_second = vec![0; seconds as usize];
-            let first = share(self.rate, self.state.gain, 1);
+            let first = share(self.rate, self.state.gain, self.state.aim, 1);
             let mut flows: Vec<Flow> =
                 starts.iter().map(|_| Flow { pacing: first, epoch: 0, bursts: 0 }).collect();
             // (time, acknowledgement before sending, flow)
@@ -324,6 +364,23 @@ mod tests {
     }
 
     #[test]
+    fn a_lower_ceiling_is_kept_after_a_second_without_swinging() {
+        for flows in [1, 8] {
+            let mut model = Model::new(6_250_000, 50);
+            model.lower = Some((2_000_000, 2_500_000));
+            let seconds = model.run(&vec![0; flows], 8);
+            let ratios = ratios(2_500_000, &seconds[2..]);
+            // The second after the change, and each of the others.
+            assert!((ratios[0] - 1.0).abs() < 0.15, "{flows}: {ratios:?}");
+            for ratio in &ratios[1..] {
+                assert!((ratio - 1.0).abs() < 0.06, "{flows}: {ratios:?}");
+            }
+            let mean = ratios[1..].iter().sum::<f64>() / 5.0;
+            assert!((mean - 1.0).abs() < 0.01, "{flows}: {ratios:?}");
+        }
+    }
+
+    #[test]
     fn a_silent_task_earns_no_burst() {
         let rate = 12_500_000;
         let silent = Epoch { elapsed_us: EPOCH_MIN_US, sent: 0, active: 0, active_before: 0 };
@@ -349,25 +406,25 @@ mod tests {
 
     #[test]
     fn an_epoch_holds_a_largest_burst_of_every_flow() {
-        assert_eq!(epoch_us(125_000_000, 8, 50), EPOCH_MIN_US);
-        assert_eq!(epoch_us(1_250_000, 8, 50), 419_430);
-        assert_eq!(epoch_us(125_000_000, 8, 40_000), 80_000);
-        assert_eq!(epoch_us(0, 0, 0), EPOCH_MAX_US);
-        assert_eq!(epoch_us(RATE_MAX, ACTIVE_MAX, 0), 85_899);
+        assert_eq!(epoch_us(125_000_000, 50), EPOCH_MIN_US);
+        assert_eq!(epoch_us(1_250_000 / 8, 50), 419_430);
+        assert_eq!(epoch_us(125_000_000, 40_000), 80_000);
+        assert_eq!(epoch_us(0, 0), EPOCH_MAX_US);
     }
 
     proptest! {
         #[test]
         fn every_bound_holds_and_nothing_overflows(
-            rate in 1_000u64..=RATE_MAX, gain in GAIN_MIN..=ACTIVE_MAX << 6, debt in 0u64..=RATE_MAX,
+            rate in 1_000u64..=RATE_MAX, gain in GAIN_MIN..=ACTIVE_MAX << 16, debt in 0u64..=RATE_MAX,
             sent in 0u64..=RATE_MAX, elapsed_us in 0u64..=u64::MAX >> 1, active in 0u64..=64,
             active_before in 0u64..=ACTIVE_MAX,
         ) {
-            let before = Loop { gain, debt: DEBT_BIAS + debt };
+            let before = Loop { gain, aim: GAIN_ONE, debt: DEBT_BIAS + debt };
             let after = close_epoch(before, rate, Epoch { elapsed_us, sent, active, active_before });
             prop_assert!(after.gain >= GAIN_MIN);
-            prop_assert!(after.debt <= DEBT_BIAS + rate && after.debt >= DEBT_BIAS - rate / 50);
-            let share = share(rate, after.gain, active);
+            prop_assert!(after.debt <= DEBT_BIAS + rate * DEBT_MAX_US / 1_000_000 && after.debt >= DEBT_BIAS - rate / 10);
+            prop_assert!(after.aim > GAIN_ONE / 2 && after.aim < 2 * GAIN_ONE);
+            let share = share(rate, after.gain, after.aim, active);
             prop_assert!(share >= SHARE_MIN && share <= rate.max(SHARE_MIN));
         }
 

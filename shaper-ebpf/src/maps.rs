@@ -55,3 +55,17 @@ pub fn slot_of(cgroup_id: u64) -> u32 {
         None => SLOT_UNMANAGED,
     }
 }
+
+/// Not used by any program: puts the layout of every struct of the ABI into the object's BTF (the maps
+/// above name them in type parameters only), where a test compares it with the agent's.
+#[repr(C)]
+pub struct Layouts {
+    cpu_state: CpuState,
+    cpu_stat: CpuStat,
+    net_stat: NetStat,
+    pace: Pace,
+}
+
+#[used]
+#[unsafe(no_mangle)]
+pub static LAYOUTS: core::mem::MaybeUninit<Layouts> = core::mem::MaybeUninit::zeroed();

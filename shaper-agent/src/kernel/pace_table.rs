@@ -40,14 +40,16 @@ impl PaceTable {
     pub fn limit(&self, slot: u32, rate: u64) {
         let before = self.read(slot);
         self.word(slot, offset_of!(Pace, rate)).store(rate, SeqCst);
+        // A new epoch begins: what was sent and owed under another ceiling is not held against this one.
+        self.word(slot, offset_of!(Pace, sent)).store(0, SeqCst);
+        self.word(slot, offset_of!(Pace, epoch_start_ns)).store(monotonic_ns(), SeqCst);
+        self.word(slot, offset_of!(Pace, debt)).store(pace::START.debt, SeqCst);
+        self.half(slot, offset_of!(Pace, aim)).store(pace::START.aim as u32, SeqCst);
         if before.mode != PACE_ON {
-            self.word(slot, offset_of!(Pace, gain)).store(pace::START.gain, SeqCst);
-            self.word(slot, offset_of!(Pace, debt)).store(pace::START.debt, SeqCst);
-            self.word(slot, offset_of!(Pace, sent)).store(0, SeqCst);
+            self.half(slot, offset_of!(Pace, gain)).store(pace::START.gain as u32, SeqCst);
             self.word(slot, offset_of!(Pace, active)).store(0, SeqCst);
             self.half(slot, offset_of!(Pace, active_before)).store(0, SeqCst);
             self.word(slot, offset_of!(Pace, epoch)).fetch_add(1, SeqCst);
-            self.word(slot, offset_of!(Pace, epoch_start_ns)).store(monotonic_ns(), SeqCst);
             self.mode(slot).store(PACE_ON, SeqCst);
         }
     }
@@ -69,7 +71,8 @@ impl PaceTable {
             rate: load(offset_of!(Pace, rate)),
             mode: self.mode(slot).load(SeqCst),
             active_before: self.half(slot, offset_of!(Pace, active_before)).load(SeqCst),
-            gain: load(offset_of!(Pace, gain)),
+            gain: self.half(slot, offset_of!(Pace, gain)).load(SeqCst),
+            aim: self.half(slot, offset_of!(Pace, aim)).load(SeqCst),
             debt: load(offset_of!(Pace, debt)),
             epoch_start_ns: load(offset_of!(Pace, epoch_start_ns)),
             epoch: load(offset_of!(Pace, epoch)),

@@ -153,7 +153,12 @@ unsafe fn share(pace: *mut Pace) -> u64 {
         let active = atomic::load(&raw const (*pace).active);
         let before = atomic::load(&raw const (*pace).active_before) as u64;
         let active = if active > before { active } else { before };
-        pace::share(atomic::load(&raw const (*pace).rate), atomic::load(&raw const (*pace).gain), active)
+        pace::share(
+            atomic::load(&raw const (*pace).rate),
+            atomic::load(&raw const (*pace).gain) as u64,
+            atomic::load(&raw const (*pace).aim) as u64,
+            active,
+        )
     }
 }
 
@@ -165,24 +170,25 @@ unsafe fn close_epoch_if_over(pace: *mut Pace, rtt_us: u64) {
         let start = atomic::load(&raw const (*pace).epoch_start_ns);
         let now = bpf_ktime_get_ns();
         let elapsed_us = now.saturating_sub(start) / 1000;
-        let active_before = atomic::load(&raw const (*pace).active_before) as u64;
-        let active = atomic::load(&raw const (*pace).active);
-        let most = if active > active_before { active } else { active_before };
-        let most = if most < ACTIVE_MAX { most } else { ACTIVE_MAX };
-        if elapsed_us < pace::epoch_us(rate, most, rtt_us)
+        if elapsed_us < pace::epoch_us(share(pace), rtt_us)
             || !atomic::compare_exchange(&raw mut (*pace).epoch_start_ns, start, now)
         {
             return;
         }
         let active = atomic::swap(&raw mut (*pace).active, 0);
         let active = if active < ACTIVE_MAX { active } else { ACTIVE_MAX };
-        let before =
-            Loop { gain: atomic::load(&raw const (*pace).gain), debt: atomic::load(&raw const (*pace).debt) };
+        let active_before = atomic::load(&raw const (*pace).active_before) as u64;
+        let before = Loop {
+            gain: atomic::load(&raw const (*pace).gain) as u64,
+            aim: atomic::load(&raw const (*pace).aim) as u64,
+            debt: atomic::load(&raw const (*pace).debt),
+        };
         let sent = atomic::swap(&raw mut (*pace).sent, 0);
         let after = pace::close_epoch(before, rate, Epoch { elapsed_us, sent, active, active_before });
-        atomic::store(&raw mut (*pace).gain, after.gain);
+        atomic::store(&raw mut (*pace).gain, after.gain as u32);
+        atomic::store(&raw mut (*pace).aim, after.aim as u32);
         atomic::store(&raw mut (*pace).debt, after.debt);
-        atomic::store(&raw mut (*pace).active_before, active as u32);
+        atomic::store(&raw mut (*pace).active_before, pace::remember(active, active_before) as u32);
         atomic::fetch_add(&raw mut (*pace).epoch, 1);
     }
 }
