@@ -1,12 +1,19 @@
 //! shaper's gRPC API: the wire types generated from `shaper/v1/*.proto`, and [`convert`], the only
 //! place where they become domain types and back.
-#![forbid(unsafe_code)]
+#![cfg_attr(not(feature = "server"), forbid(unsafe_code))]
+#![cfg_attr(feature = "server", deny(unsafe_code))]
 
 pub mod convert;
+#[cfg(feature = "server")]
+pub mod peer;
+
+/// The compiled protos, for gRPC reflection.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/shaper.v1.bin"));
 
 /// Generated from `shaper/v1`.
 #[allow(
     clippy::allow_attributes_without_reason,
+    clippy::large_enum_variant,
     clippy::unwrap_used,
     unreachable_pub,
     reason = "generated code"

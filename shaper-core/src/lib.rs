@@ -3,8 +3,13 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod adjust;
 pub mod doctor;
+pub mod document;
 pub mod id;
 pub mod limits;
+pub mod place;
+pub mod share;
+pub mod spec;
 pub mod task;
 pub mod units;

@@ -35,6 +35,11 @@ quantity!(
     BitsPerSec
 );
 
+quantity!(
+    /// Storage operations, reads plus writes, a second.
+    Iops
+);
+
 /// Relative share of a contended resource, 1 to 10,000; 100 is the kernel's default (`cpu.weight`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]
@@ -194,6 +199,12 @@ impl fmt::Display for BitsPerSec {
     /// The largest decimal unit that leaves a value of at least 1, with one decimal where it matters.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&in_units(self.0, 1000, &["bit/s", "kbit/s", "Mbit/s", "Gbit/s"]))
+    }
+}
+
+impl fmt::Display for Iops {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{} IOPS", self.0))
     }
 }
 

@@ -1,5 +1,7 @@
 //! Wire types to domain types and back. What comes from the wire is checked here, once.
 
+mod broker;
+
 use shaper_core::{
     doctor::{Availability, Report, Rung},
     id::{InvalidTaskId, TaskId},
@@ -26,6 +28,14 @@ pub enum WireError {
         /// What it may hold.
         expected: &'static str,
     },
+    /// A text or a list that is not what it has to be.
+    #[error("field `{field}` must be {expected}")]
+    Invalid {
+        /// The field.
+        field: &'static str,
+        /// What it has to be.
+        expected: &'static str,
+    },
     /// A task id that is not one.
     #[error(transparent)]
     TaskId(#[from] InvalidTaskId),
@@ -43,21 +53,17 @@ fn cpu(value: u64) -> Result<Millicores, WireError> {
     Ok(milli)
 }
 
-fn memory(value: u64) -> Result<Bytes, WireError> {
+fn memory(field: &'static str, value: u64) -> Result<Bytes, WireError> {
     if value == 0 || value > 1 << 60 {
-        return Err(WireError::OutOfRange { field: "memory_bytes", value, expected: "from 1 to 2^60" });
+        return Err(WireError::OutOfRange { field, value, expected: "from 1 to 2^60" });
     }
     Ok(Bytes(value))
 }
 
-fn bandwidth(value: u64) -> Result<BitsPerSec, WireError> {
+fn bandwidth(field: &'static str, value: u64) -> Result<BitsPerSec, WireError> {
     let bits = BitsPerSec(value);
     if bits < BitsPerSec::MIN || bits > BitsPerSec::MAX {
-        return Err(WireError::OutOfRange {
-            field: "net_egress_bps",
-            value,
-            expected: "from 128000 to 400000000000",
-        });
+        return Err(WireError::OutOfRange { field, value, expected: "from 128000 to 400000000000" });
     }
     Ok(bits)
 }
@@ -106,8 +112,8 @@ impl TryFrom<v1::Limits> for Limits {
         Ok(Limits {
             cpu: limit(cpu_millicores, cpu)?,
             cpu_weight: cpu_weight.map(weight).transpose()?,
-            memory: limit(memory_bytes, memory)?,
-            net_egress: limit(net_egress_bps, bandwidth)?,
+            memory: limit(memory_bytes, |bytes| memory("memory_bytes", bytes))?,
+            net_egress: limit(net_egress_bps, |bits| bandwidth("net_egress_bps", bits))?,
         })
     }
 }
@@ -132,8 +138,8 @@ impl TryFrom<v1::LimitsChange> for LimitsChange {
         Ok(LimitsChange {
             cpu: ceiling("cpu_millicores", cpu_millicores, cpu)?,
             cpu_weight: cpu_weight.map(weight).transpose()?,
-            memory: ceiling("memory_bytes", memory_bytes, memory)?,
-            net_egress: ceiling("net_egress_bps", net_egress_bps, bandwidth)?,
+            memory: ceiling("memory_bytes", memory_bytes, |bytes| memory("memory_bytes", bytes))?,
+            net_egress: ceiling("net_egress_bps", net_egress_bps, |bits| bandwidth("net_egress_bps", bits))?,
         })
     }
 }
@@ -215,7 +221,8 @@ impl From<v1::Usage> for Usage {
     }
 }
 
-fn exit(phase: &Phase) -> Option<v1::Exit> {
+/// How a task ended, as the wire has it; `None` while it runs.
+pub fn exit(phase: &Phase) -> Option<v1::Exit> {
     let Phase::Ended { status, at } = phase else { return None };
     let status = match status.clone() {
         ExitStatus::Code(code) => v1::exit::Status::Code(code),
@@ -228,17 +235,21 @@ fn exit(phase: &Phase) -> Option<v1::Exit> {
     Some(v1::Exit { status: Some(status), unix_nanos: *at })
 }
 
-fn phase(wire: Option<v1::Exit>) -> Result<Phase, WireError> {
-    let Some(v1::Exit { status, unix_nanos }) = wire else { return Ok(Phase::Running) };
-    let status = match status.ok_or(WireError::Missing("exit.status"))? {
-        v1::exit::Status::Code(code) => ExitStatus::Code(code),
-        v1::exit::Status::Signal(signal) => ExitStatus::Signal(signal),
-        v1::exit::Status::NotStarted(v1::exit::NotStarted { stage, error, code }) => {
-            ExitStatus::NotStarted { stage, error, code }
-        }
-        v1::exit::Status::Unknown(_) => ExitStatus::Unknown,
-    };
-    Ok(Phase::Ended { status, at: unix_nanos })
+impl TryFrom<v1::Exit> for Phase {
+    type Error = WireError;
+
+    fn try_from(wire: v1::Exit) -> Result<Phase, WireError> {
+        let v1::Exit { status, unix_nanos } = wire;
+        let status = match status.ok_or(WireError::Missing("exit.status"))? {
+            v1::exit::Status::Code(code) => ExitStatus::Code(code),
+            v1::exit::Status::Signal(signal) => ExitStatus::Signal(signal),
+            v1::exit::Status::NotStarted(v1::exit::NotStarted { stage, error, code }) => {
+                ExitStatus::NotStarted { stage, error, code }
+            }
+            v1::exit::Status::Unknown(_) => ExitStatus::Unknown,
+        };
+        Ok(Phase::Ended { status, at: unix_nanos })
+    }
 }
 
 impl From<TaskStatus> for v1::Task {
@@ -297,7 +308,7 @@ impl TryFrom<v1::Task> for TaskStatus {
             } else {
                 Origin::Launched { command: wire.command }
             },
-            phase: phase(wire.exit)?,
+            phase: wire.exit.map_or(Ok(Phase::Running), Phase::try_from)?,
             pid: wire.pid,
             cgroup: wire.cgroup,
             created_at: wire.created_unix_nanos,

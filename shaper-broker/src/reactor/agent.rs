@@ -1,0 +1,372 @@
+//! What agents say, and what they are told.
+
+use std::collections::BTreeSet;
+
+use shaper_core::{
+    id::{ExecutionId, TaskId},
+    spec::{Decision, DecisionKind},
+    task::{ExitStatus, Phase as RunPhase, TaskStatus, UnixNanos},
+};
+
+use super::{
+    Directive, DirectiveKind, DirectiveOutcome, DirectiveResult, Effect, Hello, NodeTask, Phase, SessionId,
+    Turn,
+    history::{History, Sample},
+    state::{Node, NodeRow, Setback, TaskRow},
+};
+
+/// Stage of a start that its agent gave up, through no fault of the task's.
+const ABANDONED: &str = "abandoned";
+/// For what runs although the broker knows it as over.
+const STRAY_GRACE_MILLIS: u64 = 10_000;
+
+/// How an execution that an agent reports stands to what the broker knows.
+enum Standing {
+    /// The broker does not know it: it is left alone.
+    Unknown,
+    /// It is the latest attempt, and not over.
+    Current,
+    /// The broker knows that it is over.
+    Over,
+}
+
+impl Turn<'_> {
+    /// The inventory is the truth: what it has runs or has ended, and what it lacks is not there.
+    pub(super) fn connected(&mut self, session: SessionId, hello: Hello) {
+        let Hello { node: name, boot_id, capacity, inventory, highest_epoch, agent_socket } = hello;
+        if highest_epoch > self.state.epoch {
+            self.effects.push(Effect::Warn(format!(
+                "node {name} has obeyed epoch {highest_epoch}, this broker is at {}: going on above it",
+                self.state.epoch
+            )));
+            self.state.epoch = highest_epoch.saturating_add(1);
+            self.epoch = true;
+        }
+        let same_boot = self.state.nodes.get(&name).is_none_or(|node| node.row.boot_id == boot_id);
+        self.register(
+            session,
+            &name,
+            NodeRow { name: name.clone(), order: 0, capacity, boot_id, agent_socket },
+        );
+        self.effects.push(Effect::Welcome(session, self.state.epoch));
+        let policies = self.policies_for(session);
+        self.effects.push(policies);
+
+        let mut has = BTreeSet::new();
+        for report in inventory {
+            has.insert(report.status.execution());
+            self.take(session, &name, report);
+        }
+        let assigned = self.state.nodes.get(&name).map(|node| node.tasks.clone()).unwrap_or_default();
+        for id in assigned {
+            let Some(TaskRow { task, .. }) = self.state.tasks.get(&id) else { continue };
+            if task.lost
+                && let Some(row) = self.change(&id)
+            {
+                row.task.lost = false;
+            }
+            let Some(TaskRow { task, .. }) = self.state.tasks.get(&id) else { continue };
+            match (has.contains(&task.execution()), task.acknowledged, task.cancel) {
+                (true, _, None) => {}
+                (true, _, Some(_)) => self.direct_stop(&id),
+                (false, false, None) => self.direct_start(&id),
+                // It never began, and now it need not.
+                (false, false, Some(_)) => self.cancelled(&id),
+                (false, true, _) => self.vanished(&id, &name, same_boot),
+            }
+        }
+        // A node is here that was not.
+        self.look_at_all = true;
+    }
+
+    /// The node and its session; a session that it had is closed.
+    fn register(&mut self, session: SessionId, name: &str, row: NodeRow) {
+        let order = self.state.registered.len() as u64;
+        let known = self.state.nodes.get(name).map(|node| node.row.order);
+        let row = NodeRow { order: known.unwrap_or(order), ..row };
+        if known.is_none() {
+            self.state.registered.push(name.to_owned());
+        }
+        let node = self.state.nodes.entry(name.to_owned()).or_insert_with(|| Node::new(row.clone()));
+        if known.is_none() || node.row != row {
+            node.row = row;
+            self.nodes.insert(name.to_owned());
+        }
+        if let Some(old) = node.session.replace(session) {
+            self.state.sessions.remove(&old);
+            self.effects.push(Effect::Close(old, format!("the agent of {name} has connected again")));
+        }
+        self.state.sessions.insert(session, name.to_owned());
+    }
+
+    /// An attempt that its node knew, and knows no more.
+    fn vanished(&mut self, id: &TaskId, node: &str, same_boot: bool) {
+        let Some(TaskRow { task, .. }) = self.state.tasks.get(id) else { return };
+        let attempt = task.attempt;
+        if task.cancel.is_some() {
+            self.cancelled(id);
+        } else if same_boot {
+            self.decide(
+                id,
+                DecisionKind::Lost,
+                format!("{node} no longer knows attempt {attempt}, which it had: nobody knows how it ended"),
+                Vec::new(),
+            );
+            self.end(id, ExitStatus::Unknown, self.now);
+        } else if self.use_retry(id) {
+            let reason =
+                format!("{node} was started anew, which ended attempt {attempt}; to be placed again");
+            self.decide(id, DecisionKind::Lost, reason, Vec::new());
+            self.place_again(id);
+        } else {
+            let reason =
+                format!("{node} was started anew, which ended attempt {attempt}; no retries are left");
+            self.decide(id, DecisionKind::Lost, reason, Vec::new());
+            self.end(id, ExitStatus::Unknown, self.now);
+        }
+    }
+
+    pub(super) fn gone(&mut self, session: SessionId) {
+        let Some(name) = self.state.sessions.remove(&session) else { return };
+        let Some(node) = self.state.nodes.get_mut(&name).filter(|node| node.session == Some(session)) else {
+            return;
+        };
+        node.session = None;
+        node.cpu_utilisation_permille = 0;
+        for id in node.tasks.clone() {
+            if self.state.tasks.get(&id).is_none_or(|row| row.task.lost) {
+                continue;
+            }
+            let reason = format!("{name} does not answer; the task stays there until the node is back");
+            self.decide(&id, DecisionKind::Lost, reason, Vec::new());
+            if let Some(row) = self.change(&id) {
+                row.task.lost = true;
+            }
+        }
+        self.look_at_all = true;
+    }
+
+    pub(super) fn result(&mut self, session: SessionId, result: DirectiveResult) {
+        let Some(node) = self.state.sessions.get(&session).cloned() else { return };
+        let DirectiveResult { execution, generation, outcome } = result;
+        let current = matches!(self.standing(&node, &execution), Standing::Current);
+        match outcome {
+            DirectiveOutcome::Settled(report) => self.take(session, &node, *report),
+            DirectiveOutcome::Accepted if current => self.acknowledge(&execution.task),
+            DirectiveOutcome::Accepted => {}
+            DirectiveOutcome::Refused(why) => {
+                let task = self.state.tasks.get(&execution.task).map(|row| &row.task);
+                let never_began = task.is_some_and(|task| {
+                    !task.acknowledged
+                        && task.start_generation == generation
+                        && matches!(task.phase, Phase::Starting { .. })
+                });
+                if current && never_began {
+                    self.refused(&execution.task, &node, &why);
+                } else {
+                    self.effects.push(Effect::Warn(format!(
+                        "node {node} refused directive {generation} about {execution}: {why}"
+                    )));
+                }
+            }
+        }
+    }
+
+    fn refused(&mut self, id: &TaskId, node: &str, why: &str) {
+        self.decide(id, DecisionKind::Refused, format!("{node} refused to start it: {why}"), Vec::new());
+        if self.state.tasks.get(id).is_some_and(|row| row.task.cancel.is_some()) {
+            self.cancelled(id);
+        } else if self.use_retry(id) {
+            self.set_back(id, Setback::Refused);
+        } else {
+            let status =
+                ExitStatus::NotStarted { stage: "refused".to_owned(), error: why.to_owned(), code: 126 };
+            self.end(id, status, self.now);
+        }
+    }
+
+    /// Uses up one of the task's retries, if it has one.
+    fn use_retry(&mut self, id: &TaskId) -> bool {
+        let Some(TaskRow { task, .. }) = self.change(id) else { return false };
+        let has = task.retries_used < task.spec.retries;
+        task.retries_used += u32::from(has);
+        has
+    }
+
+    pub(super) fn report(&mut self, session: SessionId, report: NodeTask) {
+        if let Some(node) = self.state.sessions.get(&session).cloned() {
+            self.take(session, &node, report);
+        }
+    }
+
+    pub(super) fn node_report(&mut self, session: SessionId, cpu_utilisation_permille: u32) {
+        let node = self.state.sessions.get(&session).and_then(|name| self.state.nodes.get_mut(name));
+        if let Some(node) = node {
+            node.cpu_utilisation_permille = cpu_utilisation_permille;
+        }
+    }
+
+    pub(super) fn agent_decided(&mut self, session: SessionId, execution: &ExecutionId, decision: Decision) {
+        let Some(node) = self.state.sessions.get(&session).cloned() else { return };
+        if !matches!(self.standing(&node, execution), Standing::Current) {
+            self.effects.push(Effect::Warn(format!(
+                "node {node} decided `{}` about {execution}, which is not on it: {}",
+                decision.kind, decision.reason
+            )));
+            return;
+        }
+        self.acknowledge(&execution.task);
+        let Some(row) = self.change(&execution.task) else { return };
+        row.task.evicted |= decision.kind == DecisionKind::Evicted;
+        row.decide(Decision { by: node, ..decision });
+    }
+
+    fn standing(&self, node: &str, execution: &ExecutionId) -> Standing {
+        let Some(TaskRow { task, .. }) = self.state.tasks.get(&execution.task) else {
+            return Standing::Unknown;
+        };
+        if execution.attempt < task.attempt {
+            return Standing::Over;
+        }
+        if execution.attempt > task.attempt || task.node.as_deref() != Some(node) {
+            return Standing::Unknown;
+        }
+        if task.phase.node().is_some() { Standing::Current } else { Standing::Over }
+    }
+
+    /// Takes note of what an agent says about an execution.
+    fn take(&mut self, session: SessionId, node: &str, report: NodeTask) {
+        let NodeTask { status, generation: _ } = report;
+        let execution = status.execution();
+        match (self.standing(node, &execution), &status.phase) {
+            // Never kill on doubt.
+            (Standing::Unknown, _) => self.effects.push(Effect::Warn(format!(
+                "node {node} has {execution}, which this broker did not place there: it is left alone"
+            ))),
+            (Standing::Current, _) => self.update(&execution.task, status),
+            (Standing::Over, RunPhase::Ended { .. }) => {
+                self.direct(session, execution, DirectiveKind::Forget)
+            }
+            (Standing::Over, RunPhase::Running) => {
+                let reason = "this attempt is known to be over".to_owned();
+                let stop = DirectiveKind::Stop { grace_millis: STRAY_GRACE_MILLIS, reason };
+                self.direct(session, execution, stop);
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, id: &TaskId) {
+        if self.state.tasks.get(id).is_some_and(|row| !row.task.acknowledged)
+            && let Some(row) = self.change(id)
+        {
+            row.task.acknowledged = true;
+        }
+    }
+
+    fn update(&mut self, id: &TaskId, status: TaskStatus) {
+        self.acknowledge(id);
+        let phase = status.phase.clone();
+        let Some(TaskRow { task, .. }) = self.state.tasks.get(id) else { return };
+        let starts = match &task.phase {
+            Phase::Starting { node } => Some(node.clone()),
+            _ => None,
+        };
+        if task.on_node.as_ref() != Some(&status)
+            && let Some(row) = self.change(id)
+        {
+            row.task.on_node = Some(status);
+        }
+        match (phase, starts) {
+            (RunPhase::Running, Some(node)) => self.move_to(id, Phase::Running { node }),
+            (RunPhase::Running, None) => {}
+            (RunPhase::Ended { status, at }, _) => self.attempt_ended(id, status, at),
+        }
+    }
+
+    /// The node says that the latest attempt is over.
+    fn attempt_ended(&mut self, id: &TaskId, status: ExitStatus, at: UnixNanos) {
+        let Some(TaskRow { task, .. }) = self.state.tasks.get(id) else { return };
+        let execution = task.execution();
+        let session =
+            task.phase.node().and_then(|node| self.state.nodes.get(node)).and_then(|node| node.session);
+        let evicted = task.evicted;
+        if task.cancel.is_some() {
+            self.cancelled(id);
+        } else if evicted {
+            self.set_back(id, Setback::Evicted);
+        } else if let ExitStatus::NotStarted { stage, error, .. } = &status
+            && stage == ABANDONED
+        {
+            let reason = format!("its start was abandoned, through no fault of its own: {error}");
+            self.decide(id, DecisionKind::Refused, reason, Vec::new());
+            self.set_back(id, Setback::Abandoned);
+        } else {
+            self.end(id, status, at);
+        }
+        if let Some(row) = self.change(id) {
+            row.task.generation += 1;
+        }
+        if let Some(session) = session {
+            self.direct(session, execution, DirectiveKind::Forget);
+        }
+    }
+
+    fn cancelled(&mut self, id: &TaskId) {
+        self.move_to(id, Phase::Cancelled);
+        self.decide(id, DecisionKind::Cancelled, "it is over", Vec::new());
+    }
+
+    /// The task is over.
+    fn end(&mut self, id: &TaskId, status: ExitStatus, at: UnixNanos) {
+        let reason = match &status {
+            ExitStatus::Code(code) => format!("exit code {code}"),
+            ExitStatus::Signal(signal) => format!("ended by signal {signal}"),
+            ExitStatus::NotStarted { stage, error, .. } => format!("not started ({stage}): {error}"),
+            ExitStatus::Unknown => "nobody saw how it ended".to_owned(),
+        };
+        if let ExitStatus::Code(0..) = status {
+            self.record(id, at);
+        }
+        self.move_to(id, Phase::Ended { status, at });
+        self.decide(id, DecisionKind::Ended, reason, Vec::new());
+    }
+
+    /// Adds what it used to the history of its name.
+    fn record(&mut self, id: &TaskId, at: UnixNanos) {
+        let Some(TaskRow { task, .. }) = self.state.tasks.get(id) else { return };
+        let Some(status) = &task.on_node else { return };
+        let key = (task.spec.namespace.clone(), task.spec.name.clone());
+        let empty = || History::new(key.0.clone(), key.1.clone(), *task.demand());
+        let history = self.state.histories.entry(key.clone()).or_insert_with(empty);
+        history.add(Sample::of(status, at), *task.demand(), task.owner.uid);
+        self.histories.insert(key);
+    }
+
+    fn direct(&mut self, session: SessionId, execution: ExecutionId, kind: DirectiveKind) {
+        let generation = self.state.tasks.get(&execution.task).map_or(0, |row| row.task.generation);
+        let directive = Directive { execution, generation, epoch: self.state.epoch, kind };
+        self.effects.push(Effect::Direct(session, Box::new(directive)));
+    }
+
+    /// A directive about the latest attempt, if its node is connected; else it is due when the node is back.
+    fn direct_assigned(&mut self, id: &TaskId, kind: DirectiveKind) {
+        let Some(TaskRow { task, .. }) = self.state.tasks.get(id) else { return };
+        let node = task.phase.node().and_then(|node| self.state.nodes.get(node));
+        if let Some(session) = node.and_then(|node| node.session) {
+            self.direct(session, task.execution(), kind);
+        }
+    }
+
+    pub(super) fn direct_start(&mut self, id: &TaskId) {
+        let Some(TaskRow { task, .. }) = self.state.tasks.get(id) else { return };
+        let start = DirectiveKind::Start { spec: Box::new(task.spec.clone()), owner: task.owner.clone() };
+        self.direct_assigned(id, start);
+    }
+
+    pub(super) fn direct_stop(&mut self, id: &TaskId) {
+        let Some(cancel) = self.state.tasks.get(id).and_then(|row| row.task.cancel) else { return };
+        let stop =
+            DirectiveKind::Stop { grace_millis: cancel.grace_millis, reason: "it was cancelled".to_owned() };
+        self.direct_assigned(id, stop);
+    }
+}

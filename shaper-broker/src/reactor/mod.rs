@@ -1,0 +1,462 @@
+//! The broker's decisions, pure: [`on_event`] takes the state, an event and the time, changes the state
+//! and returns the rows that changed and the effects. It reads no clock and does no IO.
+//!
+//! Whoever calls it makes the rows durable and only then lets the effects out. A crash between the two
+//! loses effects, never facts: directives are repeated when an agent connects and its inventory lacks
+//! what they were for, and a client that got no answer asks again.
+//!
+//! What agents say is taken for the truth about what runs; what is to run is decided here alone. Each
+//! placement is an attempt with a number of its own, so that an attempt has one node, and at most one
+//! attempt of a task is ever alive: the next is placed only after the node has said that the last is
+//! over, or never began, or after the node has lost everything by a new boot.
+
+mod agent;
+mod client;
+pub mod history;
+pub mod query;
+pub mod rows;
+mod schedule;
+pub mod state;
+
+#[cfg(test)]
+mod sim;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+
+use shaper_core::{
+    id::{ExecutionId, TaskId},
+    spec::{Capacity, Credentials, Decision, DecisionKind, NodeVerdict, Policy, TaskSpec},
+    task::{TaskStatus, UnixNanos},
+};
+
+pub use self::{
+    rows::RowChange,
+    schedule::next_wakeup,
+    state::{Phase, State, Task},
+};
+
+/// A connection of an agent. A later one has a higher number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A client wants a task run.
+    Submit {
+        /// Who.
+        caller: Credentials,
+        /// What.
+        spec: Box<TaskSpec>,
+    },
+    /// A client wants a task ended.
+    Cancel {
+        /// Who.
+        caller: Credentials,
+        /// Which.
+        task: TaskId,
+        /// Between SIGTERM and SIGKILL.
+        grace_millis: u64,
+    },
+    /// The operator sets a policy.
+    ApplyPolicy {
+        /// Who.
+        caller: Credentials,
+        /// Which.
+        policy: Box<Policy>,
+    },
+    /// An agent connected and said what it has.
+    AgentConnected {
+        /// Its session.
+        session: SessionId,
+        /// What it said.
+        hello: Box<Hello>,
+    },
+    /// A session ended.
+    AgentGone {
+        /// Which.
+        session: SessionId,
+    },
+    /// An agent answered a directive.
+    DirectiveResult {
+        /// From which session.
+        session: SessionId,
+        /// The answer.
+        result: DirectiveResult,
+    },
+    /// A task changed.
+    TaskReport {
+        /// From which session.
+        session: SessionId,
+        /// The task.
+        report: Box<NodeTask>,
+    },
+    /// How a node is.
+    NodeReport {
+        /// From which session.
+        session: SessionId,
+        /// CPU utilisation.
+        cpu_utilisation_permille: u32,
+    },
+    /// An agent decided something about a task alone.
+    TaskDecision {
+        /// From which session.
+        session: SessionId,
+        /// About what.
+        execution: ExecutionId,
+        /// What.
+        decision: Box<Decision>,
+    },
+    /// The time that [`next_wakeup`] named has come.
+    Tick,
+}
+
+/// What an agent says first.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Hello {
+    /// Its node.
+    pub node: String,
+    /// Of the node's kernel.
+    pub boot_id: String,
+    /// What the node has.
+    pub capacity: Capacity,
+    /// The broker's tasks that the agent has, ended ones included.
+    pub inventory: Vec<NodeTask>,
+    /// The highest epoch that it has obeyed.
+    pub highest_epoch: u64,
+    /// Its own socket.
+    pub agent_socket: String,
+}
+
+/// A task as an agent reports it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeTask {
+    /// The task.
+    pub status: TaskStatus,
+    /// Of the latest directive that was carried out for it.
+    pub generation: u64,
+}
+
+/// An order to an agent. (task, attempt, generation) is carried out once.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Directive {
+    /// About what.
+    pub execution: ExecutionId,
+    /// Of the directive, among those of the task.
+    pub generation: u64,
+    /// Of the broker.
+    pub epoch: u64,
+    /// What.
+    pub kind: DirectiveKind,
+}
+
+/// What an agent is to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum DirectiveKind {
+    /// Run it.
+    Start {
+        /// What.
+        spec: Box<TaskSpec>,
+        /// Whose it is.
+        owner: Credentials,
+    },
+    /// End it.
+    Stop {
+        /// Between SIGTERM and SIGKILL.
+        grace_millis: u64,
+        /// Why.
+        reason: String,
+    },
+    /// Its end is recorded.
+    Forget,
+}
+
+/// An answer to a directive.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DirectiveResult {
+    /// About what.
+    pub execution: ExecutionId,
+    /// Of the directive.
+    pub generation: u64,
+    /// The answer.
+    pub outcome: DirectiveOutcome,
+}
+
+/// What became of a directive.
+#[derive(Clone, Debug, PartialEq)]
+pub enum DirectiveOutcome {
+    /// It is being carried out.
+    Accepted,
+    /// It will not be, and why.
+    Refused(String),
+    /// It was, and this is there now.
+    Settled(Box<NodeTask>),
+}
+
+/// What is to be done once the rows are durable.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// The answer to the client that caused the event.
+    Answer(Result<Answer, Refusal>),
+    /// To an agent that connected: the epoch.
+    Welcome(SessionId, u64),
+    /// To an agent: all policies.
+    Policies(SessionId, u64, Vec<Policy>),
+    /// To an agent.
+    Direct(SessionId, Box<Directive>),
+    /// End a session.
+    Close(SessionId, String),
+    /// To whom it may concern: a task changed, and is now so.
+    Changed(Box<Task>),
+    /// More nodes are needed.
+    ScaleOut {
+        /// For which task.
+        task: TaskId,
+        /// What is missing.
+        reason: String,
+    },
+    /// Something that the operator should know.
+    Warn(String),
+}
+
+/// What a client gets.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answer {
+    /// The task as it is now.
+    Task(Box<Task>),
+    /// The policy, and since which revision of the set it holds.
+    Policy(Box<Policy>, u64),
+}
+
+/// Why a client gets nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// No such task, or not theirs.
+    #[error("there is no task `{0}` of yours")]
+    NoSuchTask(TaskId),
+    /// No execution of this name has finished, or none of theirs.
+    #[error("no task `{namespace}/{name}` of yours has finished yet")]
+    NoHistory {
+        /// The namespace.
+        namespace: String,
+        /// The name.
+        name: String,
+    },
+    /// The id is taken.
+    #[error("the task id `{0}` is taken by {1}; choose another, ids are unique in the cluster")]
+    Exists(TaskId, Taken),
+    /// Not theirs to do.
+    #[error("{0}")]
+    Denied(Denied),
+    /// It cannot be.
+    #[error("{0}")]
+    Invalid(Invalid),
+    /// The broker is full.
+    #[error("the broker has {limit} {what}, and takes no more; {remedy}")]
+    Full {
+        /// Of what.
+        what: &'static str,
+        /// How many.
+        limit: usize,
+        /// What to do.
+        remedy: &'static str,
+    },
+}
+
+/// By what an id is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Taken {
+    /// A task of the same user.
+    #[error("a task of yours with another spec")]
+    OtherSpec,
+    /// A task of another user.
+    #[error("a task of another user")]
+    OtherUser,
+}
+
+/// What only the operator may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    /// Running a task as somebody else.
+    #[error("only uid 0 may run a task as another user or with other groups; leave run_as out")]
+    RunAs,
+    /// Setting policies.
+    #[error("only uid 0 may set policies")]
+    Policies,
+}
+
+/// What cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Invalid {
+    /// No command.
+    #[error("the command is empty; say what to run")]
+    NoCommand,
+    /// A directory that is not absolute.
+    #[error("the working directory `{0}` is not absolute")]
+    Cwd(String),
+    /// A name that cannot be part of a key.
+    #[error("the {what} `{name}` must be 1 to 255 bytes, without `/` and control characters")]
+    Name {
+        /// Of what.
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
+}
+
+/// What an event led to. The changes are to be durable before any of the effects happens.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Outcome {
+    /// Rows.
+    pub changes: Vec<RowChange>,
+    /// The rest.
+    pub effects: Vec<Effect>,
+}
+
+/// Lets something happen to the state.
+pub fn on_event(state: &mut State, event: Event, now: UnixNanos) -> Outcome {
+    let mut turn = Turn::new(state, now);
+    match event {
+        Event::Submit { caller, spec } => turn.submit(caller, *spec),
+        Event::Cancel { caller, task, grace_millis } => turn.cancel(&caller, &task, grace_millis),
+        Event::ApplyPolicy { caller, policy } => turn.apply_policy(&caller, *policy),
+        Event::AgentConnected { session, hello } => turn.connected(session, *hello),
+        Event::AgentGone { session } => turn.gone(session),
+        Event::DirectiveResult { session, result } => turn.result(session, result),
+        Event::TaskReport { session, report } => turn.report(session, *report),
+        Event::NodeReport { session, cpu_utilisation_permille } => {
+            turn.node_report(session, cpu_utilisation_permille);
+        }
+        Event::TaskDecision { session, execution, decision } => {
+            turn.agent_decided(session, &execution, *decision);
+        }
+        Event::Tick => {}
+    }
+    turn.schedule();
+    turn.finish()
+}
+
+/// A new broker on the rows of an old one: a higher epoch, to be durable before anything else happens.
+pub fn begin(state: &mut State) -> Outcome {
+    state.epoch += 1;
+    Outcome { changes: vec![rows::epoch(state.epoch)], effects: Vec::new() }
+}
+
+/// One event at work: what it touched, and what it wants done.
+struct Turn<'a> {
+    state: &'a mut State,
+    now: UnixNanos,
+    effects: Vec<Effect>,
+    answer: Option<Result<Reply, Refusal>>,
+    tasks: BTreeSet<TaskId>,
+    nodes: BTreeSet<String>,
+    policies: BTreeSet<String>,
+    histories: BTreeSet<(String, String)>,
+    epoch: bool,
+    /// Every waiting task is to be looked at: something is free that was not, or a node came or went.
+    look_at_all: bool,
+    /// Tasks that began to wait.
+    began_to_wait: BTreeSet<TaskId>,
+}
+
+/// An answer that is made when everything has happened.
+enum Reply {
+    Task(TaskId),
+    Policy(String),
+}
+
+impl Turn<'_> {
+    fn new(state: &mut State, now: UnixNanos) -> Turn<'_> {
+        Turn {
+            state,
+            now,
+            effects: Vec::new(),
+            answer: None,
+            tasks: BTreeSet::new(),
+            nodes: BTreeSet::new(),
+            policies: BTreeSet::new(),
+            histories: BTreeSet::new(),
+            epoch: false,
+            look_at_all: false,
+            began_to_wait: BTreeSet::new(),
+        }
+    }
+
+    /// A task that will be changed.
+    fn change(&mut self, id: &TaskId) -> Option<&mut state::TaskRow> {
+        let row = self.state.tasks.get_mut(id)?;
+        self.tasks.insert(id.clone());
+        Some(row)
+    }
+
+    /// Moves a task to another phase. The only way in which a phase changes.
+    fn move_to(&mut self, id: &TaskId, phase: Phase) {
+        let now_waits = matches!(phase, Phase::Pending { .. });
+        self.state.leave(id);
+        let Some(row) = self.change(id) else { return };
+        let frees = row.task.phase.node().is_some() && phase.node().is_none();
+        row.task.phase = phase;
+        self.look_at_all |= frees;
+        let entered = self.state.enter(id);
+        debug_assert!(entered, "task `{id}` was placed on a node that is not there");
+        if now_waits {
+            self.began_to_wait.insert(id.clone());
+        }
+    }
+
+    fn decide(
+        &mut self,
+        id: &TaskId,
+        kind: DecisionKind,
+        reason: impl Into<String>,
+        nodes: Vec<NodeVerdict>,
+    ) {
+        let decision = Decision { at: self.now, by: "broker".to_owned(), kind, reason: reason.into(), nodes };
+        if let Some(row) = self.change(id) {
+            row.decide(decision);
+        }
+    }
+
+    /// The rows of all that was touched, and the effects.
+    fn finish(mut self) -> Outcome {
+        let state = self.state;
+        let mut changes = Vec::new();
+        if self.epoch {
+            changes.push(rows::epoch(state.epoch));
+        }
+        for node in self.nodes.iter().filter_map(|name| state.nodes.get(name)) {
+            changes.push(rows::node(&node.row));
+        }
+        for id in &self.tasks {
+            if let Some(row) = state.tasks.get_mut(id) {
+                state.revision += 1;
+                row.task.revision = state.revision;
+                changes.push(rows::task(row));
+                self.effects.push(Effect::Changed(Box::new(row.task.clone())));
+            }
+        }
+        for policy in self.policies.iter().filter_map(|name| state.policies.get(name)) {
+            changes.push(rows::policy(policy));
+        }
+        for history in self.histories.iter().filter_map(|key| state.histories.get(key)) {
+            changes.push(rows::history(history));
+        }
+        let answer = self.answer.map(|reply| {
+            reply.map(|reply| match reply {
+                Reply::Task(id) => state.tasks.get(&id).map(|row| Answer::Task(Box::new(row.task.clone()))),
+                Reply::Policy(name) => state
+                    .policies
+                    .get(&name)
+                    .map(|row| Answer::Policy(Box::new(row.policy.clone()), row.revision)),
+            })
+        });
+        match answer {
+            Some(Ok(Some(answer))) => self.effects.push(Effect::Answer(Ok(answer))),
+            Some(Err(refusal)) => self.effects.push(Effect::Answer(Err(refusal))),
+            Some(Ok(None)) | None => {}
+        }
+        Outcome { changes, effects: self.effects }
+    }
+}

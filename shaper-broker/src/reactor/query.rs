@@ -1,0 +1,76 @@
+//! What clients may see. The operator sees everything; others their own tasks, and all nodes.
+
+use shaper_core::{
+    id::TaskId,
+    place::{self, Candidate},
+    spec::{Credentials, Decision, DecisionKind, NodeVerdict},
+    task::UnixNanos,
+};
+
+use super::{Phase, Refusal, State, Task, history::Measured, state::TaskRow};
+
+/// uid 0.
+pub fn is_operator(caller: &Credentials) -> bool {
+    caller.uid == 0
+}
+
+/// Whether a task of `owner` is the caller's to see and to act on.
+pub fn may_see(caller: &Credentials, owner: &Credentials) -> bool {
+    is_operator(caller) || caller.uid == owner.uid
+}
+
+/// One task.
+pub fn task<'a>(state: &'a State, caller: &Credentials, id: &TaskId) -> Result<&'a TaskRow, Refusal> {
+    let row = state.tasks.get(id).filter(|row| may_see(caller, &row.task.owner));
+    row.ok_or_else(|| Refusal::NoSuchTask(id.clone()))
+}
+
+/// The caller's tasks.
+pub fn tasks<'a>(state: &'a State, caller: &'a Credentials) -> impl Iterator<Item = &'a Task> {
+    state.tasks.values().map(|row| &row.task).filter(|task| may_see(caller, &task.owner))
+}
+
+/// The decisions about a task. The latest of a task that waits judges the nodes as they are now.
+pub fn explain(
+    state: &State,
+    caller: &Credentials,
+    id: &TaskId,
+    now: UnixNanos,
+) -> Result<Vec<Decision>, Refusal> {
+    let TaskRow { task, decisions } = task(state, caller, id)?;
+    let mut decisions: Vec<_> = decisions.iter().cloned().collect();
+    let latest = decisions.iter_mut().rfind(|decision| decision.kind == DecisionKind::Pending);
+    if let (Phase::Pending { .. }, Some(latest)) = (&task.phase, latest) {
+        latest.nodes = verdicts(state, task, now);
+    }
+    Ok(decisions)
+}
+
+/// How every connected node stands to a task now.
+pub(super) fn verdicts(state: &State, task: &Task, now: UnixNanos) -> Vec<NodeVerdict> {
+    let judge = |node: Candidate<'_>| {
+        let mut verdict = place::judge(task.demand(), task.priority(), &node);
+        if let Some(avoid) = task.avoid.iter().find(|avoid| avoid.node == node.name && avoid.holds(now)) {
+            let seconds = avoid.until.saturating_sub(now).div_ceil(1_000_000_000);
+            verdict.score = None;
+            verdict.lacking.push(format!("it {}; not again for {seconds} s", avoid.why.done_to_it()));
+        }
+        verdict
+    };
+    state.connected().map(|node| judge(node.candidate())).collect()
+}
+
+/// What finished tasks of this name used: for those who ran one.
+pub fn profile(
+    state: &State,
+    caller: &Credentials,
+    namespace: &str,
+    name: &str,
+) -> Result<Measured, Refusal> {
+    state
+        .histories
+        .get(&(namespace.to_owned(), name.to_owned()))
+        .filter(|history| is_operator(caller) || history.users.contains(&caller.uid))
+        .map(|history| history.measured())
+        .ok_or_else(|| Refusal::NoHistory { namespace: namespace.to_owned(), name: name.to_owned() })
+}

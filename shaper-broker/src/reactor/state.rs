@@ -1,0 +1,377 @@
+//! What the broker knows. What must outlive it is in rows; the rest (sessions, utilisation) agents say
+//! again when they connect. Indexes are derived, and kept by [`State::enter`] and [`State::leave`] alone.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, VecDeque},
+};
+
+use serde::{Deserialize, Serialize};
+use shaper_core::{
+    id::{ExecutionId, TaskId},
+    place::{Candidate, NOTHING},
+    spec::{Capacity, Credentials, Decision, DecisionKind, Demand, Policy, Priority, TaskSpec},
+    task::{ExitStatus, TaskStatus, UnixNanos},
+    units::{BitsPerSec, Bytes, Iops, Millicores},
+};
+
+use super::{SessionId, history::History};
+
+/// Decisions that are kept of a task.
+pub const DECISIONS: usize = 64;
+/// Nodes that are kept of a decision: the explanation of a waiting task judges all of them anew.
+pub const VERDICTS: usize = 32;
+
+/// Where a task is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Phase {
+    /// On no node.
+    Pending {
+        /// Why.
+        reason: String,
+        /// More nodes were asked for since it began to wait.
+        scale_out_asked: bool,
+    },
+    /// Assigned to a node, which has not said yet that it runs.
+    Starting {
+        /// The node.
+        node: String,
+    },
+    /// Running, as far as is known.
+    Running {
+        /// The node.
+        node: String,
+    },
+    /// Over.
+    Ended {
+        /// How.
+        status: ExitStatus,
+        /// When.
+        at: UnixNanos,
+    },
+    /// Over by request.
+    Cancelled,
+}
+
+impl Phase {
+    /// The node that holds a reservation for it.
+    pub fn node(&self) -> Option<&str> {
+        match self {
+            Phase::Starting { node } | Phase::Running { node } => Some(node),
+            Phase::Pending { .. } | Phase::Ended { .. } | Phase::Cancelled => None,
+        }
+    }
+
+    /// Nothing more will happen to it.
+    pub fn is_over(&self) -> bool {
+        matches!(self, Phase::Ended { .. } | Phase::Cancelled)
+    }
+}
+
+/// A wish that a task end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cancel {
+    /// Between SIGTERM and SIGKILL.
+    pub grace_millis: u64,
+    /// Of the Stop directive.
+    pub generation: u64,
+}
+
+/// Why a task does not go back to a node for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Setback {
+    /// The node made room.
+    Evicted,
+    /// The node would not start it.
+    Refused,
+    /// The node began to start it and gave up.
+    Abandoned,
+}
+
+impl Setback {
+    /// What the node did to it.
+    pub fn done_to_it(self) -> &'static str {
+        match self {
+            Setback::Evicted => "evicted it",
+            Setback::Refused => "refused to start it",
+            Setback::Abandoned => "abandoned its start",
+        }
+    }
+}
+
+/// A node that a task does not go back to for a while.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Avoid {
+    /// The node.
+    pub node: String,
+    /// Why.
+    pub why: Setback,
+    /// From here …
+    pub since: UnixNanos,
+    /// … to here. A clock that was set back, to before `since`, ends it, too.
+    pub until: UnixNanos,
+}
+
+impl Avoid {
+    /// Whether it holds at `now`.
+    pub fn holds(&self, now: UnixNanos) -> bool {
+        (self.since..self.until).contains(&now)
+    }
+}
+
+/// A task.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Task {
+    /// What was submitted.
+    pub spec: TaskSpec,
+    /// By whom.
+    pub owner: Credentials,
+    /// When.
+    pub submitted_at: UnixNanos,
+    /// Its place in the order of submissions.
+    pub sequence: u64,
+    /// Where it is.
+    pub phase: Phase,
+    /// The latest attempt, from 1; 0 before the first. Each placement is an attempt of its own.
+    pub attempt: u32,
+    /// Node of the latest attempt.
+    pub node: Option<String>,
+    /// Whether the node has said that it knows the latest attempt.
+    pub acknowledged: bool,
+    /// Whether the node has said that it evicts the latest attempt.
+    pub evicted: bool,
+    /// Whether the node of the latest attempt went away while it had it.
+    pub lost: bool,
+    /// Of the latest directive.
+    pub generation: u64,
+    /// Of the latest Start.
+    pub start_generation: u64,
+    /// Whether it is to end.
+    pub cancel: Option<Cancel>,
+    /// Of `spec.retries`, how many are used up.
+    pub retries_used: u32,
+    /// Evictions, refusals and abandoned starts so far: the exponent of the backoff.
+    pub setbacks: u32,
+    /// Where it does not go for now.
+    pub avoid: Vec<Avoid>,
+    /// As last reported by its node.
+    pub on_node: Option<TaskStatus>,
+    /// Of its latest change.
+    pub revision: u64,
+}
+
+impl Task {
+    pub(super) fn place_in_queue(&self) -> Place {
+        (Reverse(self.priority()), self.sequence, self.id().clone())
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &TaskId {
+        &self.spec.profile.task_id
+    }
+
+    /// The latest attempt.
+    pub fn execution(&self) -> ExecutionId {
+        ExecutionId { task: self.id().clone(), attempt: self.attempt }
+    }
+
+    /// What it asks for.
+    pub fn demand(&self) -> &Demand {
+        &self.spec.profile.demand
+    }
+
+    /// Its priority.
+    pub fn priority(&self) -> Priority {
+        self.spec.profile.priority
+    }
+}
+
+/// A task with what was decided about it: one row.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskRow {
+    /// The task.
+    pub task: Task,
+    /// The latest decisions, newest last.
+    pub decisions: VecDeque<Decision>,
+}
+
+impl TaskRow {
+    pub(super) fn decide(&mut self, mut decision: Decision) {
+        if decision.nodes.len() > VERDICTS {
+            // The chosen node is worth more than the first ones.
+            let chosen = decision.nodes.iter().position(|it| Some(&it.node) == self.task.node.as_ref());
+            if let Some(chosen) = chosen.filter(|_| decision.kind == DecisionKind::Placed) {
+                decision.nodes.swap(0, chosen);
+            }
+            decision.nodes.truncate(VERDICTS);
+        }
+        if self.decisions.len() == DECISIONS {
+            self.decisions.pop_front();
+        }
+        self.decisions.push_back(decision);
+    }
+}
+
+/// What is kept of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeRow {
+    /// Its name.
+    pub name: String,
+    /// Its place in the order of registration, which decides ties.
+    pub order: u64,
+    /// What it has.
+    pub capacity: Capacity,
+    /// The boot that it was in when it last connected.
+    pub boot_id: String,
+    /// Its agent's own socket.
+    pub agent_socket: String,
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// What is kept.
+    pub row: NodeRow,
+    /// Its agent's session; while it has none, nothing is placed there.
+    pub session: Option<SessionId>,
+    /// CPU utilisation as last reported.
+    pub cpu_utilisation_permille: u32,
+    /// Sum of the demands of `tasks`.
+    pub reserved: Capacity,
+    /// The tasks that are assigned to it.
+    pub tasks: BTreeSet<TaskId>,
+}
+
+impl Node {
+    pub(super) fn new(row: NodeRow) -> Node {
+        let reserved = Capacity {
+            gpu_memory: Some(Bytes(0)),
+            network: Some(BitsPerSec(0)),
+            storage_io: Some(Iops(0)),
+            ..NOTHING
+        };
+        Node { row, session: None, cpu_utilisation_permille: 0, reserved, tasks: BTreeSet::new() }
+    }
+
+    /// As placement sees it.
+    pub fn candidate(&self) -> Candidate<'_> {
+        Candidate { name: &self.row.name, capacity: &self.row.capacity, reserved: &self.reserved }
+    }
+
+    fn reserve(&mut self, demand: &Demand, change: fn(u64, u64) -> u64) {
+        let Demand { cpu, memory, gpu_memory, network, storage_io } = *demand;
+        let Capacity { cpu: cpus, memory: memories, gpu_memory: gpu, network: uplink, storage_io: disks } =
+            self.reserved;
+        let sum =
+            |taken: Option<u64>, wanted: Option<u64>| Some(change(taken.unwrap_or(0), wanted.unwrap_or(0)));
+        self.reserved = Capacity {
+            cpu: Millicores(change(cpus.0, cpu.0)),
+            memory: Bytes(change(memories.0, memory.0)),
+            gpu_memory: sum(gpu.map(|it| it.0), gpu_memory.map(|it| it.0)).map(Bytes),
+            network: sum(uplink.map(|it| it.0), network.map(|it| it.0)).map(BitsPerSec),
+            storage_io: sum(disks.map(|it| it.0), storage_io.map(|it| it.0)).map(Iops),
+        };
+    }
+}
+
+/// A policy and when it was applied: one row.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyRow {
+    /// The policy.
+    pub policy: Policy,
+    /// Of the set of policies, when this one was applied.
+    pub revision: u64,
+}
+
+/// A waiting task's place in the queue: by priority, then by submission.
+pub(super) type Place = (Reverse<Priority>, u64, TaskId);
+
+/// Everything.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct State {
+    /// In every directive. An agent refuses one below the highest that it has obeyed.
+    pub epoch: u64,
+    /// Tasks by id.
+    pub tasks: BTreeMap<TaskId, TaskRow>,
+    /// Nodes by name.
+    pub nodes: BTreeMap<String, Node>,
+    /// Policies by name.
+    pub policies: BTreeMap<String, PolicyRow>,
+    /// What finished tasks used, by namespace and name.
+    pub histories: BTreeMap<(String, String), History>,
+    /// Of the latest change of a task.
+    pub revision: u64,
+    /// Of the latest change of the policies.
+    pub policies_revision: u64,
+    /// Agents by session.
+    pub sessions: BTreeMap<SessionId, String>,
+    /// Names of the nodes in the order of registration.
+    pub(super) registered: Vec<String>,
+    /// Tasks that wait, in the order in which they are placed.
+    pub(super) queue: BTreeSet<Place>,
+    /// Those of them that avoid a node.
+    pub(super) backing_off: BTreeSet<TaskId>,
+    pub(super) next_sequence: u64,
+}
+
+impl State {
+    /// The nodes in the order of registration.
+    pub fn nodes_in_order(&self) -> impl Iterator<Item = &Node> {
+        self.registered.iter().filter_map(|name| self.nodes.get(name))
+    }
+
+    /// Those that take work.
+    pub fn connected(&self) -> impl Iterator<Item = &Node> {
+        self.nodes_in_order().filter(|node| node.session.is_some())
+    }
+
+    /// Tasks that are not over.
+    pub fn open_tasks(&self) -> usize {
+        self.queue.len() + self.nodes.values().map(|node| node.tasks.len()).sum::<usize>()
+    }
+
+    /// Puts a task where its phase says. False: the node of its phase is not there.
+    #[must_use]
+    pub(super) fn enter(&mut self, id: &TaskId) -> bool {
+        let Some(TaskRow { task, .. }) = self.tasks.get(id) else { return false };
+        match &task.phase {
+            Phase::Pending { .. } => {
+                self.queue.insert(task.place_in_queue());
+                if !task.avoid.is_empty() {
+                    self.backing_off.insert(id.clone());
+                }
+                true
+            }
+            Phase::Starting { node } | Phase::Running { node } => match self.nodes.get_mut(node) {
+                Some(node) => {
+                    if node.tasks.insert(id.clone()) {
+                        node.reserve(task.demand(), u64::saturating_add);
+                    }
+                    true
+                }
+                None => false,
+            },
+            Phase::Ended { .. } | Phase::Cancelled => true,
+        }
+    }
+
+    /// Takes a task from where its phase says.
+    pub(super) fn leave(&mut self, id: &TaskId) {
+        let Some(TaskRow { task, .. }) = self.tasks.get(id) else { return };
+        self.queue.remove(&task.place_in_queue());
+        self.backing_off.remove(id);
+        if let Some(node) = task.phase.node().and_then(|node| self.nodes.get_mut(node))
+            && node.tasks.remove(id)
+        {
+            node.reserve(task.demand(), u64::saturating_sub);
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! The gRPC service for clients: checks what comes in, asks the broker, answers.
+
+use std::{pin::Pin, sync::Arc};
+
+use shaper_core::{
+    id::{InvalidTaskId, TaskId},
+    spec::{Credentials, Policy, Priority, TaskSpec},
+};
+use shaper_proto::{
+    convert::WireError,
+    peer::Caller,
+    v1::{self, broker_server::Broker},
+};
+use tokio::sync::{broadcast, mpsc};
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status};
+
+use crate::{
+    actor::{ActorError, Handle, View},
+    reactor::{Answer, Event, Refusal, Task, query},
+    wire,
+};
+
+/// The service.
+pub struct BrokerService {
+    broker: Handle,
+}
+
+impl BrokerService {
+    /// A service in front of a broker.
+    pub fn new(broker: Handle) -> BrokerService {
+        BrokerService { broker }
+    }
+
+    async fn ask(&self, event: Event) -> Result<Answer, Status> {
+        self.broker.ask(event).await.map_err(unavailable)?.map_err(refused)
+    }
+
+    async fn task(&self, event: Event) -> Result<Response<v1::ClusterTask>, Status> {
+        match self.ask(event).await? {
+            Answer::Task(task) => Ok(Response::new(wire::cluster_task(&task))),
+            Answer::Policy(..) => Err(Status::internal("a policy is no answer to this")),
+        }
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&View<'_>) -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Status> {
+        self.broker.read(look).await.map_err(unavailable)?.map_err(refused)
+    }
+}
+
+pub(crate) fn unavailable(error: ActorError) -> Status {
+    match error {
+        ActorError::Stopped => Status::unavailable(error.to_string()),
+        ActorError::Busy => Status::resource_exhausted(error.to_string()),
+    }
+}
+
+fn refused(refusal: Refusal) -> Status {
+    let text = refusal.to_string();
+    match refusal {
+        Refusal::NoSuchTask(_) | Refusal::NoHistory { .. } => Status::not_found(text),
+        Refusal::Exists(..) => Status::already_exists(text),
+        Refusal::Denied(_) => Status::permission_denied(text),
+        Refusal::Invalid(_) => Status::invalid_argument(text),
+        Refusal::Full { .. } => Status::resource_exhausted(text),
+    }
+}
+
+pub(crate) fn invalid(error: WireError) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+/// Who calls, as the kernel says.
+pub(crate) fn caller<T>(request: &Request<T>) -> Result<Credentials, Status> {
+    match request.extensions().get::<Caller>() {
+        Some(Caller { uid, gid, groups }) => Ok(Credentials { uid: *uid, gid: *gid, groups: groups.clone() }),
+        None => Err(Status::unauthenticated("the connection has no peer credentials")),
+    }
+}
+
+fn task_id(text: &str) -> Result<TaskId, Status> {
+    text.parse().map_err(|error: InvalidTaskId| Status::invalid_argument(error.to_string()))
+}
+
+#[tonic::async_trait]
+impl Broker for BrokerService {
+    async fn submit_task(
+        &self,
+        request: Request<v1::SubmitTaskRequest>,
+    ) -> Result<Response<v1::ClusterTask>, Status> {
+        let caller = caller(&request)?;
+        let spec = request.into_inner().spec.ok_or_else(|| invalid(WireError::Missing("spec")))?;
+        let spec = Box::new(TaskSpec::try_from(spec).map_err(invalid)?);
+        self.task(Event::Submit { caller, spec }).await
+    }
+
+    async fn get_cluster_task(
+        &self,
+        request: Request<v1::GetClusterTaskRequest>,
+    ) -> Result<Response<v1::ClusterTask>, Status> {
+        let caller = caller(&request)?;
+        let id = task_id(&request.get_ref().task_id)?;
+        let task = move |view: &View<'_>| {
+            query::task(view.state, &caller, &id).map(|row| wire::cluster_task(&row.task))
+        };
+        Ok(Response::new(self.read(task).await?))
+    }
+
+    async fn list_cluster_tasks(
+        &self,
+        request: Request<v1::ListClusterTasksRequest>,
+    ) -> Result<Response<v1::ListClusterTasksResponse>, Status> {
+        let caller = caller(&request)?;
+        let list = move |view: &View<'_>| {
+            let tasks = query::tasks(view.state, &caller).map(wire::cluster_task).collect();
+            Ok(v1::ListClusterTasksResponse { tasks, revision: view.state.revision })
+        };
+        Ok(Response::new(self.read(list).await?))
+    }
+
+    type WatchClusterTasksStream = Pin<Box<dyn Stream<Item = Result<v1::ClusterTask, Status>> + Send>>;
+
+    async fn watch_cluster_tasks(
+        &self,
+        request: Request<v1::WatchClusterTasksRequest>,
+    ) -> Result<Response<Self::WatchClusterTasksStream>, Status> {
+        let caller = caller(&request)?;
+        let id = match request.get_ref().task_id.as_str() {
+            "" => None,
+            id => Some(task_id(id)?),
+        };
+        let begin = {
+            let (caller, id) = (caller.clone(), id.clone());
+            move |view: &View<'_>| {
+                let tasks: Vec<_> = match &id {
+                    Some(id) => vec![Arc::new(query::task(view.state, &caller, id)?.task.clone())],
+                    None => query::tasks(view.state, &caller).map(|task| Arc::new(task.clone())).collect(),
+                };
+                Ok((tasks, view.changes()))
+            }
+        };
+        let (tasks, changes) = self.read(begin).await?;
+        let (answers, stream) = mpsc::channel(16);
+        tokio::spawn(watch(caller, id, tasks, changes, answers));
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn cancel_cluster_task(
+        &self,
+        request: Request<v1::CancelClusterTaskRequest>,
+    ) -> Result<Response<v1::ClusterTask>, Status> {
+        let caller = caller(&request)?;
+        let v1::CancelClusterTaskRequest { task_id: id, grace_millis } = request.into_inner();
+        self.task(Event::Cancel { caller, task: task_id(&id)?, grace_millis }).await
+    }
+
+    async fn explain_task(
+        &self,
+        request: Request<v1::ExplainTaskRequest>,
+    ) -> Result<Response<v1::ExplainTaskResponse>, Status> {
+        let caller = caller(&request)?;
+        let id = task_id(&request.get_ref().task_id)?;
+        let explain = move |view: &View<'_>| query::explain(view.state, &caller, &id, view.now);
+        let decisions = self.read(explain).await?.into_iter().map(Into::into).collect();
+        Ok(Response::new(v1::ExplainTaskResponse { decisions }))
+    }
+
+    async fn list_nodes(
+        &self,
+        _request: Request<v1::ListNodesRequest>,
+    ) -> Result<Response<v1::ListNodesResponse>, Status> {
+        let list = |view: &View<'_>| Ok(view.state.nodes_in_order().map(wire::node_status).collect());
+        Ok(Response::new(v1::ListNodesResponse { nodes: self.read(list).await? }))
+    }
+
+    async fn apply_policy(
+        &self,
+        request: Request<v1::ApplyPolicyRequest>,
+    ) -> Result<Response<v1::PolicyStatus>, Status> {
+        let caller = caller(&request)?;
+        let policy = request.into_inner().policy.ok_or_else(|| invalid(WireError::Missing("policy")))?;
+        let policy = Box::new(Policy::try_from(policy).map_err(invalid)?);
+        match self.ask(Event::ApplyPolicy { caller, policy }).await? {
+            Answer::Policy(policy, revision) => {
+                Ok(Response::new(v1::PolicyStatus { policy: Some((*policy).into()), revision }))
+            }
+            Answer::Task(_) => Err(Status::internal("a task is no answer to this")),
+        }
+    }
+
+    async fn list_policies(
+        &self,
+        _request: Request<v1::ListPoliciesRequest>,
+    ) -> Result<Response<v1::ListPoliciesResponse>, Status> {
+        let list = |view: &View<'_>| Ok(view.state.policies.values().map(wire::policy_status).collect());
+        Ok(Response::new(v1::ListPoliciesResponse { policies: self.read(list).await? }))
+    }
+
+    async fn get_profile(
+        &self,
+        request: Request<v1::GetProfileRequest>,
+    ) -> Result<Response<v1::GetProfileResponse>, Status> {
+        let caller = caller(&request)?;
+        let v1::GetProfileRequest { name, namespace } = request.into_inner();
+        let measured = {
+            let name = name.clone();
+            self.read(move |view| query::profile(view.state, &caller, &namespace, &name)).await?
+        };
+        let profile = v1::TaskProfile {
+            // Whoever submits it chooses an id; the name will do where it is one.
+            task_id: if name.parse::<TaskId>().is_ok() { name } else { String::new() },
+            demand: Some(measured.demand.into()),
+            priority: v1::Priority::from(Priority::Medium).into(),
+            estimated_runtime_seconds: Some(measured.runtime_seconds),
+        };
+        let (executions, notes) = (measured.executions, measured.notes);
+        Ok(Response::new(v1::GetProfileResponse { profile: Some(profile), executions, notes }))
+    }
+}
+
+/// Sends the tasks as they are, and then every change that the caller may see.
+async fn watch(
+    caller: Credentials,
+    id: Option<TaskId>,
+    tasks: Vec<Arc<Task>>,
+    mut changes: broadcast::Receiver<Arc<Task>>,
+    answers: mpsc::Sender<Result<v1::ClusterTask, Status>>,
+) {
+    for task in tasks {
+        if answers.send(Ok(wire::cluster_task(&task))).await.is_err() {
+            return;
+        }
+    }
+    loop {
+        let change = tokio::select! {
+            change = changes.recv() => change,
+            () = answers.closed() => return,
+        };
+        let answer = match change {
+            Ok(task) => {
+                let is_wanted = id.as_ref().is_none_or(|id| task.id() == id);
+                if !is_wanted || !query::may_see(&caller, &task.owner) {
+                    continue;
+                }
+                Ok(wire::cluster_task(&task))
+            }
+            Err(broadcast::error::RecvError::Lagged(missed)) => Err(Status::out_of_range(format!(
+                "{missed} changes were missed; list the tasks and watch again"
+            ))),
+            Err(broadcast::error::RecvError::Closed) => Err(unavailable(ActorError::Stopped)),
+        };
+        let is_last = answer.is_err();
+        if answers.send(answer).await.is_err() || is_last {
+            return;
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! A store in one file, by redb. A transaction is on the disk when it returns.
+//!
+//! redb sees bytes only: a row is the eight bytes of its revision, the highest first, and then its
+//! value. The table `meta` has two numbers: `schema`, of what is in the file, and `revision`, of the
+//! latest transaction.
+
+use std::{
+    fs::{self, OpenOptions},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use redb::{
+    Builder, Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageError,
+    TableDefinition, backends::FileBackend,
+};
+
+use super::{BackendError, Compare, Op, Store, StoreError, Txn, Versioned};
+
+const ROWS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("rows");
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+const SCHEMA_KEY: &str = "schema";
+const REVISION_KEY: &str = "revision";
+
+/// What this program writes. It grows with every change that an older program would misread: a field
+/// more in a row is one.
+pub const SCHEMA: u64 = 1;
+
+/// How much of the file redb keeps in memory. The broker reads it at its start only.
+const CACHE_BYTES: usize = 16 << 20;
+
+/// Rows in a file.
+pub struct Redb {
+    path: PathBuf,
+    database: Database,
+}
+
+impl std::fmt::Debug for Redb {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Redb").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl Redb {
+    /// Opens the file, or makes it. It is readable by its owner only.
+    pub fn open(path: &Path) -> Result<Redb, StoreError> {
+        let failed = |source| StoreError::Open { path: path.to_owned(), source };
+        let io = |error| failed(BackendError::from(StorageError::Io(error)));
+        if let Some(directory) = path.parent() {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io)?;
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .map_err(io)?;
+        let opened = FileBackend::new(file)
+            .and_then(|backend| Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(backend));
+        let database = opened.map_err(|error| match error {
+            DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => {
+                StoreError::Locked { path: path.to_owned() }
+            }
+            error => failed(error.into()),
+        })?;
+        let store = Redb { path: path.to_owned(), database };
+        store.check_schema()?;
+        Ok(store)
+    }
+
+    /// Refuses what a newer program wrote; gives a new file its schema.
+    fn check_schema(&self) -> Result<(), StoreError> {
+        let found = self.write_with(|transaction| {
+            let mut meta = transaction.open_table(META)?;
+            let found = meta.get(SCHEMA_KEY)?.map(|value| value.value());
+            if found.is_none() {
+                meta.insert(SCHEMA_KEY, SCHEMA)?;
+            }
+            transaction.open_table(ROWS)?;
+            Ok(found)
+        })?;
+        match found {
+            Some(found) if found > SCHEMA => {
+                Err(StoreError::NewerSchema { path: self.path.clone(), found, known: SCHEMA })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// One transaction, committed unless `work` fails.
+    fn write_with<T>(
+        &self,
+        work: impl FnOnce(&redb::WriteTransaction) -> Result<T, BackendError>,
+    ) -> Result<T, StoreError> {
+        let attempt = || {
+            let mut transaction = self.database.begin_write()?;
+            transaction.set_durability(Durability::Immediate)?;
+            let done = work(&transaction)?;
+            transaction.commit()?;
+            Ok(done)
+        };
+        attempt().map_err(|source| StoreError::Write { path: self.path.clone(), source })
+    }
+
+    fn decode(&self, stored: &[u8]) -> Result<Versioned, StoreError> {
+        let (revision, value) =
+            stored.split_first_chunk().ok_or_else(|| self.damaged("a row is too short"))?;
+        Ok(Versioned { value: value.to_vec(), revision: u64::from_be_bytes(*revision) })
+    }
+
+    fn damaged(&self, what: &'static str) -> StoreError {
+        StoreError::Damaged { path: self.path.clone(), what }
+    }
+
+    fn read<T>(&self, work: impl FnOnce() -> Result<T, BackendError>) -> Result<T, StoreError> {
+        work().map_err(|source| StoreError::Read { path: self.path.clone(), source })
+    }
+}
+
+/// The revision of a row, as long as the row is whole.
+fn revision_of(stored: &[u8]) -> Option<u64> {
+    stored.first_chunk().map(|revision| u64::from_be_bytes(*revision))
+}
+
+impl Store for Redb {
+    fn get(&self, key: &[u8]) -> Result<Option<Versioned>, StoreError> {
+        let stored = self.read(|| {
+            let rows = self.database.begin_read()?.open_table(ROWS)?;
+            Ok(rows.get(key)?.map(|value| value.value().to_vec()))
+        })?;
+        stored.map(|stored| self.decode(&stored)).transpose()
+    }
+
+    fn range(&self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Versioned)>, StoreError> {
+        let stored = self.read(|| {
+            let rows = self.database.begin_read()?.open_table(ROWS)?;
+            let mut found = Vec::new();
+            for row in rows.range(prefix..)? {
+                let (key, value) = row?;
+                if !key.value().starts_with(prefix) {
+                    break;
+                }
+                found.push((key.value().to_vec(), value.value().to_vec()));
+            }
+            Ok(found)
+        })?;
+        stored.into_iter().map(|(key, value)| Ok((key, self.decode(&value)?))).collect()
+    }
+
+    fn txn(&mut self, compares: &[Compare], ops: &[Op]) -> Result<Txn, StoreError> {
+        self.write_with(|transaction| {
+            let mut rows = transaction.open_table(ROWS)?;
+            for compare in compares {
+                let written_at = rows.get(compare.key())?.and_then(|stored| revision_of(stored.value()));
+                if !compare.holds(written_at) {
+                    // Committing a transaction without changes writes nothing of ours.
+                    return Ok(Txn::Conflict { key: compare.key().to_vec() });
+                }
+            }
+            let mut meta = transaction.open_table(META)?;
+            let revision = meta.get(REVISION_KEY)?.map_or(0, |value| value.value()) + 1;
+            meta.insert(REVISION_KEY, revision)?;
+            for op in ops {
+                match op {
+                    Op::Put { key, value } => {
+                        let stored = [&revision.to_be_bytes(), value.as_slice()].concat();
+                        rows.insert(key.as_slice(), stored.as_slice())?;
+                    }
+                    Op::Delete { key } => {
+                        rows.remove(key.as_slice())?;
+                    }
+                }
+            }
+            Ok(Txn::Committed { revision })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_newer_schema_is_refused_and_left_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("store.redb");
+        let store = Redb::open(&path).unwrap();
+        store
+            .write_with(|transaction| {
+                transaction.open_table(META)?.insert(SCHEMA_KEY, SCHEMA + 1)?;
+                Ok(())
+            })
+            .unwrap();
+        drop(store);
+        let error = Redb::open(&path).unwrap_err();
+        assert!(matches!(error, StoreError::NewerSchema { found: 2, known: 1, .. }), "{error}");
+        let error = Redb::open(&path).unwrap_err();
+        assert!(error.to_string().contains("start the newer broker"), "still refused: {error}");
+    }
+
+    #[test]
+    fn a_second_opener_is_told_who_has_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("store.redb");
+        let first = Redb::open(&path).unwrap();
+        let error = Redb::open(&path).unwrap_err();
+        assert!(matches!(error, StoreError::Locked { .. }), "{error}");
+        assert!(error.to_string().contains("another broker is running"), "{error}");
+        drop(first);
+        Redb::open(&path).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_database_is_not_overwritten() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("store.redb");
+        fs::write(&path, "something else").unwrap();
+        assert!(matches!(Redb::open(&path), Err(StoreError::Open { .. })));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "something else");
+    }
+}

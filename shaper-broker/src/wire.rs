@@ -1,0 +1,169 @@
+//! The broker's own messages and their wire types; the vocabulary that it shares with others is in
+//! `shaper_proto::convert`.
+
+use shaper_core::{
+    id::{ExecutionId, TaskId},
+    spec::{Capacity, Decision},
+    task::{Phase as RunPhase, TaskStatus},
+};
+use shaper_proto::{
+    convert::{self, WireError},
+    v1,
+};
+
+use crate::{
+    actor::ToAgent,
+    reactor::{
+        Directive, DirectiveKind, DirectiveOutcome, DirectiveResult, Event, Hello, NodeTask, Phase,
+        SessionId, Task,
+        state::{Node, PolicyRow},
+    },
+};
+
+/// A task as clients see it.
+pub fn cluster_task(task: &Task) -> v1::ClusterTask {
+    use v1::cluster_task::{Pending, Phase as Wire};
+    let phase = match &task.phase {
+        Phase::Pending { reason, .. } => Some(Wire::Pending(Pending { reason: reason.clone() })),
+        Phase::Starting { node } => Some(Wire::StartingOn(node.clone())),
+        Phase::Running { node } => Some(Wire::RunningOn(node.clone())),
+        Phase::Ended { status, at } => {
+            convert::exit(&RunPhase::Ended { status: status.clone(), at: *at }).map(Wire::Ended)
+        }
+        Phase::Cancelled => Some(Wire::Cancelled(true)),
+    };
+    v1::ClusterTask {
+        spec: Some(task.spec.clone().into()),
+        owner: Some(task.owner.clone().into()),
+        attempt: task.attempt,
+        phase,
+        submitted_unix_nanos: task.submitted_at,
+        revision: task.revision,
+        on_node: task.on_node.clone().map(Into::into),
+        cancel_requested: task.cancel.is_some() || task.phase == Phase::Cancelled,
+        node: task.node.clone().unwrap_or_default(),
+    }
+}
+
+/// A node as clients see it.
+pub fn node_status(node: &Node) -> v1::NodeStatus {
+    v1::NodeStatus {
+        name: node.row.name.clone(),
+        connected: node.session.is_some(),
+        capacity: Some(node.row.capacity.into()),
+        reserved: Some(node.reserved.into()),
+        cpu_utilisation_permille: node.cpu_utilisation_permille,
+        agent_socket: node.row.agent_socket.clone(),
+        boot_id: node.row.boot_id.clone(),
+    }
+}
+
+/// A policy as clients see it.
+pub fn policy_status(row: &PolicyRow) -> v1::PolicyStatus {
+    v1::PolicyStatus { policy: Some(row.policy.clone().into()), revision: row.revision }
+}
+
+/// A message to an agent; a reason to end the session is none.
+pub fn to_agent(message: ToAgent) -> Result<v1::BrokerMessage, String> {
+    use v1::broker_message::Kind;
+    let kind = match message {
+        ToAgent::Welcome(epoch) => Kind::Welcome(v1::Welcome { epoch }),
+        ToAgent::Policies(revision, policies) => {
+            let policies = policies.into_iter().map(Into::into).collect();
+            Kind::Policies(v1::PolicySet { revision, policies })
+        }
+        ToAgent::Directive(it) => Kind::Directive(directive(*it)),
+        ToAgent::Close(reason) => return Err(reason),
+    };
+    Ok(v1::BrokerMessage { kind: Some(kind) })
+}
+
+fn directive(directive: Directive) -> v1::Directive {
+    use v1::directive::Kind;
+    let Directive { execution, generation, epoch, kind } = directive;
+    let kind = match kind {
+        DirectiveKind::Start { spec, owner } => {
+            Kind::Start(v1::Start { spec: Some((*spec).into()), owner: Some(owner.into()) })
+        }
+        DirectiveKind::Stop { grace_millis, reason } => Kind::Stop(v1::Stop { grace_millis, reason }),
+        DirectiveKind::Forget => Kind::Forget(true),
+    };
+    v1::Directive {
+        task_id: execution.task.into(),
+        attempt: execution.attempt,
+        generation,
+        epoch,
+        kind: Some(kind),
+    }
+}
+
+fn execution(task_id: String, attempt: u32) -> Result<ExecutionId, WireError> {
+    if attempt == 0 {
+        return Err(WireError::Invalid { field: "attempt", expected: "from 1" });
+    }
+    Ok(ExecutionId { task: TaskId::try_from(task_id)?, attempt })
+}
+
+fn node_task(wire: v1::NodeTask) -> Result<NodeTask, WireError> {
+    let v1::NodeTask { task, generation } = wire;
+    let status = TaskStatus::try_from(task.ok_or(WireError::Missing("task"))?)?;
+    execution(status.task_id.to_string(), status.attempt)?;
+    Ok(NodeTask { status, generation })
+}
+
+/// Epochs count starts of brokers: one beyond this comes from nothing that counts.
+const MAX_EPOCH: u64 = 1 << 62;
+
+/// What an agent says first.
+pub fn hello(wire: v1::Hello) -> Result<Hello, WireError> {
+    let v1::Hello { node, boot_id, capacity, inventory, highest_epoch, agent_socket } = wire;
+    let expected =
+        "a name: 1 to 63 letters, digits, `-`, `_` and `.`, beginning and ending with a letter or digit";
+    let node = TaskId::try_from(node).map_err(|_| WireError::Invalid { field: "node", expected })?;
+    if boot_id.is_empty() || boot_id.len() > 64 {
+        return Err(WireError::Invalid { field: "boot_id", expected: "1 to 64 bytes" });
+    }
+    if highest_epoch >= MAX_EPOCH {
+        let field = "highest_epoch";
+        return Err(WireError::OutOfRange { field, value: highest_epoch, expected: "below 2^62" });
+    }
+    Ok(Hello {
+        node: node.into(),
+        boot_id,
+        capacity: Capacity::try_from(capacity.ok_or(WireError::Missing("capacity"))?)?,
+        inventory: inventory.into_iter().map(node_task).collect::<Result<_, _>>()?,
+        highest_epoch,
+        agent_socket,
+    })
+}
+
+/// What an agent says later.
+pub fn event(session: SessionId, wire: v1::AgentMessage) -> Result<Event, WireError> {
+    use v1::agent_message::Kind;
+    Ok(match wire.kind.ok_or(WireError::Missing("kind"))? {
+        Kind::Hello(_) => {
+            return Err(WireError::Invalid { field: "hello", expected: "sent once, as the first message" });
+        }
+        Kind::Result(result) => Event::DirectiveResult { session, result: directive_result(result)? },
+        Kind::Task(task) => Event::TaskReport { session, report: Box::new(node_task(task)?) },
+        Kind::Report(v1::NodeReport { cpu_utilisation_permille, policies_revision: _ }) => {
+            Event::NodeReport { session, cpu_utilisation_permille }
+        }
+        Kind::Decision(v1::TaskDecision { task_id, attempt, decision }) => Event::TaskDecision {
+            session,
+            execution: execution(task_id, attempt)?,
+            decision: Box::new(Decision::try_from(decision.ok_or(WireError::Missing("decision"))?)?),
+        },
+    })
+}
+
+fn directive_result(wire: v1::DirectiveResult) -> Result<DirectiveResult, WireError> {
+    use v1::directive_result::Outcome;
+    let v1::DirectiveResult { task_id, attempt, generation, outcome } = wire;
+    let outcome = match outcome.ok_or(WireError::Missing("outcome"))? {
+        Outcome::Accepted(_) => DirectiveOutcome::Accepted,
+        Outcome::Refused(why) => DirectiveOutcome::Refused(why),
+        Outcome::Settled(task) => DirectiveOutcome::Settled(Box::new(node_task(task)?)),
+    };
+    Ok(DirectiveResult { execution: execution(task_id, attempt)?, generation, outcome })
+}

@@ -1,0 +1,276 @@
+//! The task spec: a profile, a command, and what is around it. A bare profile is a draft of one.
+
+use std::collections::BTreeMap;
+
+use super::{
+    error::{DocumentError, quoted},
+    profile::{self, BANDWIDTH, CORES, MEMORY, PROFILE, name},
+    read::{Field, Item},
+};
+use crate::{
+    limits::{Limit, Limits},
+    spec::{Credentials, DEFAULT_NAMESPACE, Demand, Profile, TaskSpec},
+    units::{BitsPerSec, Bytes, Millicores, Weight},
+};
+
+/// The most retries of a task.
+pub const MAX_RETRIES: u32 = 1000;
+
+/// What a task document says, before what it leaves out is filled in: `None` was not said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskDraft {
+    /// What the task needs.
+    pub profile: Profile,
+    /// Program and arguments; not empty.
+    pub command: Option<Vec<String>>,
+    /// Its environment.
+    pub env: BTreeMap<String, String>,
+    /// Working directory, absolute.
+    pub cwd: Option<String>,
+    /// The history key.
+    pub name: Option<String>,
+    /// Namespace.
+    pub namespace: Option<String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Explicit ceilings, none below the request.
+    pub limits: Limits,
+    /// Whom it runs as.
+    pub run_as: Option<Credentials>,
+    /// How often it is placed again.
+    pub retries: u32,
+}
+
+/// A draft names no command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the task has no command")]
+pub struct NoCommand;
+
+impl TaskDraft {
+    fn new(profile: Profile) -> TaskDraft {
+        TaskDraft {
+            profile,
+            command: None,
+            env: BTreeMap::new(),
+            cwd: None,
+            name: None,
+            namespace: None,
+            labels: BTreeMap::new(),
+            limits: Limits::default(),
+            run_as: None,
+            retries: 0,
+        }
+    }
+
+    /// The spec, with defaults for what was not said: the command's basename as the name, the default
+    /// namespace, and `cwd`.
+    pub fn complete(self, cwd: &str) -> Result<TaskSpec, NoCommand> {
+        let TaskDraft {
+            profile,
+            command,
+            env,
+            cwd: own_cwd,
+            name,
+            namespace,
+            labels,
+            limits,
+            run_as,
+            retries,
+        } = self;
+        let command = command.filter(|command| !command.is_empty()).ok_or(NoCommand)?;
+        let name = name.unwrap_or_else(|| basename(&command[0]).to_owned());
+        Ok(TaskSpec {
+            profile,
+            command,
+            env,
+            cwd: own_cwd.unwrap_or_else(|| cwd.to_owned()),
+            name,
+            namespace: namespace.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()),
+            labels,
+            limits,
+            run_as,
+            retries,
+        })
+    }
+}
+
+fn basename(program: &str) -> &str {
+    program.rsplit('/').find(|part| !part.is_empty()).unwrap_or(program)
+}
+
+const TASK: &[Field] = &[
+    Field {
+        name: "profile",
+        example: "{\"task_id\": \"etl-1\", \"resource_demand\": {\"cpu_cores\": 4, \"memory_gb\": 8}, \
+                  \"priority\": \"medium\"}",
+    },
+    Field { name: "command", example: "[\"python3\", \"etl.py\"]" },
+    Field { name: "env", example: "{\"MODE\": \"fast\"}" },
+    Field { name: "cwd", example: "\"/srv/etl\"" },
+    Field { name: "name", example: "\"etl\"" },
+    Field { name: "namespace", example: "\"default\"" },
+    Field { name: "labels", example: "{\"team\": \"data\"}" },
+    Field { name: "limits", example: "{\"cpu_cores\": 8}" },
+    Field { name: "run_as", example: "{\"uid\": 1000, \"gid\": 1000}" },
+    Field { name: "retries", example: "3" },
+];
+
+const LIMITS: &[Field] = &[
+    Field { name: "cpu_cores", example: "8" },
+    Field { name: "memory_gb", example: "16" },
+    Field { name: "network_bandwidth_mbps", example: "100" },
+    Field { name: "cpu_weight", example: "100" },
+];
+
+const RUN_AS: &[Field] = &[
+    Field { name: "uid", example: "1000" },
+    Field { name: "gid", example: "1000" },
+    Field { name: "groups", example: "[1000]" },
+];
+
+/// A task spec, or a bare profile, which has the fields of one at its root.
+pub(super) fn task(root: &Item<'_>) -> Result<TaskDraft, DocumentError> {
+    let entries = root.entries("a task spec or a task profile: a mapping of fields")?;
+    let has =
+        |fields: &[Field]| entries.iter().any(|(name, _)| fields.iter().any(|field| field.name == *name));
+    if has(PROFILE) && !has(TASK) {
+        return profile::profile(root).map(TaskDraft::new);
+    }
+    let fields = root.fields("a task spec", TASK)?;
+    let profile = profile::profile(fields.required("profile")?)?;
+    let limits = fields.map("limits", |item| limits(item, &profile.demand))?.unwrap_or_default();
+    let named = |field, what| -> Result<Option<String>, DocumentError> {
+        Ok(fields.map(field, |item| name(item, what))?.map(String::from))
+    };
+    Ok(TaskDraft {
+        command: fields.map("command", command)?,
+        env: fields.map("env", environment)?.unwrap_or_default(),
+        cwd: fields.map("cwd", directory)?,
+        name: named("name", "a name")?,
+        namespace: named("namespace", "a namespace")?,
+        labels: fields.map("labels", labels)?.unwrap_or_default(),
+        limits,
+        run_as: fields.map("run_as", credentials)?,
+        // It fits: at most MAX_RETRIES.
+        retries: fields
+            .map("retries", |item| item.whole(0, MAX_RETRIES.into(), "a number of retries"))?
+            .and_then(|retries| u32::try_from(retries).ok())
+            .unwrap_or(0),
+        ..TaskDraft::new(profile)
+    })
+}
+
+/// Text that can be handed to a program.
+fn argument<'a>(item: &Item<'a>, expected: &str) -> Result<&'a str, DocumentError> {
+    let text = item.text(expected)?;
+    if text.contains('\0') {
+        let error = item.error("has a NUL character in it, which no program can be given");
+        return Err(error.with_remedy("leave the NUL out"));
+    }
+    Ok(text)
+}
+
+fn command(item: &Item<'_>) -> Result<Vec<String>, DocumentError> {
+    const EXPECTED: &str = "a list of the program and its arguments";
+    const REMEDY: &str =
+        "write a list, such as [\"python3\", \"etl.py\"]; a shell is a program: [\"sh\", \"-c\", \"…\"]";
+    let words = item.list(EXPECTED).map_err(|error| error.with_remedy(REMEDY))?;
+    let Some(program) = words.first() else {
+        return Err(item.error("is empty").with_remedy(REMEDY));
+    };
+    let path = argument(program, "the name of a program")?;
+    if path.is_empty() || path.ends_with('/') {
+        let error = program.error(format!("{} is not the name of a program", quoted(path)));
+        return Err(error.with_remedy(REMEDY));
+    }
+    words.iter().map(|word| argument(word, "an argument, which is text").map(str::to_owned)).collect()
+}
+
+fn environment(item: &Item<'_>) -> Result<BTreeMap<String, String>, DocumentError> {
+    let variables = item.entries("the environment: a mapping of names to texts")?;
+    let variable = |(name, item): (&str, Item<'_>)| {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            let error = item.error(format!("{} is not the name of a variable", quoted(name)));
+            return Err(error.with_remedy("a name is not empty, and has no `=` in it"));
+        }
+        Ok((name.to_owned(), argument(&item, "a text")?.to_owned()))
+    };
+    variables.into_iter().map(variable).collect()
+}
+
+fn directory(item: &Item<'_>) -> Result<String, DocumentError> {
+    let path = argument(item, "a directory")?;
+    if !path.starts_with('/') {
+        let error = item.error(format!("{} is not an absolute path", quoted(path)));
+        return Err(error.with_remedy("write the whole path, from `/` on"));
+    }
+    Ok(path.to_owned())
+}
+
+/// Whether a text may be the value of a label, and, unless it is empty, the name of one.
+pub fn fits_label(text: &str) -> bool {
+    text.len() <= 63 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte))
+}
+
+fn labels(item: &Item<'_>) -> Result<BTreeMap<String, String>, DocumentError> {
+    const RULE: &str =
+        "use up to 63 characters out of a-z, A-Z, 0-9, `-`, `_`, `.` and `/`; a name has at least one";
+    let label = |(name, item): (&str, Item<'_>)| {
+        let value = item.text("the value of a label, which is text")?;
+        for (text, fits) in [(name, fits_label(name) && !name.is_empty()), (value, fits_label(value))] {
+            if !fits {
+                return Err(item.error(format!("{} cannot be in a label", quoted(text))).with_remedy(RULE));
+            }
+        }
+        Ok((name.to_owned(), value.to_owned()))
+    };
+    item.entries("labels: a mapping of names to texts")?.into_iter().map(label).collect()
+}
+
+fn limits(item: &Item<'_>, request: &Demand) -> Result<Limits, DocumentError> {
+    let fields = item.fields("the limits of a task", LIMITS)?;
+    let at_least = |item: &Item<'_>, limit: u64, request: u64, shown: String| {
+        if limit >= request {
+            return Ok(limit);
+        }
+        let error = item.error(format!("is below the request, which is {shown}"));
+        Err(error.with_remedy("raise the limit, lower the request, or leave the limit out"))
+    };
+    let cpu = fields.map("cpu_cores", |item| {
+        at_least(item, item.quantity(&CORES)?, request.cpu.0, format!("{} cores", request.cpu))
+    })?;
+    let memory = fields.map("memory_gb", |item| {
+        at_least(item, item.quantity(&MEMORY)?, request.memory.0, request.memory.to_string())
+    })?;
+    let network = fields.map("network_bandwidth_mbps", |item| {
+        let requested = request.network.unwrap_or(BitsPerSec(0));
+        at_least(item, item.quantity(&BANDWIDTH)?, requested.0, requested.to_string())
+    })?;
+    let weight = fields.map("cpu_weight", |item| item.whole(1, 10_000, "a weight"))?;
+    fn limit<T>(value: Option<u64>, unit: impl FnOnce(u64) -> T) -> Limit<T> {
+        value.map_or(Limit::Unlimited, |value| Limit::At(unit(value)))
+    }
+    Ok(Limits {
+        cpu: limit(cpu, Millicores),
+        cpu_weight: weight.and_then(|weight| u32::try_from(weight).ok()).and_then(Weight::new),
+        memory: limit(memory, Bytes),
+        net_egress: limit(network, BitsPerSec),
+    })
+}
+
+fn credentials(item: &Item<'_>) -> Result<Credentials, DocumentError> {
+    let fields = item.fields("whom a task runs as", RUN_AS)?;
+    // The last one means nobody, to the kernel.
+    let id = |item: &Item<'_>, what: &str| {
+        let id = item.whole(0, u64::from(u32::MAX) - 1, what)?;
+        u32::try_from(id).map_err(|_| item.mismatch(what))
+    };
+    let groups = fields.map("groups", |item| {
+        item.list("a list of group ids")?.iter().map(|item| id(item, "a group id")).collect()
+    })?;
+    Ok(Credentials {
+        uid: id(fields.required("uid")?, "a user id")?,
+        gid: id(fields.required("gid")?, "a group id")?,
+        groups: groups.unwrap_or_default(),
+    })
+}

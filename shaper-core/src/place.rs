@@ -1,0 +1,384 @@
+//! Which node a task goes to. Pure and exact: a float is made for display only.
+//!
+//! A node is feasible when every resource of the demand fits into what is free there (capacity less
+//! what is reserved); a resource whose capacity the node does not know is not compared, and the verdict
+//! says so. Of the feasible nodes, the *seed* scorer takes the one with the highest
+//!
+//! ```text
+//! priority_value·0.5 + cpu_free/cpu_total·0.3 + memory_free/memory_total·0.2
+//! ```
+//!
+//! and the first of them on a tie. The priority is the same for every node, so the order of nodes is
+//! that of `(3·cpu_free·memory_total + 2·memory_free·cpu_total) / (cpu_total·memory_total)`. Two such
+//! fractions are compared by cross-multiplication, with products of 256 bits: capacities up to 2^60 do
+//! not overflow.
+
+use std::{cmp::Ordering, fmt};
+
+use crate::{
+    spec::{Capacity, Demand, NodeVerdict, Priority},
+    units::{BitsPerSec, Bytes, Iops, Millicores},
+};
+
+/// A node as placement sees it: in the order of registration, which decides ties.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// What it has.
+    pub capacity: &'a Capacity,
+    /// What the tasks there have reserved, without the task to be placed. `None` is nothing.
+    pub reserved: &'a Capacity,
+}
+
+/// What was chosen, and how every node was judged.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Choice {
+    /// Index of the winner; `None`: no node fits.
+    pub winner: Option<usize>,
+    /// One verdict a node, in the order of the nodes.
+    pub verdicts: Vec<NodeVerdict>,
+}
+
+/// Chooses a node, and says why.
+pub fn choose(demand: &Demand, priority: Priority, nodes: &[Candidate<'_>]) -> Choice {
+    let verdicts = nodes.iter().map(|node| judge(demand, priority, node)).collect();
+    Choice { winner: best(demand, nodes), verdicts }
+}
+
+/// The winner of [`choose`], without the verdicts: nothing is allocated.
+pub fn best(demand: &Demand, nodes: &[Candidate<'_>]) -> Option<usize> {
+    let mut winner: Option<(usize, Fraction)> = None;
+    for (index, node) in nodes.iter().enumerate().filter(|(_, node)| fits(demand, node)) {
+        let score = Fraction::of(node);
+        if winner.is_none_or(|(_, best)| score.compare(best) == Ordering::Greater) {
+            winner = Some((index, score));
+        }
+    }
+    winner.map(|(index, _)| index)
+}
+
+/// Whether the task fits there now.
+pub fn fits(demand: &Demand, node: &Candidate<'_>) -> bool {
+    compare(demand, node.capacity, node.reserved, |_| {})
+}
+
+/// Whether the task would fit there if nothing else were there.
+pub fn could_ever_hold(demand: &Demand, capacity: &Capacity) -> bool {
+    compare(demand, capacity, &NOTHING, |_| {})
+}
+
+/// How one node stands to a task.
+pub fn judge(demand: &Demand, priority: Priority, node: &Candidate<'_>) -> NodeVerdict {
+    let (mut lacking, mut not_checked) = (Vec::new(), Vec::new());
+    let feasible = compare(demand, node.capacity, node.reserved, |finding| match finding {
+        Finding::Lacks(shortage) => lacking.push(shortage.to_string()),
+        Finding::NotChecked(resource) => not_checked.push(resource.to_owned()),
+    });
+    let score = feasible.then(|| score(priority, node));
+    NodeVerdict { node: node.name.to_owned(), score, lacking, not_checked }
+}
+
+/// Nothing at all: an empty node has this reserved.
+pub const NOTHING: Capacity =
+    Capacity { cpu: Millicores(0), memory: Bytes(0), gpu_memory: None, network: None, storage_io: None };
+
+enum Finding {
+    Lacks(Shortage),
+    NotChecked(&'static str),
+}
+
+/// More is wanted of a resource than is free.
+struct Shortage {
+    resource: &'static str,
+    wanted: u64,
+    free: u64,
+    total: u64,
+    /// How an amount of it reads.
+    show: fn(u64) -> String,
+}
+
+impl fmt::Display for Shortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Shortage { resource, wanted, free, total, show } = *self;
+        let unit = match resource {
+            "cpu" if wanted == 1000 => " core",
+            "cpu" => " cores",
+            _ => "",
+        };
+        write!(f, "{resource}: {}{unit} wanted, {} of {} free", show(wanted), show(free), show(total))
+    }
+}
+
+/// Compares every resource of the demand; whether all that were compared fit.
+fn compare(demand: &Demand, capacity: &Capacity, reserved: &Capacity, mut tell: impl FnMut(Finding)) -> bool {
+    // Exhaustive, so that a new resource is compared or does not compile.
+    let Demand { cpu, memory, gpu_memory, network, storage_io } = *demand;
+    let Capacity { cpu: cpus, memory: memories, gpu_memory: gpu, network: uplink, storage_io: disks } =
+        *capacity;
+    type Show = fn(u64) -> String;
+    let (cores, bytes, bits, iops): (Show, Show, Show, Show) = (
+        |it| Millicores(it).to_string(),
+        |it| Bytes(it).to_string(),
+        |it| BitsPerSec(it).to_string(),
+        |it| Iops(it).to_string(),
+    );
+    let bytes_of = |it: Option<Bytes>| it.map(|it| it.0);
+    let bits_of = |it: Option<BitsPerSec>| it.map(|it| it.0);
+    let iops_of = |it: Option<Iops>| it.map(|it| it.0);
+    let rows = [
+        ("cpu", Some(cpu.0), Some(cpus.0), Some(reserved.cpu.0), cores),
+        ("memory", Some(memory.0), Some(memories.0), Some(reserved.memory.0), bytes),
+        ("gpu_memory", bytes_of(gpu_memory), bytes_of(gpu), bytes_of(reserved.gpu_memory), bytes),
+        ("network", bits_of(network), bits_of(uplink), bits_of(reserved.network), bits),
+        ("storage_io", iops_of(storage_io), iops_of(disks), iops_of(reserved.storage_io), iops),
+    ];
+    let mut all_fit = true;
+    for (resource, wanted, total, taken, show) in rows {
+        let Some(wanted) = wanted else { continue };
+        let Some(total) = total else {
+            tell(Finding::NotChecked(resource));
+            continue;
+        };
+        let free = total.saturating_sub(taken.unwrap_or(0));
+        // Of nothing, nothing can be had; nor is a share of it a number.
+        if wanted > free || total == 0 {
+            all_fit = false;
+            tell(Finding::Lacks(Shortage { resource, wanted, free, total, show }));
+        }
+    }
+    all_fit
+}
+
+fn cpu_free(node: &Candidate<'_>) -> u64 {
+    node.capacity.cpu.0.saturating_sub(node.reserved.cpu.0)
+}
+
+fn memory_free(node: &Candidate<'_>) -> u64 {
+    node.capacity.memory.0.saturating_sub(node.reserved.memory.0)
+}
+
+/// The seed formula, for display.
+fn score(priority: Priority, node: &Candidate<'_>) -> f64 {
+    let share = |free: u64, total: u64| free as f64 / total as f64;
+    priority.value_permille() as f64 / 1000.0 * 0.5
+        + share(cpu_free(node), node.capacity.cpu.0) * 0.3
+        + share(memory_free(node), node.capacity.memory.0) * 0.2
+}
+
+/// What the score of a feasible node is but for the priority, times ten.
+#[derive(Clone, Copy)]
+struct Fraction {
+    numerator: u128,
+    denominator: u128,
+}
+
+impl Fraction {
+    /// For capacities up to 2^60 the numerator is below 5·2^120.
+    fn of(node: &Candidate<'_>) -> Fraction {
+        let [cpu, cpus] = [cpu_free(node), node.capacity.cpu.0].map(u128::from);
+        let [memory, memories] = [memory_free(node), node.capacity.memory.0].map(u128::from);
+        Fraction { numerator: 3 * cpu * memories + 2 * memory * cpus, denominator: cpus * memories }
+    }
+
+    fn compare(self, other: Fraction) -> Ordering {
+        product(self.numerator, other.denominator).cmp(&product(other.numerator, self.denominator))
+    }
+}
+
+/// The 256 bits of `a · b`: the high half, then the low one.
+fn product(a: u128, b: u128) -> (u128, u128) {
+    const HALF: u32 = 64;
+    let split = |it: u128| (it >> HALF, it & u128::from(u64::MAX));
+    let ((a_high, a_low), (b_high, b_low)) = (split(a), split(b));
+    let low = a_low * b_low;
+    // Neither sum can overflow: (2^64 - 1)^2 + 2·(2^64 - 1) = 2^128 - 1.
+    let middle = a_high * b_low + (low >> HALF);
+    let (carry, middle) = split(middle);
+    let middle = a_low * b_high + middle;
+    let high = a_high * b_high + carry + (middle >> HALF);
+    (high, (middle << HALF) | (low & u128::from(u64::MAX)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn capacity(cpu: u64, memory: u64) -> Capacity {
+        Capacity { cpu: Millicores(cpu), memory: Bytes(memory), ..NOTHING }
+    }
+
+    fn demand(cpu: u64, memory: u64) -> Demand {
+        Demand {
+            cpu: Millicores(cpu),
+            memory: Bytes(memory),
+            gpu_memory: None,
+            network: None,
+            storage_io: None,
+        }
+    }
+
+    fn node<'a>(name: &'a str, capacity: &'a Capacity, reserved: &'a Capacity) -> Candidate<'a> {
+        Candidate { name, capacity, reserved }
+    }
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn the_highest_score_wins_and_the_first_on_a_tie() {
+        let (large, half) = (capacity(4000, 8 * GIB), capacity(2000, 4 * GIB));
+        let nodes = [node("a", &large, &half), node("b", &large, &NOTHING), node("c", &half, &NOTHING)];
+        let choice = choose(&demand(1000, GIB), Priority::High, &nodes);
+        assert_eq!(choice.winner, Some(1), "b and c are empty, b came first");
+        let scores: Vec<_> = choice.verdicts.iter().map(|verdict| verdict.score).collect();
+        assert_eq!(scores, [Some(0.75), Some(1.0), Some(1.0)]);
+    }
+
+    #[test]
+    fn what_does_not_fit_says_by_how_much() {
+        let has = Capacity { network: Some(BitsPerSec(1_000_000_000)), ..capacity(2000, 2 * GIB) };
+        let taken = Capacity { network: Some(BitsPerSec(950_000_000)), ..capacity(500, 0) };
+        let wants = Demand {
+            network: Some(BitsPerSec(100_000_000)),
+            storage_io: Some(Iops(500)),
+            ..demand(3000, 3 * GIB)
+        };
+        let choice = choose(&wants, Priority::Low, &[node("n", &has, &taken)]);
+        let expected = NodeVerdict {
+            node: "n".into(),
+            score: None,
+            lacking: vec![
+                "cpu: 3 cores wanted, 1.5 of 2 free".into(),
+                "memory: 3 GiB wanted, 2 GiB of 2 GiB free".into(),
+                "network: 100 Mbit/s wanted, 50 Mbit/s of 1 Gbit/s free".into(),
+            ],
+            not_checked: vec!["storage_io".into()],
+        };
+        assert_eq!(choice, Choice { winner: None, verdicts: vec![expected] });
+        assert!(!could_ever_hold(&wants, &has));
+    }
+
+    #[test]
+    fn what_a_node_does_not_know_does_not_exclude_it() {
+        let has = capacity(2000, 2 * GIB);
+        let wants = Demand { gpu_memory: Some(Bytes(GIB)), ..demand(1000, GIB) };
+        let choice = choose(&wants, Priority::Medium, &[node("n", &has, &NOTHING)]);
+        assert_eq!(choice.winner, Some(0));
+        assert_eq!(choice.verdicts[0].not_checked, ["gpu_memory"]);
+    }
+
+    #[test]
+    fn a_node_of_nothing_and_an_overcommitted_one_are_not_feasible() {
+        let (nothing, some, more) = (capacity(0, 0), capacity(1000, GIB), capacity(2000, 2 * GIB));
+        let nodes = [node("nothing", &nothing, &NOTHING), node("over", &some, &more)];
+        assert_eq!(best(&demand(0, 0), &nodes[..1]), None);
+        assert_eq!(best(&demand(10, 1), &nodes), None);
+    }
+
+    /// A plain rational, compared by its continued fraction: no product of two of its parts is made.
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    struct Rational(u128, u128);
+
+    impl Ord for Rational {
+        fn cmp(&self, other: &Rational) -> Ordering {
+            let (Rational(a, b), Rational(c, d)) = (*self, *other);
+            (a / b).cmp(&(c / d)).then_with(|| match (a % b, c % d) {
+                (0, 0) => Ordering::Equal,
+                (0, _) => Ordering::Less,
+                (_, 0) => Ordering::Greater,
+                (left, right) => Rational(d, right).cmp(&Rational(b, left)),
+            })
+        }
+    }
+
+    impl PartialOrd for Rational {
+        fn partial_cmp(&self, other: &Rational) -> Option<Ordering> {
+            Some(self.cmp(other))
+        }
+    }
+
+    fn gcd(a: u128, b: u128) -> u128 {
+        if b == 0 { a } else { gcd(b, a % b) }
+    }
+
+    impl Rational {
+        fn reduced(a: u128, b: u128) -> Rational {
+            let divisor = gcd(a, b);
+            Rational(a / divisor, b / divisor)
+        }
+
+        /// `3·a + 2·b`.
+        fn weighted(Rational(a, b): Rational, Rational(c, d): Rational) -> Rational {
+            Rational::reduced(3 * a * d + 2 * c * b, b * d)
+        }
+    }
+
+    /// The formula, as plainly as it can be written.
+    fn reference(demand: &Demand, nodes: &[(Capacity, Capacity)]) -> Option<usize> {
+        let free = |has: u64, taken: u64| u128::from(has.saturating_sub(taken));
+        let mut winner: Option<(Rational, usize)> = None;
+        for (index, (has, taken)) in nodes.iter().enumerate() {
+            let cpu = free(has.cpu.0, taken.cpu.0);
+            let memory = free(has.memory.0, taken.memory.0);
+            let network = has.network.map(|has| free(has.0, taken.network.map_or(0, |taken| taken.0)));
+            let fits = u128::from(demand.cpu.0) <= cpu
+                && u128::from(demand.memory.0) <= memory
+                && demand.network.is_none_or(|wants| network.is_none_or(|free| u128::from(wants.0) <= free));
+            if !fits {
+                continue;
+            }
+            let score = Rational::weighted(
+                Rational::reduced(cpu, has.cpu.0.into()),
+                Rational::reduced(memory, has.memory.0.into()),
+            );
+            if winner.is_none_or(|(best, _)| score > best) {
+                winner = Some((score, index));
+            }
+        }
+        winner.map(|(_, index)| index)
+    }
+
+    /// Small numbers meet ties, large ones the limits of the arithmetic.
+    fn amount() -> impl Strategy<Value = u64> {
+        prop_oneof![1u64..8, 1u64..=1 << 60, ((1u64 << 60) - 8)..=1 << 60]
+    }
+
+    fn a_capacity() -> impl Strategy<Value = Capacity> {
+        (amount(), amount(), prop::option::of(1u64..8)).prop_map(|(cpu, memory, network)| Capacity {
+            network: network.map(BitsPerSec),
+            ..capacity(cpu, memory)
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn the_winner_is_that_of_exact_arithmetic(
+            nodes in prop::collection::vec((a_capacity(), a_capacity()), 0..12),
+            wants in (amount(), amount(), prop::option::of(1u64..8)),
+        ) {
+            let wants = Demand { network: wants.2.map(BitsPerSec), ..demand(wants.0 / 4, wants.1 / 4) };
+            let candidates: Vec<_> =
+                nodes.iter().map(|(has, taken)| node("n", has, taken)).collect();
+            let choice = choose(&wants, Priority::Medium, &candidates);
+            prop_assert_eq!(choice.winner, reference(&wants, &nodes));
+            for (verdict, candidate) in choice.verdicts.iter().zip(&candidates) {
+                prop_assert_eq!(verdict.score.is_some(), fits(&wants, candidate));
+                prop_assert_eq!(verdict.score.is_some(), verdict.lacking.is_empty());
+                prop_assert!(verdict.score.is_none_or(|score| (0.25..=0.75 + 1e-9).contains(&score)));
+            }
+        }
+
+        #[test]
+        fn a_product_has_all_its_bits(a: u128, b: u128) {
+            // Modulo 2^128 by the processor, and modulo 2^64 - 1 by adding the digits.
+            let (high, low) = product(a, b);
+            prop_assert_eq!(low, a.wrapping_mul(b));
+            let digits = |it: u128| ((it >> 64) + (it & u128::from(u64::MAX))) % u128::from(u64::MAX);
+            let modulo = u128::from(u64::MAX);
+            prop_assert_eq!((digits(high) + digits(low)) % modulo, digits(a) * digits(b) % modulo);
+        }
+    }
+}
