@@ -9,8 +9,8 @@ use crate::node::Node;
 
 type Job = Box<dyn FnOnce(&mut Node) + Send>;
 
-/// How often usage is sampled, and what is overdue is looked at.
-const TICK: Duration = Duration::from_millis(500);
+/// How often the node adjusts its tasks (see `Node::tick` for what it does less often).
+const TICK: Duration = Duration::from_millis(100);
 /// Jobs that may wait; more are refused.
 const QUEUE: usize = 1024;
 

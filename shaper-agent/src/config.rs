@@ -8,6 +8,11 @@ use std::{
 
 use clap::{Parser, ValueEnum};
 
+use shaper_core::{
+    spec::Capacity,
+    units::{BitsPerSec, Bytes, Millicores, ParseQuantityError},
+};
+
 use crate::kernel::hierarchy::Hierarchies;
 
 /// The agent of one node: measures and enforces the limits of its tasks.
@@ -43,6 +48,13 @@ pub struct Options {
     /// Device whose egress is counted by task; repeatable
     #[arg(long = "uplink", value_name = "DEVICE")]
     pub uplinks: Vec<String>,
+    /// The broker's socket: this node takes the broker's tasks
+    #[arg(long, value_name = "ADDRESS")]
+    pub broker: Option<String>,
+    /// What this node has for the broker's tasks, such as cpu=2,memory=4Gi,network=1gbit [default: the
+    /// machine's CPUs and memory; the network is then not known]
+    #[arg(long, value_name = "LIST")]
+    pub capacity: Option<String>,
     /// Lets tasks run as uid 0. They have no capabilities, like every task, but uid 0 owns root's files and
     /// is this agent's operator: trust them as you trust root
     #[arg(long)]
@@ -72,8 +84,8 @@ pub enum OnExit {
 pub enum ConfigError {
     /// A listener that would be open to others.
     #[error(
-        "--listen {0}: only a Unix socket is served; TCP is refused until callers can be identified on it \
-         (127.0.0.1 belongs to every local user). Say --listen /run/shaper/agent.sock"
+        "`{0}` is not the path of a Unix socket; TCP is refused until callers can be identified on it \
+         (127.0.0.1 belongs to every local user). Say, for example, /run/shaper/agent.sock"
     )]
     NotAUnixSocket(String),
     /// No such group.
@@ -97,6 +109,9 @@ pub enum ConfigError {
         /// The path.
         path: PathBuf,
     },
+    /// A capacity that is not one.
+    #[error("--capacity: {0}; say, for example, cpu=2,memory=4Gi,network=1gbit")]
+    Capacity(String),
     /// No cgroup v2.
     #[error("no cgroup v2 is mounted; mount one: mount -t cgroup2 none /sys/fs/cgroup/unified")]
     NoCgroup2,
@@ -138,6 +153,12 @@ pub struct Config {
     pub launcher: PathBuf,
     /// Counted devices.
     pub uplinks: Vec<String>,
+    /// The broker's socket.
+    pub broker: Option<PathBuf>,
+    /// What this node has.
+    pub capacity: Capacity,
+    /// Whether somebody said so.
+    pub capacity_is_configured: bool,
     /// Whether tasks may run as root.
     pub allow_root_tasks: bool,
     /// Tasks per user.
@@ -185,6 +206,9 @@ impl Options {
                 return Err(ConfigError::NoFile { option, path: path.clone(), remedy });
             }
         }
+        let broker = self.broker.as_deref().map(socket_path).transpose()?;
+        let capacity_is_configured = self.capacity.is_some();
+        let capacity = capacity(self.capacity.as_deref().unwrap_or_default())?;
         let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
         Ok(Config {
             node: self.node.unwrap_or_else(host),
@@ -197,6 +221,9 @@ impl Options {
             bpf_object,
             launcher,
             uplinks: self.uplinks,
+            broker,
+            capacity,
+            capacity_is_configured,
             allow_root_tasks: self.allow_root_tasks,
             max_tasks_per_user: self.max_tasks_per_user,
             on_exit: self.on_exit,
@@ -236,6 +263,32 @@ fn socket_path(listen: &str) -> Result<PathBuf, ConfigError> {
     }
 }
 
+/// Reads `cpu=2,memory=4Gi,network=1gbit`; what is not named is the machine's.
+fn capacity(list: &str) -> Result<Capacity, ConfigError> {
+    let error = |text: String| ConfigError::Capacity(text);
+    let system = rustix::system::sysinfo();
+    let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64);
+    let mut capacity = Capacity {
+        cpu: Millicores(cpus * 1000),
+        memory: Bytes(system.totalram * u64::from(system.mem_unit)),
+        gpu_memory: None,
+        network: None,
+        storage_io: None,
+    };
+    for part in list.split(',').filter(|part| !part.is_empty()) {
+        let (name, value) =
+            part.split_once('=').ok_or_else(|| error(format!("`{part}` is not NAME=VALUE")))?;
+        let wrong = |wrong: ParseQuantityError| error(wrong.to_string());
+        match name {
+            "cpu" => capacity.cpu = Millicores::parse(value).map_err(wrong)?,
+            "memory" => capacity.memory = Bytes::parse(value).map_err(wrong)?,
+            "network" => capacity.network = Some(BitsPerSec::parse(value).map_err(wrong)?),
+            _ => return Err(error(format!("`{name}` is not cpu, memory or network"))),
+        }
+    }
+    Ok(capacity)
+}
+
 fn group_id(group: &str) -> Result<u32, ConfigError> {
     if let Ok(id) = group.parse() {
         return Ok(id);
@@ -261,7 +314,20 @@ mod tests {
         assert_eq!(socket_path("unix:/run/x.sock").unwrap(), Path::new("/run/x.sock"));
         for tcp in ["127.0.0.1:7070", "tcp://0.0.0.0:1", "[::1]:7070", "localhost:1", "unix:relative", ""] {
             let error = socket_path(tcp).unwrap_err().to_string();
-            assert!(error.contains("only a Unix socket"), "{error}");
+            assert!(error.contains("not the path of a Unix socket"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_capacity_is_read_and_what_is_no_capacity_is_refused() {
+        let read = capacity("cpu=1.5,memory=2Gi,network=1gbit").unwrap();
+        assert_eq!(
+            (read.cpu.0, read.memory.0, read.network),
+            (1500, 2 << 30, Some(BitsPerSec(1_000_000_000)))
+        );
+        assert!(capacity("").unwrap().cpu.0 >= 1000);
+        for bad in ["cpu", "cpu=-1", "disk=3", "memory=lots"] {
+            assert!(matches!(capacity(bad), Err(ConfigError::Capacity(_))), "{bad}");
         }
     }
 

@@ -13,3 +13,4 @@ pub mod launch;
 pub mod node;
 pub mod record;
 pub mod service;
+pub mod session;

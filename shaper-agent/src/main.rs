@@ -16,6 +16,7 @@ use shaper_agent::{
     launch,
     node::Node,
     service::AgentService,
+    session,
 };
 use shaper_proto::v1::agent_server::AgentServer;
 use tokio::{
@@ -135,6 +136,7 @@ async fn listen(config: &Config, handle: Handle) -> Result<(), Error> {
         }
     });
     let ticks = tokio::spawn(actor::tick(handle.clone()));
+    let session = config.broker.clone().map(|broker| tokio::spawn(session::keep(broker, handle.clone())));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tracing::info!(node = config.node, socket = %config.socket.display(), "ready");
@@ -151,6 +153,9 @@ async fn listen(config: &Config, handle: Handle) -> Result<(), Error> {
     };
     accept.abort();
     ticks.abort();
+    if let Some(session) = session {
+        session.abort();
+    }
     let _ = fs::remove_file(&config.socket);
     served
 }

@@ -14,7 +14,7 @@ use shaper_core::{
     task::{Origin, Owner, Phase, UnixNanos, Usage},
 };
 
-use crate::{actuate::Raw, durable};
+use crate::{actuate::Raw, durable, node::cluster::Assignment};
 
 /// A task on disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +44,9 @@ pub struct Record {
     pub phase: Phase,
     /// What it had used when it ended.
     pub usage: Option<Usage>,
+    /// What makes it the broker's; `None`: it is this node's own.
+    #[serde(default)]
+    pub assignment: Option<Assignment>,
     /// When what is left of it is killed, after a cancellation: `CLOCK_BOOTTIME`, ns.
     pub kill_at_boottime_ns: Option<u64>,
 }

@@ -19,6 +19,7 @@ use crate::{
     actor::{ActorError, Handle},
     actuate::ActuateError,
     caller::{Admission, Caller, Permit},
+    kernel::cgroup::CgroupError,
     launch::{
         self,
         log::{LogReader, LogRecord, Stream as LogStream},
@@ -87,6 +88,9 @@ fn refused(error: NodeError) -> Status {
             Status::failed_precondition(text)
         }
         NodeError::Cgroup(error) if error.is_gone() => Status::not_found(text),
+        NodeError::Cgroup(CgroupError::Open { .. } | CgroupError::NotACgroup(_)) => {
+            Status::invalid_argument(text)
+        }
         _ => {
             tracing::error!(error = %text, "a request failed");
             Status::internal(text)
@@ -122,6 +126,8 @@ fn run_request(wire: v1::RunTaskRequest) -> Result<RunRequest, Status> {
     };
     Ok(RunRequest {
         attempt: None,
+        owner: None,
+        assignment: None,
         task_id: if id.is_empty() { None } else { Some(task_id(&id)?) },
         command,
         env: env.into_iter().map(pair).collect::<Result<_, Status>>()?,

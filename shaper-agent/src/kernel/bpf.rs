@@ -22,6 +22,8 @@ use aya::{
 use shaper_common::abi::{self, CpuStat, CpuState, NetStat, Pace, PacketCount};
 use shaper_core::{task::Traffic, units::BitsPerSec};
 
+use crate::launch::chain;
+
 use super::{
     btf::{Btf, BtfError, OFFSETS},
     netns,
@@ -179,7 +181,7 @@ pub struct Bpf {
     slot_table_full: Array<MapData, u64>,
     pace: PaceTable,
     iterator: OwnedFd,
-    uplinks: Vec<(String, UplinkForm)>,
+    uplinks: Vec<(String, Result<UplinkForm, String>)>,
 }
 
 const TRACING: [&str; 3] = ["sched_switch", "cgroup_mkdir", "cgroup_release"];
@@ -269,8 +271,15 @@ impl Bpf {
             let program: &mut SchedClassifier = program(&mut ebpf, name, &object)?;
             program.load().map_err(|source| failed("load", name, source))?;
             for device in &config.uplinks {
-                let form = qdisc::attach_egress(program, device, &links, &config.state_dir)?;
-                uplinks.push((device.clone(), form));
+                match qdisc::attach_egress(program, device, &links, &config.state_dir) {
+                    Ok(form) => uplinks.push((device.clone(), Ok(form))),
+                    // Counting there is not worth everything else; status and doctor say so.
+                    Err(error) => {
+                        let error = chain(&error);
+                        tracing::error!(device, error, "an uplink is not counted");
+                        uplinks.push((device.clone(), Err(error)));
+                    }
+                }
             }
         }
         if config.debug {
@@ -309,8 +318,8 @@ impl Bpf {
         })
     }
 
-    /// The uplinks, and how each is attached.
-    pub fn uplinks(&self) -> &[(String, UplinkForm)] {
+    /// The uplinks, and how each is attached, or why not.
+    pub fn uplinks(&self) -> &[(String, Result<UplinkForm, String>)] {
         &self.uplinks
     }
 

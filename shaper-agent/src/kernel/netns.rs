@@ -29,6 +29,8 @@ pub fn in_each(
             // A process may have ended meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => continue,
+            // A process that we may not look into, as in a container: its namespace is most likely ours.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => continue,
             Err(error) => {
                 failed(&candidate, error);
                 continue;

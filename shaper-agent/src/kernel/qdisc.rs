@@ -107,8 +107,8 @@ pub fn attach_egress(
     }
     match tc::qdisc_add_clsact(device) {
         Ok(()) => {}
-        Err(TcError::AlreadyAttached) if earlier_mark.is_some() => {}
-        Err(TcError::AlreadyAttached) => fs::write(&mark, NOT_OURS).map_err(io("note the qdisc of"))?,
+        Err(error) if is_there(&error) && earlier_mark.is_some() => {}
+        Err(error) if is_there(&error) => fs::write(&mark, NOT_OURS).map_err(io("note the qdisc of"))?,
         Err(error) => return Err(attach(error.into()).into()),
     }
     let earlier = our_filter(device).map_err(io("find"))?;
@@ -178,6 +178,15 @@ fn detach_clsact(device: &str, marks: &Path) -> Result<(), UplinkError> {
         }
     }
     fs::remove_file(&mark).map_err(io("forget the qdisc of"))
+}
+
+/// Whether the qdisc was there before. (aya 0.14 gives the kernel's EEXIST as it is.)
+fn is_there(error: &TcError) -> bool {
+    match error {
+        TcError::AlreadyAttached => true,
+        TcError::NetlinkError(error) => error.raw_os_error() == Some(libc::EEXIST),
+        _ => false,
+    }
 }
 
 fn our_filter(device: &str) -> io::Result<SchedClassifierLink> {

@@ -94,6 +94,11 @@ impl V1Group {
         self.cpu()?.set_shares(shares).map_err(self.error("write cpu.shares of"))
     }
 
+    /// `cpu.stat`.
+    pub fn cpu_stat(&self) -> Result<String, V1Error> {
+        Ok(self.cpu()?.cpu().stat)
+    }
+
     /// `memory.limit_in_bytes`.
     pub fn memory_limit(&self) -> Result<i64, V1Error> {
         Ok(self.memory()?.memory_stat().limit_in_bytes)

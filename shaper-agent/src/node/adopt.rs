@@ -6,7 +6,7 @@ use shaper_core::{
     task::{ExitStatus, Origin, Phase},
 };
 
-use super::{Node, NodeError, end::status_of, not_established, now};
+use super::{Node, NodeError, SUPERVISOR_LOST, end::status_of, not_established, now};
 use crate::{
     actuate,
     kernel::{bpf::Bpf, cgroup::Cgroup},
@@ -121,18 +121,12 @@ impl Node {
         if matches!(origin, Origin::Launched { .. }) {
             match launch::attach(&directory)? {
                 Attachment::Running(supervisor, _) => {
-                    self.runtime.spawn(async move {
-                        // Not our child; this only waits.
-                        let _ = launch::ended(supervisor).await;
-                    });
+                    self.look_out_for(&execution, supervisor);
                     self.watch_main(&execution)?;
                 }
                 Attachment::Ended(_) => self.settle(&execution)?,
                 Attachment::Lost => {
-                    self.note(
-                        &id,
-                        "its supervisor was killed: its output since then is lost, its exit code will be unknown",
-                    );
+                    self.note(&id, SUPERVISOR_LOST);
                     self.watch_main(&execution)?;
                 }
                 Attachment::NeverStarted => {

@@ -83,6 +83,7 @@ impl Node {
         let saved = task.record.save(&state_dir);
         task.unsaved = saved.is_err();
         task.ended.send_replace(true);
+        self.tell_task(id);
         self.clean_up(id)?;
         self.forget_oldest()?;
         Ok(saved?)

@@ -1,6 +1,8 @@
 //! The tasks of this node, and everything that happens to them.
 
+mod adjust;
 mod adopt;
+pub mod cluster;
 mod end;
 mod report;
 mod start;
@@ -16,9 +18,15 @@ use shaper_common::abi::{SLOT_FIRST, SLOTS};
 use shaper_core::{
     id::{InvalidTaskId, TaskId},
     limits::Limits,
-    task::{ExitStatus, Origin, Phase, UnixNanos},
+    spec::Policy,
+    task::{ExitStatus, Origin, Owner, Phase, UnixNanos},
 };
-use tokio::{runtime, sync::watch};
+use tokio::{
+    runtime,
+    sync::{mpsc, watch},
+};
+
+use self::cluster::{Assignment, News};
 
 use crate::{
     actor::Handle,
@@ -110,10 +118,17 @@ pub struct RunRequest {
     pub limits: Limits,
     /// Whom it runs as; `None`: the caller.
     pub run_as: Option<Caller>,
+    /// Whom it belongs to; `None`: the caller.
+    pub owner: Option<Owner>,
+    /// What makes it the broker's.
+    pub assignment: Option<Assignment>,
 }
 
 /// How long a supervisor may take to say that its task runs.
 const LAUNCH_DEADLINE: Duration = Duration::from_secs(20);
+/// A note on a task.
+const SUPERVISOR_LOST: &str =
+    "its supervisor was killed: its output since then is lost, its exit code will be unknown";
 /// Most bytes of a command with its environment.
 const COMMAND_MAX: usize = 128 << 10;
 /// Ended tasks of one user that are remembered; the first that ended are forgotten first.
@@ -158,6 +173,14 @@ pub struct Node {
     bpf: Option<Bpf>,
     tasks: BTreeMap<TaskId, Task>,
     free_slots: BTreeSet<u32>,
+    /// Where the broker listens, while there is a session.
+    news: Option<mpsc::Sender<News>>,
+    highest_epoch: u64,
+    policies: Vec<Policy>,
+    policies_revision: u64,
+    adjustment: adjust::Loop,
+    cpu_utilisation_permille: u32,
+    ticks: u64,
     stopping: bool,
     // Held for as long as the node lives.
     _lock: fs::File,
@@ -184,9 +207,17 @@ impl Node {
             bpf: None,
             tasks: BTreeMap::new(),
             free_slots: (SLOT_FIRST..SLOTS).collect(),
+            news: None,
+            highest_epoch: 0,
+            policies: Vec::new(),
+            policies_revision: 0,
+            adjustment: adjust::Loop::default(),
+            cpu_utilisation_permille: 0,
+            ticks: 0,
             stopping: false,
             _lock: lock,
         };
+        node.load_epoch()?;
         node.adopt_all()?;
         Ok(node)
     }
@@ -237,8 +268,20 @@ impl Node {
         Ok(Target { cgroup, v1_cpu, v1_memory, slot: record.slot, has_sockets: true })
     }
 
-    /// Samples usage, kills what is overdue, takes away what is left of ended tasks.
+    /// Every 100 ms: adjusts what the broker's tasks may use. Every fifth time, samples usage, kills what is
+    /// overdue, takes away what is left of ended tasks; every tenth, reports to the broker.
     pub fn tick(&mut self) {
+        self.ticks += 1;
+        self.adjust();
+        if self.ticks.is_multiple_of(5) {
+            self.look_after_tasks();
+        }
+        if self.ticks.is_multiple_of(10) {
+            self.tell_all();
+        }
+    }
+
+    fn look_after_tasks(&mut self) {
         let ids: Vec<TaskId> = self
             .tasks
             .iter()

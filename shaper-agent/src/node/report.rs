@@ -52,7 +52,14 @@ impl Node {
     pub fn doctor(&self) -> Result<Report, NodeError> {
         let config = &self.config;
         let uplinks = match &self.bpf {
-            Some(bpf) => bpf.uplinks().iter().map(|(device, form)| format!("{device} ({form})")).collect(),
+            Some(bpf) => bpf
+                .uplinks()
+                .iter()
+                .map(|(device, form)| match form {
+                    Ok(form) => format!("{device} ({form})"),
+                    Err(error) => format!("{device} (not counted: {error})"),
+                })
+                .collect(),
             None => config.uplinks.iter().map(|device| format!("{device} (not attached)")).collect(),
         };
         let mut rungs =

@@ -13,7 +13,9 @@ use shaper_core::{
 };
 use tokio::sync::oneshot;
 
-use super::{COMMAND_MAX, LAUNCH_DEADLINE, Node, NodeError, RunRequest, not_established, now};
+use super::{
+    COMMAND_MAX, LAUNCH_DEADLINE, Node, NodeError, RunRequest, SUPERVISOR_LOST, not_established, now,
+};
 use crate::{
     actuate::{self, Raw},
     caller::Caller,
@@ -39,7 +41,7 @@ impl Node {
         let execution = ExecutionId { task: id.clone(), attempt };
         let record = Record {
             execution: execution.clone(),
-            owner: caller.as_owner(),
+            owner: request.owner.unwrap_or(caller.as_owner()),
             runs_as: run_as.as_owner(),
             origin: Origin::Launched { command: request.command.clone() },
             slot: 0,
@@ -50,6 +52,7 @@ impl Node {
             boot_id: self.boot_id.clone(),
             phase: Phase::Running,
             usage: None,
+            assignment: request.assignment,
             kill_at_boottime_ns: None,
         };
         self.begin(record)?;
@@ -260,12 +263,13 @@ impl Node {
     ) -> Result<TaskStatus, NodeError> {
         let id = &execution.task;
         match spawned {
-            Ok(Spawned { pidfd, started, .. }) => {
+            Ok(Spawned { pidfd, started: Ok(_), .. }) => {
+                self.look_out_for(execution, pidfd);
+                self.watch_main(execution)?;
+            }
+            Ok(Spawned { pidfd, started: Err(said), .. }) => {
                 self.reap(pidfd);
-                match started {
-                    Ok(_) => self.watch_main(execution)?,
-                    Err(said) => self.never_ran(execution, &said)?,
-                }
+                self.never_ran(execution, &said)?;
             }
             Err(SpawnError::NotReady { pidfd, after, .. }) => {
                 self.note(id, &format!("its supervisor has not said within {after:?} that it runs"));
@@ -279,6 +283,7 @@ impl Node {
                 self.never_ran(execution, &text)?;
             }
         }
+        self.tell_task(id);
         self.status(id)
     }
 
@@ -298,6 +303,28 @@ impl Node {
                 tracing::warn!(%error, "cannot wait for a supervisor");
             }
         });
+    }
+
+    /// Waits for the end of a supervisor whose task runs, and notes it if the task runs on.
+    pub(super) fn look_out_for(&self, execution: &ExecutionId, supervisor: OwnedFd) {
+        let (execution, handle) = (execution.clone(), self.handle.clone());
+        self.runtime.spawn(async move {
+            if let Err(error) = launch::ended(supervisor).await {
+                tracing::warn!(%execution, %error, "cannot wait for a supervisor");
+            }
+            handle.tell(move |node| node.supervisor_is_over(&execution)).await;
+        });
+    }
+
+    fn supervisor_is_over(&mut self, execution: &ExecutionId) {
+        let Some(task) = self.tasks.get(&execution.task) else { return };
+        if task.record.execution != *execution || !task.is_running() {
+            return;
+        }
+        let directory = record::directory(self.state_dir(), execution);
+        if matches!(launch::attach(&directory), Ok(Attachment::Lost)) {
+            self.note(&execution.task, SUPERVISOR_LOST);
+        }
     }
 
     fn watch_supervisor(&self, execution: &ExecutionId, supervisor: OwnedFd) {
@@ -387,6 +414,7 @@ impl Node {
             boot_id: self.boot_id.clone(),
             phase: Phase::Running,
             usage: None,
+            assignment: None,
             kill_at_boottime_ns: None,
         };
         self.may_adopt(&record.cgroup)?;

@@ -1,0 +1,205 @@
+//! The fast loop: every 100 ms what the broker's tasks use is looked at, and `shaper_core::adjust`
+//! decides what each may use next.
+
+use std::{collections::HashMap, fs, time::Duration};
+
+use shaper_core::{
+    adjust::{self, Brain, Move, Observation, PolicyInForce, TaskObservation},
+    id::ExecutionId,
+    limits::{Limits, LimitsChange},
+    spec::{DecisionKind, Demand, Priority},
+    task::UnixNanos,
+    units::{BitsPerSec, Millicores},
+};
+
+use super::{Node, NodeError};
+use crate::{actuate, caller::Caller, kernel::bpf::Counters, launch};
+
+/// What the loop remembers between its turns.
+#[derive(Default)]
+pub(super) struct Loop {
+    brain: Brain,
+    last: HashMap<ExecutionId, (Counters, u64)>,
+    node: Option<(u64, u64)>,
+}
+
+/// How long an evicted task has to end by itself.
+const EVICTION_GRACE: Duration = Duration::from_secs(5);
+
+/// One task, owned: the brain borrows from it.
+struct Seen {
+    execution: ExecutionId,
+    namespace: String,
+    priority: Priority,
+    request: Demand,
+    limits: Limits,
+    started_at: UnixNanos,
+    in_force: Limits,
+    cpu_used: Millicores,
+    net_used: BitsPerSec,
+    throttled_permille: Option<u32>,
+}
+
+impl Node {
+    /// One turn. Does nothing on a node without tasks of the broker's.
+    pub fn adjust(&mut self) {
+        let Ok(seen) = self.look().inspect_err(|error| {
+            tracing::warn!(error = %launch::chain(error), "cannot look at the tasks");
+        }) else {
+            return;
+        };
+        let Some((seen, now_ns, cpu_used)) = seen else { return };
+        self.cpu_utilisation_permille = u32::try_from(cpu_used.0 * 1000 / self.config.capacity.cpu.0.max(1))
+            .unwrap_or(u32::MAX)
+            .min(1000);
+        let tasks: Vec<TaskObservation<'_>> = seen.iter().map(Seen::observation).collect();
+        let policies: Vec<PolicyInForce<'_>> =
+            self.policies.iter().map(|policy| PolicyInForce { policy, waiting: false }).collect();
+        let observation = Observation {
+            cpu: self.config.capacity.cpu,
+            network: self.config.capacity.network,
+            cpu_used,
+            tasks: &tasks,
+            policies: &policies,
+        };
+        let moves = adjust::step(&mut self.adjustment.brain, &observation, now_ns);
+        for a_move in moves {
+            self.carry_out(a_move);
+        }
+    }
+
+    fn carry_out(&mut self, a_move: Move) {
+        match a_move {
+            Move::Grant { execution, change, kind, reason } => match self.regrant(&execution, &change) {
+                Ok(()) => self.tell_decision(&execution, kind.into(), reason),
+                Err(error) => {
+                    tracing::warn!(%execution, error = %launch::chain(&error), "cannot change a grant");
+                }
+            },
+            Move::Evict { execution, reason } => {
+                let broker = Caller { uid: 0, gid: 0, groups: Vec::new() };
+                let is_there =
+                    self.task(&execution.task).is_ok_and(|task| task.record.execution == execution);
+                if !is_there {
+                    return;
+                }
+                match self.cancel(&broker, &execution.task, EVICTION_GRACE) {
+                    Ok(_) => self.tell_decision(&execution, DecisionKind::Evicted, reason),
+                    Err(error) => {
+                        tracing::warn!(%execution, error = %launch::chain(&error), "cannot evict a task");
+                    }
+                }
+            }
+            Move::Stuck { policy, reason } => tracing::info!(policy, reason, "a policy cannot be served"),
+        }
+    }
+
+    fn regrant(&mut self, execution: &ExecutionId, change: &LimitsChange) -> Result<(), NodeError> {
+        if self.task(&execution.task)?.record.execution != *execution {
+            return Ok(());
+        }
+        self.change(&execution.task, change)
+    }
+
+    /// The broker's running tasks with their use since the last turn; `None` on the first one.
+    fn look(&mut self) -> Result<Option<(Vec<Seen>, u64, Millicores)>, NodeError> {
+        let Some(bpf) = &self.bpf else { return Ok(None) };
+        let last = std::mem::take(&mut self.adjustment.last);
+        let mut seen = Vec::new();
+        let mut now_ns = 0;
+        for task in self.tasks.values() {
+            let (Some(target), Some(assignment)) = (&task.target, &task.record.assignment) else { continue };
+            // While it starts, or ends by request, it is not to be judged.
+            if !task.is_running() || task.started.is_none() || task.record.kill_at_boottime_ns.is_some() {
+                continue;
+            }
+            let counters = bpf.counters(target.slot)?;
+            let throttled_ns = actuate::throttled_ns(target)?;
+            now_ns = counters.at_ns;
+            let execution = &task.record.execution;
+            self.adjustment.last.insert(execution.clone(), (counters, throttled_ns.unwrap_or(0)));
+            let Some((before, throttled_before)) = last.get(execution) else { continue };
+            let elapsed = counters.at_ns.saturating_sub(before.at_ns).max(1);
+            let per_second = |now: u64, before: u64, scale: u128| {
+                let rate = u128::from(now.saturating_sub(before)) * scale / u128::from(elapsed);
+                u64::try_from(rate).unwrap_or(u64::MAX)
+            };
+            let spec = &assignment.spec;
+            seen.push(Seen {
+                execution: execution.clone(),
+                namespace: spec.namespace.clone(),
+                priority: spec.profile.priority,
+                request: spec.profile.demand,
+                limits: spec.limits,
+                started_at: task.record.created_at,
+                in_force: task.record.limits,
+                cpu_used: Millicores(per_second(counters.cpu_ns, before.cpu_ns, 1000)),
+                net_used: BitsPerSec(per_second(counters.egress.bytes, before.egress.bytes, 8_000_000_000)),
+                throttled_permille: throttled_ns.map(|now| {
+                    u32::try_from(per_second(now, *throttled_before, 1000)).unwrap_or(1000).min(1000)
+                }),
+            });
+        }
+        if seen.is_empty() {
+            return Ok(None);
+        }
+        let cpu_used = self.node_cpu(now_ns, &seen)?;
+        Ok(Some((seen, now_ns, cpu_used)))
+    }
+
+    /// What everything on the node uses. Where the capacity is configured, the node is a part of the
+    /// machine, and what its tasks use is all there is to know.
+    fn node_cpu(&mut self, now_ns: u64, seen: &[Seen]) -> Result<Millicores, NodeError> {
+        let of_tasks = Millicores(seen.iter().map(|task| task.cpu_used.0).sum());
+        if self.config.capacity_is_configured {
+            return Ok(of_tasks);
+        }
+        let stat = fs::read_to_string("/proc/stat")
+            .map_err(|source| NodeError::System { verb: "read /proc/stat", source })?;
+        let busy_ns = busy_ns(&stat);
+        let before = self.adjustment.node.replace((now_ns, busy_ns));
+        let Some((then_ns, busy_before)) = before else { return Ok(of_tasks) };
+        let elapsed = now_ns.saturating_sub(then_ns).max(1);
+        // /proc/stat has a resolution of 10 ms a CPU: never less than what the tasks were seen to use.
+        Ok(Millicores(busy_ns.saturating_sub(busy_before) * 1000 / elapsed).max(of_tasks))
+    }
+}
+
+impl Seen {
+    fn observation(&self) -> TaskObservation<'_> {
+        TaskObservation {
+            execution: &self.execution,
+            namespace: &self.namespace,
+            priority: self.priority,
+            request: self.request,
+            limits: self.limits,
+            started_at: self.started_at,
+            managed: true,
+            cpu_grant: self.in_force.cpu,
+            net_grant: self.in_force.net_egress,
+            cpu_used: self.cpu_used,
+            net_used: self.net_used,
+            cpu_throttled_permille: self.throttled_permille,
+        }
+    }
+}
+
+/// Busy time of all CPUs in `/proc/stat`, ns: all but idle, iowait and (counted in user) guest time.
+fn busy_ns(stat: &str) -> u64 {
+    const TICK_NS: u64 = 10_000_000; // USER_HZ is 100 on every architecture that matters.
+    let fields = stat.lines().find_map(|line| line.strip_prefix("cpu "));
+    let ticks = fields.into_iter().flat_map(str::split_whitespace).enumerate();
+    let busy = ticks.filter(|(index, _)| matches!(index, 0..=2 | 5..=7));
+    busy.filter_map(|(_, ticks)| ticks.parse::<u64>().ok()).sum::<u64>() * TICK_NS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn busy_time_leaves_idle_and_guest_out() {
+        let stat = "cpu  10 20 30 1000 500 1 2 3 99 98\ncpu0 1 1 1 1\n";
+        assert_eq!(busy_ns(stat), 66 * 10_000_000);
+    }
+}

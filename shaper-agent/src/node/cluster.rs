@@ -1,0 +1,287 @@
+//! The broker's tasks on this node: its directives, and what is reported back.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use shaper_core::{
+    id::{ExecutionId, TaskId},
+    limits::{Limit, Limits},
+    spec::{Capacity, Credentials, Decision, DecisionKind, Policy, Priority, TaskSpec},
+    task::{Owner, TaskStatus},
+    units::Weight,
+};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Node, NodeError, RunRequest, now};
+use crate::{caller::Caller, durable, launch};
+
+/// What makes a task the broker's: kept with its record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Assignment {
+    /// What was asked for.
+    pub spec: TaskSpec,
+    /// Of the latest directive that was carried out.
+    pub generation: u64,
+}
+
+/// The numbers by which a directive is known: carried out once, however often it comes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirectiveId {
+    /// Which run of which task.
+    pub execution: ExecutionId,
+    /// Which directive for it.
+    pub generation: u64,
+    /// Of the broker that gave it.
+    pub epoch: u64,
+}
+
+/// A task of the broker's, as it is now.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Assigned {
+    /// The task.
+    pub status: TaskStatus,
+    /// Of the latest directive that was carried out for it.
+    pub generation: u64,
+}
+
+/// What the node tells the broker on its own account.
+#[derive(Clone, Debug, PartialEq)]
+pub enum News {
+    /// A task changed.
+    Task(Box<Assigned>),
+    /// A decision that this node took.
+    Decision {
+        /// About which task.
+        execution: ExecutionId,
+        /// What was decided.
+        decision: Decision,
+    },
+    /// How the node is.
+    Node {
+        /// CPU utilisation, in thousandths.
+        cpu_utilisation_permille: u32,
+        /// The policies in force.
+        policies_revision: u64,
+    },
+}
+
+/// Everything that the broker must know of this node when they meet.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Inventory {
+    /// Name of the node.
+    pub node: String,
+    /// The boot.
+    pub boot_id: String,
+    /// What it has.
+    pub capacity: Capacity,
+    /// The broker's tasks.
+    pub tasks: Vec<Assigned>,
+    /// The highest epoch obeyed.
+    pub highest_epoch: u64,
+    /// The agent's own socket.
+    pub agent_socket: String,
+}
+
+/// The answer to a `Start`.
+pub enum Starting {
+    /// It is there already.
+    There(Box<Assigned>),
+    /// It is being started.
+    Waiting(oneshot::Receiver<Result<TaskStatus, NodeError>>),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HighestEpoch {
+    epoch: u64,
+}
+
+impl Node {
+    /// The file that keeps the highest epoch.
+    fn epoch_file(&self) -> std::path::PathBuf {
+        self.state_dir().join("epoch.json")
+    }
+
+    pub(super) fn load_epoch(&mut self) -> Result<(), NodeError> {
+        self.highest_epoch =
+            durable::read_json::<HighestEpoch>(&self.epoch_file())?.map_or(0, |file| file.epoch);
+        Ok(())
+    }
+
+    /// Obeys an epoch, and from now on none below it.
+    pub fn obey(&mut self, epoch: u64) -> Result<(), NodeError> {
+        if epoch < self.highest_epoch {
+            return Err(NodeError::Precondition(format!(
+                "epoch {epoch} is over: this node has obeyed epoch {}",
+                self.highest_epoch
+            )));
+        }
+        if epoch > self.highest_epoch {
+            durable::write_json(&self.epoch_file(), &HighestEpoch { epoch }, 0o600)?;
+            self.highest_epoch = epoch;
+        }
+        Ok(())
+    }
+
+    /// What the broker is told first. From here on, changes go to `news`.
+    pub fn meet(&mut self, news: mpsc::Sender<News>) -> Result<Inventory, NodeError> {
+        self.news = Some(news);
+        let ids: Vec<TaskId> = self.assigned_ids();
+        let tasks = ids.iter().map(|id| self.assigned(id)).collect::<Result<_, _>>()?;
+        Ok(Inventory {
+            node: self.config.node.clone(),
+            boot_id: self.boot_id.clone(),
+            capacity: self.config.capacity,
+            tasks,
+            highest_epoch: self.highest_epoch,
+            agent_socket: self.config.socket.display().to_string(),
+        })
+    }
+
+    fn assigned_ids(&self) -> Vec<TaskId> {
+        let assigned = self.tasks.iter().filter(|(_, task)| task.record.assignment.is_some());
+        assigned.map(|(id, _)| id.clone()).collect()
+    }
+
+    /// A task of the broker's, as it is now.
+    pub fn assigned(&self, id: &TaskId) -> Result<Assigned, NodeError> {
+        let generation =
+            self.task(id)?.record.assignment.as_ref().map_or(0, |assignment| assignment.generation);
+        Ok(Assigned { status: self.status(id)?, generation })
+    }
+
+    /// Starts a task of the broker's, once: a repeated directive finds it there.
+    pub fn start_assigned(
+        &mut self,
+        directive: &DirectiveId,
+        owner: Owner,
+        spec: TaskSpec,
+    ) -> Result<Starting, NodeError> {
+        self.obey(directive.epoch)?;
+        let id = &directive.execution.task;
+        if let Some(task) = self.tasks.get(id)
+            && task.record.execution == directive.execution
+        {
+            return Ok(Starting::There(Box::new(self.assigned(id)?)));
+        }
+        let run_as =
+            spec.run_as.clone().unwrap_or(Credentials { uid: owner.uid, gid: owner.gid, groups: Vec::new() });
+        let Credentials { uid, gid, groups } = run_as;
+        let request = RunRequest {
+            attempt: Some(directive.execution.attempt),
+            task_id: Some(id.clone()),
+            command: spec.command.clone(),
+            env: spec.env.clone().into_iter().collect(),
+            cwd: spec.cwd.clone().into(),
+            limits: first_grant(&spec),
+            run_as: Some(Caller { uid, gid, groups }),
+            assignment: Some(Assignment { spec, generation: directive.generation }),
+            owner: Some(owner),
+        };
+        let broker = Caller { uid: 0, gid: 0, groups: Vec::new() };
+        Ok(Starting::Waiting(self.run(&broker, request)?))
+    }
+
+    /// Ends a task of the broker's.
+    pub fn stop_assigned(&mut self, directive: &DirectiveId, grace: Duration) -> Result<Assigned, NodeError> {
+        self.obey(directive.epoch)?;
+        let id = &directive.execution.task;
+        if self.task(id)?.record.execution != directive.execution {
+            return Err(NodeError::NoSuchTask(id.clone()));
+        }
+        let state_dir = self.config.state_dir.clone();
+        let task = self.task_mut(id)?;
+        if let Some(assignment) = &mut task.record.assignment {
+            assignment.generation = assignment.generation.max(directive.generation);
+            task.record.save(&state_dir)?;
+        }
+        self.cancel(&Caller { uid: 0, gid: 0, groups: Vec::new() }, id, grace)?;
+        self.assigned(id)
+    }
+
+    /// The broker has recorded how it ended.
+    pub fn forget_assigned(&mut self, directive: &DirectiveId) -> Result<(), NodeError> {
+        self.obey(directive.epoch)?;
+        let Some(task) = self.tasks.get_mut(&directive.execution.task) else { return Ok(()) };
+        if task.record.execution != directive.execution || task.is_running() {
+            return Ok(());
+        }
+        // It stays, with its log, as any ended task of this node; but it is reported no more.
+        task.record.assignment = None;
+        task.unsaved = task.record.save(&self.config.state_dir).is_err();
+        Ok(())
+    }
+
+    /// The broker's policies, in place of those before.
+    pub fn set_policies(&mut self, revision: u64, policies: Vec<Policy>) {
+        self.policies = policies;
+        self.policies_revision = revision;
+    }
+
+    /// Tells the broker, if one listens. What is lost is in the inventory of the next meeting.
+    pub(super) fn tell(&mut self, news: News) {
+        if let Some(sender) = &self.news
+            && sender.try_send(news).is_err()
+        {
+            // Gone, or so far behind that it had better start anew.
+            self.news = None;
+        }
+    }
+
+    pub(super) fn tell_task(&mut self, id: &TaskId) {
+        if self.news.is_none() || self.tasks.get(id).is_none_or(|task| task.record.assignment.is_none()) {
+            return;
+        }
+        match self.assigned(id) {
+            Ok(assigned) => self.tell(News::Task(Box::new(assigned))),
+            Err(error) => tracing::warn!(task = %id, error = %launch::chain(&error), "cannot report a task"),
+        }
+    }
+
+    pub(super) fn tell_decision(&mut self, execution: &ExecutionId, kind: DecisionKind, reason: String) {
+        tracing::info!(%execution, %kind, reason, "decided");
+        let decision = Decision { at: now(), by: self.config.node.clone(), kind, reason, nodes: Vec::new() };
+        self.tell(News::Decision { execution: execution.clone(), decision });
+    }
+
+    /// Once a second: how the node and its tasks are.
+    pub(super) fn tell_all(&mut self) {
+        if self.news.is_none() {
+            return;
+        }
+        self.tell(News::Node {
+            cpu_utilisation_permille: self.cpu_utilisation_permille,
+            policies_revision: self.policies_revision,
+        });
+        for id in self.assigned_ids() {
+            if self.task(&id).is_ok_and(super::Task::is_running) {
+                self.tell_task(&id);
+            }
+        }
+    }
+}
+
+/// A task starts with its request; from there the node's adjustment moves CPU and network. Memory is
+/// limited to the explicit limit, else to the request.
+fn first_grant(spec: &TaskSpec) -> Limits {
+    let demand = &spec.profile.demand;
+    Limits {
+        cpu: Limit::At(demand.cpu),
+        cpu_weight: spec.limits.cpu_weight.or(Weight::new(weight(spec.profile.priority))),
+        memory: match spec.limits.memory {
+            Limit::Unlimited => Limit::At(demand.memory),
+            limit => limit,
+        },
+        net_egress: demand.network.map_or(spec.limits.net_egress, Limit::At),
+    }
+}
+
+/// `cpu.weight` of a priority: what decides while a CPU is contended.
+const fn weight(priority: Priority) -> u32 {
+    match priority {
+        Priority::High => 400,
+        Priority::Medium => 200,
+        Priority::Low => 100,
+    }
+}

@@ -1,0 +1,221 @@
+//! The agent's side of its session with the broker: it connects, says what it has, carries out directives
+//! and reports. The node works without it; a lost session is begun again.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use hyper_util::rt::TokioIo;
+use shaper_core::{
+    id::{ExecutionId, TaskId},
+    spec::{Policy, TaskSpec},
+    task::Owner,
+};
+use shaper_proto::{
+    convert::WireError,
+    v1::{
+        self, agent_message, agent_session_client::AgentSessionClient, broker_message, directive,
+        directive_result,
+    },
+};
+use tokio::{net::UnixStream, sync::mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::{
+    actor::{ActorError, Handle},
+    launch,
+    node::{
+        NodeError,
+        cluster::{Assigned, DirectiveId, Inventory, News, Starting},
+    },
+};
+
+/// The first pause after a lost session; it doubles up to the longest.
+const PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// News that may wait; a broker that is further behind gets a new session, with an inventory.
+const NEWS: usize = 1024;
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error("cannot connect to the broker at {path}")]
+    Connect { path: String, source: tonic::transport::Error },
+    #[error("the broker ended the session: {}", .0.message())]
+    Status(tonic::Status),
+    #[error("the broker closed the session")]
+    Closed,
+    #[error("the broker fell behind")]
+    Behind,
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    #[error(transparent)]
+    Actor(#[from] ActorError),
+}
+
+/// Keeps a session for as long as the agent lives.
+pub async fn keep(broker: PathBuf, node: Handle) {
+    let mut pause = PAUSE;
+    loop {
+        let begun = tokio::time::Instant::now();
+        match session(&broker, &node).await {
+            Err(SessionError::Actor(ActorError::Stopped)) => return,
+            Err(error) => tracing::warn!(error = %launch::chain(&error), "no session with the broker"),
+            Ok(never) => match never {},
+        }
+        if begun.elapsed() > LONGEST_PAUSE {
+            pause = PAUSE;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+enum Never {}
+
+async fn connect(broker: &Path) -> Result<Channel, SessionError> {
+    let path = broker.to_owned();
+    let connector = tower::service_fn(move |_| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    // The authority is not used on a Unix socket, but a URI needs one.
+    Endpoint::from_static("http://broker")
+        .connect_with_connector(connector)
+        .await
+        .map_err(|source| SessionError::Connect { path: broker.display().to_string(), source })
+}
+
+async fn session(broker: &Path, node: &Handle) -> Result<Never, SessionError> {
+    let mut client = AgentSessionClient::new(connect(broker).await?);
+    let (outgoing, messages) = mpsc::channel(NEWS);
+    let (news, mut received_news) = mpsc::channel(NEWS);
+    let inventory = node.call(move |node| node.meet(news)).await??;
+    let hello = agent_message::Kind::Hello(hello(inventory));
+    send(&outgoing, hello).await?;
+    let answer = client.attach(ReceiverStream::new(messages)).await.map_err(SessionError::Status)?;
+    let mut incoming = answer.into_inner();
+    tracing::info!(broker = %broker.display(), "in session with the broker");
+    loop {
+        tokio::select! {
+            message = incoming.message() => {
+                let message = message.map_err(SessionError::Status)?.ok_or(SessionError::Closed)?;
+                receive(message, node, &outgoing).await?;
+            }
+            news = received_news.recv() => {
+                // The node let go of its end: we were too slow for it.
+                let news = news.ok_or(SessionError::Behind)?;
+                send(&outgoing, wire_news(news)).await?;
+            }
+        }
+    }
+}
+
+async fn send(
+    outgoing: &mpsc::Sender<v1::AgentMessage>,
+    kind: agent_message::Kind,
+) -> Result<(), SessionError> {
+    outgoing.send(v1::AgentMessage { kind: Some(kind) }).await.map_err(|_| SessionError::Closed)
+}
+
+async fn receive(
+    message: v1::BrokerMessage,
+    node: &Handle,
+    outgoing: &mpsc::Sender<v1::AgentMessage>,
+) -> Result<(), SessionError> {
+    match message.kind.ok_or(WireError::Missing("kind"))? {
+        broker_message::Kind::Welcome(v1::Welcome { epoch }) => {
+            node.call(move |node| node.obey(epoch)).await??;
+        }
+        broker_message::Kind::Policies(v1::PolicySet { revision, policies }) => {
+            let policies = policies.into_iter().map(Policy::try_from).collect::<Result<_, _>>()?;
+            node.call(move |node| node.set_policies(revision, policies)).await?;
+        }
+        broker_message::Kind::Directive(directive) => {
+            // One that waits must not hold up the others.
+            let (node, outgoing) = (node.clone(), outgoing.clone());
+            tokio::spawn(async move {
+                let numbers = (directive.task_id.clone(), directive.attempt, directive.generation);
+                let outcome = match carry_out(directive, &node).await {
+                    Ok(outcome) => outcome,
+                    Err(error) => {
+                        let reason = launch::chain(&error);
+                        tracing::warn!(task = numbers.0, attempt = numbers.1, reason, "refused a directive");
+                        directive_result::Outcome::Refused(reason)
+                    }
+                };
+                let (task_id, attempt, generation) = numbers;
+                let result = v1::DirectiveResult { task_id, attempt, generation, outcome: Some(outcome) };
+                // Without a session the next inventory tells it.
+                let _ = send(&outgoing, agent_message::Kind::Result(result)).await;
+            });
+        }
+    }
+    Ok(())
+}
+
+async fn carry_out(wire: v1::Directive, node: &Handle) -> Result<directive_result::Outcome, SessionError> {
+    let v1::Directive { task_id, attempt, generation, epoch, kind } = wire;
+    let task: TaskId = task_id.parse().map_err(WireError::from)?;
+    let id = DirectiveId { execution: ExecutionId { task: task.clone(), attempt }, generation, epoch };
+    match kind.ok_or(WireError::Missing("directive.kind"))? {
+        directive::Kind::Start(v1::Start { spec, owner }) => {
+            let spec = TaskSpec::try_from(spec.ok_or(WireError::Missing("start.spec"))?)?;
+            let v1::Credentials { uid, gid, groups: _ } = owner.ok_or(WireError::Missing("start.owner"))?;
+            let starting =
+                node.call(move |node| node.start_assigned(&id, Owner { uid, gid }, spec)).await??;
+            let assigned = match starting {
+                Starting::There(assigned) => *assigned,
+                Starting::Waiting(answer) => {
+                    answer.await.map_err(|_| ActorError::Stopped)??;
+                    node.call(move |node| node.assigned(&task)).await??
+                }
+            };
+            Ok(directive_result::Outcome::Settled(wire_assigned(assigned)))
+        }
+        directive::Kind::Stop(v1::Stop { grace_millis, reason }) => {
+            tracing::info!(%task, reason, "the broker ends a task");
+            let grace = Duration::from_millis(grace_millis);
+            let assigned = node.call(move |node| node.stop_assigned(&id, grace)).await??;
+            Ok(directive_result::Outcome::Settled(wire_assigned(assigned)))
+        }
+        directive::Kind::Forget(_) => {
+            node.call(move |node| node.forget_assigned(&id)).await??;
+            Ok(directive_result::Outcome::Accepted(true))
+        }
+    }
+}
+
+fn hello(inventory: Inventory) -> v1::Hello {
+    let Inventory { node, boot_id, capacity, tasks, highest_epoch, agent_socket } = inventory;
+    v1::Hello {
+        node,
+        boot_id,
+        capacity: Some(capacity.into()),
+        inventory: tasks.into_iter().map(wire_assigned).collect(),
+        highest_epoch,
+        agent_socket,
+    }
+}
+
+fn wire_assigned(Assigned { status, generation }: Assigned) -> v1::NodeTask {
+    v1::NodeTask { task: Some(status.into()), generation }
+}
+
+fn wire_news(news: News) -> agent_message::Kind {
+    match news {
+        News::Task(assigned) => agent_message::Kind::Task(wire_assigned(*assigned)),
+        News::Decision { execution, decision } => agent_message::Kind::Decision(v1::TaskDecision {
+            task_id: execution.task.into(),
+            attempt: execution.attempt,
+            decision: Some(decision.into()),
+        }),
+        News::Node { cpu_utilisation_permille, policies_revision } => {
+            agent_message::Kind::Report(v1::NodeReport { cpu_utilisation_permille, policies_revision })
+        }
+    }
+}
