@@ -1,9 +1,9 @@
 //! What can go wrong in a command. Each names what was being done; the chain is printed once, in
 //! [`exit`](crate::exit).
 
-use std::io;
+use std::{io, path::PathBuf};
 
-use shaper_core::id::TaskId;
+use shaper_core::{document::DocumentError, id::TaskId};
 
 use crate::{
     client::{CallError, ConnectError},
@@ -13,10 +13,10 @@ use crate::{
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// There is no connection to an agent.
+    /// There is no connection.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// The agent did not do what it was asked to.
+    /// It was not done what was asked for.
     #[error(transparent)]
     Call(#[from] CallError),
     /// `--user` names nobody.
@@ -25,8 +25,49 @@ pub(crate) enum Error {
     /// The environment of a task could not be put together.
     #[error(transparent)]
     Environment(#[from] EnvironmentError),
+    /// A document is not what it has to be.
+    #[error(transparent)]
+    Document(#[from] Box<DocumentError>),
+    /// A document cannot be read.
+    #[error("cannot read `{}`", .path.display())]
+    Read {
+        /// The document.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A profile says what a task needs, not what it does.
+    #[error(
+        "`{0}` has no command: add one after `--`, as in `shaper submit {0} -- python3 train.py`, or a line such as \
+         `command: [\"python3\", \"train.py\"]` to a task spec"
+    )]
+    NoCommand(String),
+    /// Only a broker tells of changes.
+    #[error("--watch needs a broker: name its socket with --broker")]
+    WatchWithoutBroker,
+    /// The task has not been on a node.
+    #[error("task `{id}` has no log yet: it is {phase}")]
+    NoLog {
+        /// The task.
+        id: TaskId,
+        /// Where it is instead.
+        phase: String,
+    },
+    /// The log is on another machine.
+    #[error("the log of task `{id}` is on node `{node}`, {reason}: run `shaper logs {id}` there")]
+    LogElsewhere {
+        /// The task.
+        id: TaskId,
+        /// Where its log is.
+        node: String,
+        /// Why it cannot be reached from here.
+        reason: String,
+    },
+    /// There is no exit code to pass on.
+    #[error("task `{0}` was cancelled")]
+    Cancelled(TaskId),
     /// A path of the caller's is not one that can be passed on.
-    #[error("`{0}` is not UTF-8, which is all that can be passed to the agent")]
+    #[error("`{0}` is not UTF-8, which is all that can be passed on")]
     NotUtf8(String),
     /// A relative path leads nowhere.
     #[error("cannot find the current directory")]

@@ -12,7 +12,7 @@ use crate::{
 
 /// The request failed, or there is nobody to ask.
 const FAILED: u8 = 1;
-/// Wrong usage (as clap has it), or the agent refused: nothing was changed.
+/// Wrong usage (as clap has it), or the request was refused: nothing was changed.
 const REFUSED: u8 = 2;
 /// 128 + SIGPIPE: how a command ends that the reader of its output has left.
 const BROKEN_PIPE: u8 = 141;
@@ -20,8 +20,11 @@ const BROKEN_PIPE: u8 = 141;
 /// Prints the error with its causes, and says which code it ends in.
 pub(crate) fn report(error: &Error) -> ExitCode {
     let code = code(error);
-    if code != BROKEN_PIPE {
-        output::warn(&chain(error));
+    match error {
+        // In the form that editors and people know from compilers.
+        Error::Document(error) => error.to_string().lines().for_each(output::remark),
+        _ if code == BROKEN_PIPE => {}
+        error => output::warn(&chain(error)),
     }
     ExitCode::from(code)
 }
@@ -49,6 +52,12 @@ fn code(error: &Error) -> u8 {
         Error::Output(source) if source.kind() == io::ErrorKind::BrokenPipe => BROKEN_PIPE,
         Error::Call(CallError { failure: Failure::Answered { code, .. }, .. }) => code_of_status(*code),
         Error::Connect(ConnectError::Denied { .. })
+        | Error::Document(_)
+        | Error::Read { .. }
+        | Error::NoCommand(_)
+        | Error::WatchWithoutBroker
+        | Error::NoLog { .. }
+        | Error::LogElsewhere { .. }
         | Error::User(_)
         | Error::Environment(_)
         | Error::NotUtf8(_) => REFUSED,
@@ -60,6 +69,7 @@ fn code(error: &Error) -> u8 {
         | Error::Runtime(_)
         | Error::NotEnded(_)
         | Error::Superseded { .. }
+        | Error::Cancelled(_)
         | Error::Left(_) => FAILED,
     }
 }

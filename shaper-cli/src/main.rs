@@ -1,14 +1,16 @@
-//! The `shaper` command: a client of the agent of this node. It asks and shows; every decision is
-//! the agent's.
+//! The `shaper` command: a client of the agent of this node, and of the broker of its cluster. It asks
+//! and shows; every decision is theirs.
 #![deny(unsafe_code)]
 
 mod args;
 mod client;
+mod cluster;
 mod commands;
 mod error;
 mod exit;
 mod follow;
 mod output;
+mod servers;
 mod show;
 mod time;
 mod users;

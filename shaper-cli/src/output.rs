@@ -27,6 +27,12 @@ pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Error> {
         .map_err(Error::Output)
 }
 
+/// Prints a value as JSON on one line.
+pub(crate) fn print_json_line(value: &impl Serialize) -> Result<(), Error> {
+    let line = serde_json::to_string(value).map_err(|error| Error::Output(error.into()))?;
+    print(&format!("{line}\n"))
+}
+
 /// Says a line on standard error, as shaper.
 pub(crate) fn warn(text: &str) {
     remark(&format!("shaper: {text}"));
@@ -59,6 +65,14 @@ pub(crate) enum Column {
     Number(&'static str),
 }
 
+impl Column {
+    fn name(&self) -> &'static str {
+        match self {
+            Column::Text(name) | Column::Number(name) => name,
+        }
+    }
+}
+
 /// A table without lines, under a header.
 pub(crate) fn table<const N: usize>(
     columns: [Column; N],
@@ -73,9 +87,7 @@ pub(crate) fn table<const N: usize>(
     };
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
-    table.set_header(columns.iter().enumerate().map(|(index, column)| match column {
-        Column::Text(name) | Column::Number(name) => aligned(index, name),
-    }));
+    table.set_header(columns.iter().enumerate().map(|(index, column)| aligned(index, column.name())));
     for row in rows {
         table.add_row(row.iter().enumerate().map(|(index, text)| aligned(index, text)));
     }
@@ -90,6 +102,42 @@ pub(crate) fn table<const N: usize>(
     text
 }
 
+/// A table whose rows come one by one: columns grow as they have to.
+pub(crate) struct Ledger<const N: usize> {
+    columns: [Column; N],
+    widths: [usize; N],
+    has_header: bool,
+}
+
+impl<const N: usize> Ledger<N> {
+    pub(crate) fn new(columns: [Column; N]) -> Ledger<N> {
+        let widths = std::array::from_fn(|index| columns[index].name().len().max(8));
+        Ledger { columns, widths, has_header: false }
+    }
+
+    /// A row as a line, below the header if it is the first.
+    pub(crate) fn line(&mut self, row: &[String; N]) -> String {
+        let row: [String; N] = std::array::from_fn(|index| printable(&row[index]));
+        for (width, text) in self.widths.iter_mut().zip(&row) {
+            *width = text.chars().count().max(*width);
+        }
+        let header: [&str; N] = std::array::from_fn(|index| self.columns[index].name());
+        let mut lines = if self.has_header { String::new() } else { self.aligned(&header) };
+        self.has_header = true;
+        lines.push_str(&self.aligned(&row.each_ref().map(String::as_str)));
+        lines
+    }
+
+    fn aligned(&self, row: &[&str; N]) -> String {
+        let cells =
+            row.iter().zip(&self.columns).zip(&self.widths).map(|((text, column), &width)| match column {
+                Column::Text(_) => format!("{text:<width$}"),
+                Column::Number(_) => format!("{text:>width$}"),
+            });
+        format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,6 +147,15 @@ mod tests {
         let rows = [("a", "10"), ("longer", "5")].map(|(name, count)| [name.to_owned(), count.to_owned()]);
         let text = table([Column::Text("NAME"), Column::Number("COUNT")], rows);
         assert_eq!(text, "NAME    COUNT\na          10\nlonger      5\n");
+    }
+
+    #[test]
+    fn a_ledger_lines_up_as_far_as_can_be_known() {
+        let mut ledger = Ledger::new([Column::Text("NAME"), Column::Number("COUNT"), Column::Text("NOTE")]);
+        let row = |name: &str| [name.to_owned(), "10".to_owned(), String::new()];
+        assert_eq!(ledger.line(&row("a")), "NAME         COUNT  NOTE\na               10\n");
+        assert_eq!(ledger.line(&row("longer-name")), "longer-name        10\n");
+        assert_eq!(ledger.line(&row("b\n")), "b\\n                10\n");
     }
 
     #[test]

@@ -8,18 +8,33 @@ use shaper_core::{
     units::{BitsPerSec, Bytes, Millicores},
 };
 
-use crate::users;
+use crate::{cluster::ClusterPhase, users};
 
 /// `Running`, `Exited(3)`, `Signaled(9)`, `NotStarted` or `Unknown`.
 pub(crate) fn phase(phase: &Phase) -> String {
     match phase {
         Phase::Running => "Running".into(),
-        Phase::Ended { status, at: _ } => match status {
-            ExitStatus::Code(code) => format!("Exited({code})"),
-            ExitStatus::Signal(signal) => format!("Signaled({signal})"),
-            ExitStatus::NotStarted { .. } => "NotStarted".into(),
-            ExitStatus::Unknown => "Unknown".into(),
-        },
+        Phase::Ended { status, at: _ } => end(status),
+    }
+}
+
+fn end(status: &ExitStatus) -> String {
+    match status {
+        ExitStatus::Code(code) => format!("Exited({code})"),
+        ExitStatus::Signal(signal) => format!("Signaled({signal})"),
+        ExitStatus::NotStarted { .. } => "NotStarted".into(),
+        ExitStatus::Unknown => "Unknown".into(),
+    }
+}
+
+/// `Pending`, `Starting`, `Cancelled`, and what [`phase`] has.
+pub(crate) fn cluster_phase(phase: &ClusterPhase) -> String {
+    match phase {
+        ClusterPhase::Pending { reason: _ } => "Pending".into(),
+        ClusterPhase::Starting { node: _ } => "Starting".into(),
+        ClusterPhase::Running { node: _ } => "Running".into(),
+        ClusterPhase::Ended { status, at: _ } => end(status),
+        ClusterPhase::Cancelled => "Cancelled".into(),
     }
 }
 

@@ -100,6 +100,28 @@ impl UserSpec {
     }
 }
 
+/// Who this process acts as, and so whom a server sees.
+pub(crate) fn caller() -> u32 {
+    // SAFETY: it has no preconditions and does not fail.
+    unsafe { libc::geteuid() }
+}
+
+/// What a user is called and where at home, where the node knows it.
+#[derive(Debug, Default)]
+pub(crate) struct NameAndHome {
+    pub(crate) name: Option<String>,
+    pub(crate) home: Option<String>,
+}
+
+/// What a user is called and where at home.
+pub(crate) fn name_and_home(uid: u32) -> NameAndHome {
+    let passwd = passwd_of_uid(uid).ok().flatten();
+    passwd.map_or_else(NameAndHome::default, |passwd| NameAndHome {
+        name: passwd.name.into_string().ok(),
+        home: passwd.home.into_string().ok(),
+    })
+}
+
 /// The name of a user, where there is one.
 pub(crate) fn user_name(uid: u32) -> Option<String> {
     passwd_of_uid(uid).ok().flatten().and_then(|passwd| passwd.name.into_string().ok())

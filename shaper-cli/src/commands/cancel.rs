@@ -2,12 +2,28 @@
 
 use std::time::Duration;
 
-use crate::{args::Cancel, client::Client, error::Error, output, show};
+use crate::{
+    args::Cancel,
+    error::Error,
+    output,
+    servers::{Found, Servers},
+    show,
+};
 
-pub(super) async fn cancel(client: &Client, args: &Cancel) -> Result<(), Error> {
+pub(super) async fn cancel(servers: &Servers, args: &Cancel) -> Result<(), Error> {
     let Cancel { id, grace, now, no_wait } = args;
     let grace = if *now { Duration::ZERO } else { grace.0 };
-    let asked = client.cancel_task(id, grace).await?;
-    let task = if *no_wait { asked } else { client.wait_task(id).await? };
-    output::print(&format!("{id} {}\n", show::phase(&task.phase)))
+    let phase = match servers.find(id).await? {
+        Found::Node(agent) => {
+            let asked = agent.cancel_task(id, grace).await?;
+            let task = if *no_wait { asked } else { agent.wait_task(id).await? };
+            show::phase(&task.phase)
+        }
+        Found::Cluster(broker, _) => {
+            let asked = broker.cancel_task(id, grace).await?;
+            let task = if *no_wait { asked } else { broker.wait_task(id).await? };
+            show::cluster_phase(&task.phase)
+        }
+    };
+    output::print(&format!("{id} {phase}\n"))
 }

@@ -1,27 +1,118 @@
 //! `shaper describe`: all that is known of one task.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{
+    fmt::{self, Write as _},
+    time::Duration,
+};
 
 use shaper_core::{
+    limits::{Limit, Limits},
+    spec::{Demand, Profile, TaskSpec},
     task::{Enforcement, ExitStatus, Origin, Owner, Phase, TaskStatus, Traffic, UnixNanos, Usage},
     units::{BitsPerSec, Bytes, Millicores},
 };
 
 use crate::{
     args::{Describe, Format},
-    client::Client,
+    cluster::{ClusterPhase, ClusterTask},
     error::Error,
     output::{self, Column, printable},
+    servers::{Found, Servers},
     show,
     time::{self, Utc},
 };
 
-pub(super) async fn describe(client: &Client, args: &Describe) -> Result<(), Error> {
-    let task = client.get_task(&args.id).await?;
-    match args.output {
-        Format::Text => output::print(&text(&task, time::now())),
-        Format::Json => output::print_json(&task),
+pub(super) async fn describe(servers: &Servers, args: &Describe) -> Result<(), Error> {
+    match servers.find(&args.id).await? {
+        Found::Node(agent) => {
+            let task = agent.get_task(&args.id).await?;
+            match args.output {
+                Format::Text => output::print(&text(&task, time::now())),
+                Format::Json => output::print_json(&task),
+            }
+        }
+        Found::Cluster(_, task) => match args.output {
+            Format::Text => output::print(&cluster_text(&task, time::now())),
+            Format::Json => output::print_json(&task),
+        },
     }
+}
+
+fn cluster_text(task: &ClusterTask, now: UnixNanos) -> String {
+    let ClusterTask {
+        spec,
+        owner,
+        attempt,
+        phase,
+        node,
+        submitted_at,
+        revision: _,
+        cancel_requested,
+        on_node,
+    } = task;
+    let TaskSpec { profile, command, env: _, cwd, name, namespace, labels, limits, run_as, retries } = spec;
+    let Profile { task_id, demand, priority, estimated_runtime_seconds } = profile;
+    let mut text = String::new();
+    field(&mut text, "Task", &format!("{task_id} (attempt {attempt}, {retries} retries)"));
+    field(&mut text, "Name", &format!("{namespace}/{name}"));
+    field(&mut text, "Phase", &cluster_ended(phase, *cancel_requested, now));
+    if let Some(node) = node {
+        field(&mut text, "Node", node);
+    }
+    field(&mut text, "Priority", &priority.to_string());
+    if let Some(seconds) = estimated_runtime_seconds {
+        field(&mut text, "Estimate", &format!("{seconds} s"));
+    }
+    field(&mut text, "Command", &command_line(command));
+    field(&mut text, "Directory", cwd);
+    let run_as = run_as.as_ref().map(|run_as| Owner { uid: run_as.uid, gid: run_as.gid });
+    field(&mut text, "Runs as", &credentials(&run_as.unwrap_or(*owner)));
+    field(&mut text, "Owner", &credentials(owner));
+    if !labels.is_empty() {
+        let labels: Vec<String> = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        field(&mut text, "Labels", &labels.join(", "));
+    }
+    field(&mut text, "Submitted", &format!("{} ({} ago)", Utc(*submitted_at), time::age(*submitted_at, now)));
+    section(&mut text, "Resources", &requests(demand, limits));
+    if let Some(task) = on_node {
+        let title = format!("Limits on {}, as last reported", node.as_deref().unwrap_or("its node"));
+        section(&mut text, &printable(&title), &self::limits(task));
+        section(&mut text, "Usage", &usage_table(&task.usage));
+        notes(&mut text, &task.notes);
+    }
+    text
+}
+
+fn cluster_ended(phase: &ClusterPhase, cancel_requested: bool, now: UnixNanos) -> String {
+    let shown = match phase {
+        ClusterPhase::Pending { reason } if !reason.is_empty() => format!("Pending: {reason}"),
+        ClusterPhase::Ended { status, at } => ended(&Phase::Ended { status: status.clone(), at: *at }, now),
+        phase => show::cluster_phase(phase),
+    };
+    let over = matches!(phase, ClusterPhase::Ended { .. } | ClusterPhase::Cancelled);
+    if cancel_requested && !over { format!("{shown} (is to end)") } else { shown }
+}
+
+/// What a task asks for, and what it may have at most.
+fn requests(demand: &Demand, limits: &Limits) -> String {
+    fn requested<T: fmt::Display>(amount: Option<T>) -> String {
+        amount.map_or_else(|| "-".into(), |amount| amount.to_string())
+    }
+    /// Where none is given, the node and the policies decide.
+    fn limit<T: Copy + fmt::Display>(limit: Limit<T>) -> String {
+        requested(limit.at())
+    }
+    let Demand { cpu, memory, gpu_memory, network, storage_io } = demand;
+    let columns = [Column::Text("RESOURCE"), Column::Number("REQUEST"), Column::Number("LIMIT")];
+    let rows = [
+        ["cpu".into(), cpu.to_string(), limit(limits.cpu)],
+        ["cpu_weight".into(), "-".into(), requested(limits.cpu_weight)],
+        ["memory".into(), memory.to_string(), limit(limits.memory)],
+        ["gpu_memory".into(), requested(*gpu_memory), "-".into()],
+        ["network".into(), requested(*network), limit(limits.net_egress)],
+        ["storage_io".into(), requested(*storage_io), "-".into()],
+    ];
+    output::table(columns, rows)
 }
 
 fn text(task: &TaskStatus, now: UnixNanos) -> String {
@@ -41,10 +132,7 @@ fn text(task: &TaskStatus, now: UnixNanos) -> String {
         notes,
     } = task;
     let mut text = String::new();
-    let mut field = |name: &str, value: &str| {
-        // Writing to a String does not fail.
-        let _ = writeln!(text, "{:<11}{}", format!("{name}:"), printable(value));
-    };
+    let mut field = |name: &str, value: &str| field(&mut text, name, value);
     field("Task", &format!("{task_id} (attempt {attempt})"));
     field("Phase", &ended(phase, now));
     field("Origin", &origin_of(origin));
@@ -57,11 +145,20 @@ fn text(task: &TaskStatus, now: UnixNanos) -> String {
     field("Created", &format!("{} ({} ago)", Utc(*created_at), time::age(*created_at, now)));
     section(&mut text, "Limits", &limits(task));
     section(&mut text, "Usage", &usage_table(usage));
+    self::notes(&mut text, notes);
+    text
+}
+
+fn field(text: &mut String, name: &str, value: &str) {
+    // Writing to a String does not fail.
+    let _ = writeln!(text, "{:<11}{}", format!("{name}:"), printable(value));
+}
+
+fn notes(text: &mut String, notes: &[String]) {
     if !notes.is_empty() {
         let notes: String = notes.iter().map(|note| format!("{}\n", printable(note))).collect();
-        section(&mut text, "Notes", &notes);
+        section(text, "Notes", &notes);
     }
-    text
 }
 
 fn section(text: &mut String, title: &str, body: &str) {
@@ -84,11 +181,13 @@ fn ended(phase: &Phase, now: UnixNanos) -> String {
 
 fn origin_of(origin: &Origin) -> String {
     match origin {
-        Origin::Launched { command } => {
-            command.iter().map(|word| shell_word(word)).collect::<Vec<_>>().join(" ")
-        }
+        Origin::Launched { command } => command_line(command),
         Origin::Adopted => "adopted".into(),
     }
+}
+
+fn command_line(command: &[String]) -> String {
+    command.iter().map(|word| shell_word(word)).collect::<Vec<_>>().join(" ")
 }
 
 /// A word as a shell would have to be given it.

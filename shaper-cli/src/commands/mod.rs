@@ -1,14 +1,19 @@
-//! The commands, one a file: each asks the agent and prints what it answers.
+//! The commands, one a file: each asks the agent or the broker and prints what it answers.
 
 mod adopt;
+mod apply;
 mod cancel;
 mod describe;
 mod doctor;
+mod document;
+mod explain;
 mod get;
 mod logs;
+mod profile;
 mod release;
 pub(crate) mod run;
 mod set;
+mod submit;
 mod wait;
 
 use std::{
@@ -18,30 +23,36 @@ use std::{
 
 use crate::{
     args::{Args, Command, Get},
-    client::Client,
     error::Error,
+    servers::Servers,
 };
 
 /// Does what the command line says.
 pub(crate) async fn execute(args: Args) -> Result<ExitCode, Error> {
-    let Args { socket, command } = args;
-    let client = Client::connect(&socket).await?;
+    let Args { socket, broker, command } = args;
+    let servers = Servers::new(socket, broker);
     match command {
-        Command::Run(args) => return run::run(&client, args).await,
-        Command::Wait(args) => return wait::wait(&client, &args).await,
-        Command::Get(Get::Tasks(args)) => get::tasks(&client, &args).await?,
-        Command::Describe(args) => describe::describe(&client, &args).await?,
-        Command::Logs(args) => logs::logs(&client, &args).await?,
-        Command::Set(args) => set::set(&client, &args).await?,
-        Command::Cancel(args) => cancel::cancel(&client, &args).await?,
-        Command::Adopt(args) => adopt::adopt(&client, &args).await?,
-        Command::Release(args) => release::release(&client, &args).await?,
-        Command::Doctor(args) => doctor::doctor(&client, &args).await?,
+        Command::Run(args) => return run::run(&servers.agent().await?, args).await,
+        Command::Submit(args) => return submit::submit(&servers, args).await,
+        Command::Wait(args) => return wait::wait(&servers, &args).await,
+        Command::Get(Get::Tasks(args)) => get::tasks(&servers, &args).await?,
+        Command::Get(Get::Nodes(args)) => get::nodes(&servers.broker().await?, &args).await?,
+        Command::Get(Get::Policies(args)) => get::policies(&servers.broker().await?, &args).await?,
+        Command::Describe(args) => describe::describe(&servers, &args).await?,
+        Command::Explain(args) => explain::explain(&servers.broker().await?, &args).await?,
+        Command::Logs(args) => logs::logs(&servers, &args).await?,
+        Command::Set(args) => set::set(&servers.agent().await?, &args).await?,
+        Command::Cancel(args) => cancel::cancel(&servers, &args).await?,
+        Command::Adopt(args) => adopt::adopt(&servers.agent().await?, &args).await?,
+        Command::Release(args) => release::release(&servers.agent().await?, &args).await?,
+        Command::Apply(args) => apply::apply(&servers, &args).await?,
+        Command::Profile(args) => profile::profile(&servers.broker().await?, &args).await?,
+        Command::Doctor(args) => doctor::doctor(&servers.agent().await?, &args).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// A path of the caller's as the agent needs it: absolute, and text.
+/// A path of the caller's as others need it: absolute, and text.
 fn absolute(path: &Path) -> Result<String, Error> {
     let path = path::absolute(path).map_err(Error::CurrentDirectory)?;
     path.into_os_string().into_string().map_err(|path| Error::NotUtf8(path.to_string_lossy().into_owned()))

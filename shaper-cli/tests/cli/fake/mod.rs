@@ -1,5 +1,7 @@
 //! An agent that is only the contract on the wire: it keeps tasks and their logs, and a test plays
-//! the node. A [`Node`] outlives its [`Agent`], as tasks do.
+//! the node. A [`Node`] outlives its agent, as tasks do.
+
+pub(crate) mod broker;
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +26,10 @@ use tokio::{
     sync::{mpsc, watch},
 };
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
-use tonic::{Request, Response, Status, transport::Server};
+use tonic::{
+    Request, Response, Status,
+    transport::{self, server::Router},
+};
 
 /// Longer than anything here takes, and short enough to see a test fail.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -106,29 +111,32 @@ impl Node {
     }
 }
 
-/// A running agent; dropped, it is gone like one that was killed: connections end mid-answer.
-pub(crate) struct Agent {
+/// A running agent or broker; dropped, it is gone like one that was killed: connections end mid-answer.
+pub(crate) struct Server {
     runtime: Option<Runtime>,
 }
 
-impl Agent {
-    pub(crate) fn start(node: &Arc<Node>, socket: &Path) -> Agent {
+impl Server {
+    fn start(socket: &Path, router: Router) -> Server {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let _ = std::fs::remove_file(socket);
         let listener = runtime.block_on(async { UnixListener::bind(socket) }).unwrap();
-        let service = AgentServer::new(Service(node.clone()));
-        runtime.spawn(Server::builder().serve_with_incoming(service, UnixListenerStream::new(listener)));
-        Agent { runtime: Some(runtime) }
+        runtime.spawn(router.serve_with_incoming(UnixListenerStream::new(listener)));
+        Server { runtime: Some(runtime) }
     }
 }
 
-impl Drop for Agent {
+impl Drop for Server {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_timeout(PATIENCE);
         }
     }
+}
+
+pub(crate) fn start_agent(node: &Arc<Node>, socket: &Path) -> Server {
+    Server::start(socket, transport::Server::builder().add_service(AgentServer::new(Service(node.clone()))))
 }
 
 struct Service(Arc<Node>);

@@ -1,17 +1,8 @@
-//! The `shaper` binary against an agent that is only the contract on the wire.
+//! What the agent of this node is asked for.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+use std::io::BufReader;
 
-mod fake;
-
-use std::{
-    io::{BufRead, BufReader, Read},
-    path::PathBuf,
-    process::{Child, Command, Output, Stdio},
-    sync::Arc,
-};
-
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use shaper_core::{
     doctor::Report,
     limits::{Limit, Limits},
@@ -19,90 +10,11 @@ use shaper_core::{
     units::{BitsPerSec, Bytes, Millicores, Weight},
 };
 use shaper_proto::v1;
-use tempfile::TempDir;
 
-use fake::{Agent, Call, Node, err, out, task};
-
-/// A node with a socket, and an agent while one is started.
-struct Host {
-    node: Arc<Node>,
-    directory: TempDir,
-}
-
-impl Host {
-    fn new() -> Host {
-        Host { node: Node::new(), directory: TempDir::new().unwrap() }
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.directory.path().join("agent.sock")
-    }
-
-    fn start_agent(&self) -> Agent {
-        Agent::start(&self.node, &self.socket())
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_shaper"));
-        command.args(args).env("SHAPER_SOCKET", self.socket()).stdin(Stdio::null());
-        command
-    }
-
-    fn shaper(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
-    }
-
-    fn spawn(&self, args: &[&str]) -> Running {
-        let mut child = self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let stdout = BufReader::new(Box::new(child.stdout.take().unwrap()) as Box<dyn Read>);
-        let stderr = BufReader::new(Box::new(child.stderr.take().unwrap()) as Box<dyn Read>);
-        Running { child, stdout, stderr }
-    }
-}
-
-/// A command that runs.
-struct Running {
-    child: Child,
-    stdout: BufReader<Box<dyn Read>>,
-    stderr: BufReader<Box<dyn Read>>,
-}
-
-impl Running {
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
-
-    /// The rest of what it prints, and its exit code.
-    fn end(mut self) -> (String, String, i32) {
-        let (stdout, stderr) = (rest(&mut self.stdout), rest(&mut self.stderr));
-        (stdout, stderr, self.child.wait().unwrap().code().unwrap())
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // For a test that fails; otherwise it has ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn line(from: &mut impl BufRead) -> String {
-    let mut line = String::new();
-    from.read_line(&mut line).unwrap();
-    line
-}
-
-fn rest(from: &mut impl Read) -> String {
-    let mut text = String::new();
-    from.read_to_string(&mut text).unwrap();
-    text
-}
-
-fn texts(output: &Output) -> (&str, &str, Option<i32>) {
-    let text = |bytes| std::str::from_utf8(bytes).unwrap();
-    (text(&output.stdout), text(&output.stderr), output.status.code())
-}
+use crate::{
+    fake::{self, Call, err, out, task},
+    host::{Host, line, texts},
+};
 
 fn is_run(call: &Call) -> bool {
     matches!(call, Call::Run(_))

@@ -1,5 +1,7 @@
 //! The command line: what can be said, and its help.
 
+mod cluster;
+
 use std::{path::PathBuf, str::FromStr};
 
 use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
@@ -9,7 +11,8 @@ use shaper_core::{
     units::{BitsPerSec, Bytes, Millicores, ParseQuantityError, Weight},
 };
 
-use crate::{time::Span, users::UserSpec};
+pub(crate) use self::cluster::{Apply, Explain, GetNodes, GetPolicies, Profile, Submit};
+use crate::{servers::BrokerAddress, time::Span, users::UserSpec};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -19,14 +22,20 @@ Examples:
   shaper set etl --cpu 2 --net max                    change limits while it runs
   shaper logs -f etl                                  follow its output
   shaper release --all                                lift every limit, leave no trace
+  shaper submit profile.json -- python3 train.py      have a broker place a task
+  shaper explain etl                                  why it is where it is
+  shaper apply -f policy.yaml                         change what the cluster does by itself
+
+`get`, `describe`, `logs`, `wait` and `cancel` ask the broker where there is one, and otherwise the
+agent of this node; with --socket and without --broker, they ask that agent.
 
 Exit codes:
   0  done
-  1  the request failed, or the agent is not available
-  2  wrong usage or invalid input, or the agent refused: nothing was changed
-`shaper run` and `shaper wait` exit with the task's own code once it has ended: 128+N for signal N,
-127 for a command that was not found, 126 for one that could not be started, 125 where nobody saw
-the end.";
+  1  the request failed, or the agent or broker is not available
+  2  wrong usage or invalid input, or the request was refused: nothing was changed
+`shaper run`, `shaper wait` and `shaper submit --wait` exit with the task's own code once it has
+ended: 128+N for signal N, 127 for a command that was not found, 126 for one that could not be
+started, 125 where nobody saw the end.";
 
 const RUN_AFTER_HELP: &str = "\
 The task gets PATH, HOME, USER, LANG and TERM of the caller, and what --env adds; with --user, HOME
@@ -58,16 +67,13 @@ Examples:
 #[derive(Debug, Parser)]
 #[command(name = "shaper", version, after_help = AFTER_HELP, max_term_width = 100)]
 pub(crate) struct Args {
-    /// Socket of the agent
-    #[arg(
-        long,
-        global = true,
-        value_name = "PATH",
-        env = "SHAPER_SOCKET",
-        hide_env_values = true,
-        default_value = "/run/shaper/agent.sock"
-    )]
-    pub(crate) socket: PathBuf,
+    /// Socket of the agent [default: /run/shaper/agent.sock]
+    #[arg(long, global = true, value_name = "PATH", env = "SHAPER_SOCKET", hide_env_values = true)]
+    pub(crate) socket: Option<PathBuf>,
+
+    /// Socket of the broker; empty for none [default: /run/shaper/broker.sock, where it exists]
+    #[arg(long, global = true, value_name = "PATH", env = "SHAPER_BROKER", hide_env_values = true)]
+    pub(crate) broker: Option<BrokerAddress>,
 
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -77,11 +83,15 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Run a command as a task
     Run(Run),
+    /// Have the broker place a task on a node
+    Submit(Submit),
     /// List objects
     #[command(subcommand)]
     Get(Get),
     /// Show all that is known of a task
     Describe(Describe),
+    /// Show why a task is where it is: the decisions about it
+    Explain(Explain),
     /// Print the output of a task
     Logs(Logs),
     /// Change limits of a running task
@@ -94,6 +104,10 @@ pub(crate) enum Command {
     Adopt(Adopt),
     /// Lift the limits of tasks and forget them; their processes go on
     Release(Release),
+    /// Create or replace policies
+    Apply(Apply),
+    /// Print what tasks of a name have used, as a profile for the next one
+    Profile(Profile),
     /// Show what this node offers, and what degrades
     Doctor(Doctor),
 }
@@ -211,6 +225,12 @@ pub(crate) enum Get {
     /// Tasks: your own, or all of them for the operator
     #[command(alias = "task")]
     Tasks(GetTasks),
+    /// Nodes of the cluster
+    #[command(alias = "node")]
+    Nodes(GetNodes),
+    /// Policies of the cluster
+    #[command(alias = "policy")]
+    Policies(GetPolicies),
 }
 
 #[derive(Debug, clap::Args)]
@@ -218,6 +238,9 @@ pub(crate) struct GetTasks {
     /// Only these
     #[arg(value_name = "ID")]
     pub(crate) ids: Vec<TaskId>,
+    /// Go on, with a line for each change; with `-o json`, an object a line. Needs a broker
+    #[arg(short, long)]
+    pub(crate) watch: bool,
     /// How they are shown
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     pub(crate) output: ListFormat,

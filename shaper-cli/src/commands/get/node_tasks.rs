@@ -1,16 +1,16 @@
-//! `shaper get tasks`: what runs, and what it uses.
+//! Tasks of the agent of this node: what runs, and what it uses.
 
 use shaper_core::task::{TaskStatus, UnixNanos};
 
 use crate::{
-    args::{GetTasks, ListFormat},
+    args::GetTasks,
     client::Client,
     error::Error,
     output::{self, Column},
     show, time,
 };
 
-pub(super) async fn tasks(client: &Client, args: &GetTasks) -> Result<(), Error> {
+pub(super) async fn list(client: &Client, args: &GetTasks) -> Result<(), Error> {
     let mut tasks = Vec::with_capacity(args.ids.len());
     if args.ids.is_empty() {
         tasks = client.list_tasks().await?;
@@ -19,15 +19,10 @@ pub(super) async fn tasks(client: &Client, args: &GetTasks) -> Result<(), Error>
     for id in &args.ids {
         tasks.push(client.get_task(id).await?);
     }
-    match args.output {
-        ListFormat::Json => output::print_json(&tasks),
-        ListFormat::Table | ListFormat::Wide if tasks.is_empty() => {
-            output::remark("no tasks");
-            Ok(())
-        }
-        ListFormat::Table => output::print(&table(&tasks, time::now())),
-        ListFormat::Wide => output::print(&wide_table(&tasks, time::now())),
-    }
+    super::show(args.output, &tasks, "tasks", |wide| {
+        let now = time::now();
+        if wide { wide_table(&tasks, now) } else { table(&tasks, now) }
+    })
 }
 
 fn table(tasks: &[TaskStatus], now: UnixNanos) -> String {

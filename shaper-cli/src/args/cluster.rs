@@ -1,0 +1,101 @@
+//! What can be asked of a broker.
+
+use std::path::PathBuf;
+
+use shaper_core::{document::MAX_RETRIES, id::TaskId, spec::DEFAULT_NAMESPACE};
+
+use super::{Format, ListFormat};
+use crate::users::UserSpec;
+
+const SUBMIT_AFTER_HELP: &str = "\
+FILE is a task spec, or a bare task profile with a command after `--`, in YAML or JSON; `-` is the
+standard input. The task gets the environment that the spec names, and PATH, HOME and USER where it
+names none of them. To submit the same task again changes nothing.
+
+With --wait, the phases of the task are said on standard error, and shaper exits with the task's
+code; interrupted, it leaves the task to the broker.
+
+Examples:
+  shaper submit etl.yaml
+  shaper submit profile.json -- python3 train.py
+  shaper submit --wait --retries 3 etl.yaml";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = SUBMIT_AFTER_HELP)]
+pub(crate) struct Submit {
+    /// Task spec or task profile
+    #[arg(value_name = "FILE|-")]
+    pub(crate) file: PathBuf,
+    /// Name under which its usage is remembered [default: the command's]
+    #[arg(long, value_parser = name)]
+    pub(crate) name: Option<String>,
+    /// Working directory of the task [default: the spec's, or the current one]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cwd: Option<PathBuf>,
+    /// Whom the task runs as, with the user's groups; with GID, that group alone. Operator only
+    #[arg(long, value_name = "NAME|UID[:GID]")]
+    pub(crate) user: Option<UserSpec>,
+    /// How often the task is placed again if it cannot be started, or its node is lost
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=MOST_RETRIES))]
+    pub(crate) retries: Option<u32>,
+    /// Return as soon as the broker has the task, which is the default
+    #[arg(short, long, conflicts_with = "wait")]
+    pub(crate) detach: bool,
+    /// Wait until the task has ended, and exit with its code
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// How the submitted task is shown
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) output: Format,
+    /// Program and arguments, instead of the spec's
+    #[arg(last = true, value_name = "CMD")]
+    pub(crate) command: Vec<String>,
+}
+
+/// As clap takes it.
+const MOST_RETRIES: i64 = MAX_RETRIES as i64;
+
+fn name(text: &str) -> Result<String, &'static str> {
+    text.parse::<TaskId>()
+        .map(String::from)
+        .map_err(|_| "use 1 to 63 characters out of a-z, A-Z, 0-9, `-`, `_` and `.`")
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct GetNodes {
+    /// How they are shown
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub(crate) output: ListFormat,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct GetPolicies {
+    /// How they are shown
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub(crate) output: ListFormat,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Explain {
+    /// The task
+    pub(crate) id: TaskId,
+    /// How the decisions are shown
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) output: Format,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Apply {
+    /// Policies, in YAML or JSON, one a file; `-` is the standard input
+    #[arg(short = 'f', long = "file", value_name = "FILE|-", required = true, num_args = 1..)]
+    pub(crate) files: Vec<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Profile {
+    /// Name of the tasks; where none was given, that of their command
+    pub(crate) name: String,
+    /// Their namespace
+    #[arg(long, default_value = DEFAULT_NAMESPACE)]
+    pub(crate) namespace: String,
+}

@@ -1,0 +1,168 @@
+//! The agent of a node.
+
+use std::{path::Path, time::Duration};
+
+use shaper_core::{
+    doctor::Report,
+    id::TaskId,
+    limits::{Limits, LimitsChange},
+    task::TaskStatus,
+};
+use shaper_proto::v1::{self, agent_client::AgentClient, log_chunk::Record};
+use tonic::{Streaming, transport::Channel};
+
+use super::{CallError, ConnectError, Link, Outage, Peer};
+
+/// A connection to the agent. Clones share it; it connects again by itself when it is next used.
+#[derive(Clone)]
+pub(crate) struct Client {
+    link: Link,
+}
+
+impl Client {
+    pub(crate) async fn connect(socket: &Path) -> Result<Client, ConnectError> {
+        Ok(Client { link: Link::connect(Peer::Agent, socket).await? })
+    }
+
+    fn agent(&self) -> AgentClient<Channel> {
+        AgentClient::new(self.link.channel.clone())
+    }
+
+    pub(crate) async fn run_task(&self, request: v1::RunTaskRequest) -> Result<TaskStatus, CallError> {
+        let operation = match request.task_id.as_str() {
+            "" => "run a task".to_owned(),
+            id => format!("run task `{id}`"),
+        };
+        self.link.read(&operation, self.agent().run_task(request).await)
+    }
+
+    pub(crate) async fn adopt(
+        &self,
+        id: &TaskId,
+        cgroup: &str,
+        limits: Limits,
+    ) -> Result<TaskStatus, CallError> {
+        let request = v1::AdoptCgroupRequest {
+            task_id: id.to_string(),
+            cgroup: cgroup.to_owned(),
+            limits: Some(limits.into()),
+        };
+        self.link.read(&format!("adopt `{cgroup}` as task `{id}`"), self.agent().adopt_cgroup(request).await)
+    }
+
+    pub(crate) async fn list_tasks(&self) -> Result<Vec<TaskStatus>, CallError> {
+        const OPERATION: &str = "list tasks";
+        let v1::ListTasksResponse { tasks } =
+            self.link.answer(OPERATION, self.agent().list_tasks(v1::ListTasksRequest {}).await)?;
+        tasks.into_iter().map(|task| self.link.domain(OPERATION, task)).collect()
+    }
+
+    pub(crate) async fn get_task(&self, id: &TaskId) -> Result<TaskStatus, CallError> {
+        let request = v1::GetTaskRequest { task_id: id.to_string() };
+        self.link.read(&format!("get task `{id}`"), self.agent().get_task(request).await)
+    }
+
+    pub(crate) async fn set_limits(
+        &self,
+        id: &TaskId,
+        change: LimitsChange,
+    ) -> Result<TaskStatus, CallError> {
+        let request = v1::SetLimitsRequest { task_id: id.to_string(), change: Some(change.into()) };
+        self.link.read(&format!("set limits of task `{id}`"), self.agent().set_limits(request).await)
+    }
+
+    pub(crate) async fn release_task(&self, id: &TaskId) -> Result<Vec<String>, CallError> {
+        let request = v1::ReleaseTaskRequest { task_id: id.to_string() };
+        let response = self.agent().release_task(request).await;
+        self.link.answer(format!("release task `{id}`"), response).map(|v1::ReleaseResponse { done }| done)
+    }
+
+    pub(crate) async fn release_all(&self) -> Result<Vec<String>, CallError> {
+        let response = self.agent().release_all(v1::ReleaseAllRequest {}).await;
+        self.link.answer("release all tasks", response).map(|v1::ReleaseResponse { done }| done)
+    }
+
+    pub(crate) async fn doctor(&self) -> Result<Report, CallError> {
+        const OPERATION: &str = "examine the node";
+        self.link.read(OPERATION, self.agent().doctor(v1::DoctorRequest {}).await)
+    }
+
+    /// Asks a task to end. Outlives the agent.
+    pub(crate) async fn cancel_task(&self, id: &TaskId, grace: Duration) -> Result<TaskStatus, CallError> {
+        let grace_millis = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        let request = v1::CancelTaskRequest { task_id: id.to_string(), grace_millis };
+        self.link
+            .insist(format!("cancel task `{id}`"), |channel| {
+                let request = request.clone();
+                async move { AgentClient::new(channel).cancel_task(request).await }
+            })
+            .await
+    }
+
+    /// The task once it has ended. Outlives the agent.
+    pub(crate) async fn wait_task(&self, id: &TaskId) -> Result<TaskStatus, CallError> {
+        let request = v1::WaitTaskRequest { task_id: id.to_string() };
+        self.link
+            .insist(format!("wait for task `{id}`"), |channel| {
+                let request = request.clone();
+                async move { AgentClient::new(channel).wait_task(request).await }
+            })
+            .await
+    }
+
+    /// The log of a task from its beginning; with `follow`, until the task has ended.
+    pub(crate) fn read_log<'a>(&'a self, id: &'a TaskId, follow: bool) -> LogReader<'a> {
+        LogReader { client: self, id, follow, cursor: 0, chunks: None, outage: Outage::default() }
+    }
+}
+
+/// Reads the log of a task, every record once, also across restarts of the agent.
+pub(crate) struct LogReader<'a> {
+    client: &'a Client,
+    id: &'a TaskId,
+    follow: bool,
+    cursor: u64,
+    chunks: Option<Streaming<v1::LogChunk>>,
+    outage: Outage,
+}
+
+impl LogReader<'_> {
+    /// The next records; `None` at the end. A chunk counts as read when this returns it.
+    pub(crate) async fn next(&mut self) -> Result<Option<Vec<Record>>, CallError> {
+        loop {
+            match self.chunk().await {
+                Ok(chunk) => {
+                    self.outage = Outage::default();
+                    self.client.link.is_back();
+                    return Ok(chunk.map(|v1::LogChunk { records, cursor }| {
+                        self.cursor = cursor;
+                        records
+                    }));
+                }
+                Err(error) if error.is_loss() => {
+                    self.chunks = None;
+                    self.client.link.sit_out(&mut self.outage, error).await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn chunk(&mut self) -> Result<Option<v1::LogChunk>, CallError> {
+        let operation = || format!("read the log of task `{}`", self.id);
+        let chunks = match &mut self.chunks {
+            Some(chunks) => chunks,
+            none => {
+                let request = v1::ReadLogsRequest {
+                    task_id: self.id.to_string(),
+                    cursor: self.cursor,
+                    follow: self.follow,
+                };
+                none.insert(
+                    self.client.link.answer(operation(), self.client.agent().read_logs(request).await)?,
+                )
+            }
+        };
+        chunks.message().await.map_err(|status| self.client.link.failed(operation(), &status))
+    }
+}

@@ -1,0 +1,188 @@
+//! The broker of a cluster.
+
+use std::{collections::HashMap, path::Path, time::Duration};
+
+use shaper_core::{
+    id::TaskId,
+    spec::{Decision, Policy, TaskSpec},
+};
+use shaper_proto::v1::{self, broker_client::BrokerClient};
+use tonic::{Code, Streaming, transport::Channel};
+
+use super::{CallError, ConnectError, Failure, Link, Outage, Peer};
+use crate::cluster::{ClusterTask, MeasuredProfile, NodeStatus, PolicyStatus};
+
+/// A connection to the broker. Clones share it; it connects again by itself when it is next used.
+#[derive(Clone)]
+pub(crate) struct Broker {
+    link: Link,
+}
+
+impl Broker {
+    pub(crate) async fn connect(socket: &Path) -> Result<Broker, ConnectError> {
+        Ok(Broker { link: Link::connect(Peer::Broker, socket).await? })
+    }
+
+    fn broker(&self) -> BrokerClient<Channel> {
+        BrokerClient::new(self.link.channel.clone())
+    }
+
+    /// Submits a task. Outlives the broker: the same task twice is one task.
+    pub(crate) async fn submit(&self, spec: TaskSpec) -> Result<ClusterTask, CallError> {
+        let operation = format!("submit task `{}`", spec.profile.task_id);
+        let request = v1::SubmitTaskRequest { spec: Some(spec.into()) };
+        self.link
+            .insist(operation, |channel| {
+                let request = request.clone();
+                async move { BrokerClient::new(channel).submit_task(request).await }
+            })
+            .await
+    }
+
+    pub(crate) async fn get_task(&self, id: &TaskId) -> Result<ClusterTask, CallError> {
+        let request = v1::GetClusterTaskRequest { task_id: id.to_string() };
+        self.link.read(&format!("get task `{id}`"), self.broker().get_cluster_task(request).await)
+    }
+
+    pub(crate) async fn list_tasks(&self) -> Result<Vec<ClusterTask>, CallError> {
+        const OPERATION: &str = "list tasks";
+        let response = self.broker().list_cluster_tasks(v1::ListClusterTasksRequest {}).await;
+        let v1::ListClusterTasksResponse { tasks, revision: _ } = self.link.answer(OPERATION, response)?;
+        tasks.into_iter().map(|task| self.link.domain(OPERATION, task)).collect()
+    }
+
+    /// Asks a task to end. Outlives the broker.
+    pub(crate) async fn cancel_task(&self, id: &TaskId, grace: Duration) -> Result<ClusterTask, CallError> {
+        let grace_millis = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        let request = v1::CancelClusterTaskRequest { task_id: id.to_string(), grace_millis };
+        self.link
+            .insist(format!("cancel task `{id}`"), |channel| {
+                let request = request.clone();
+                async move { BrokerClient::new(channel).cancel_cluster_task(request).await }
+            })
+            .await
+    }
+
+    /// Why a task is where it is, oldest decision first.
+    pub(crate) async fn explain(&self, id: &TaskId) -> Result<Vec<Decision>, CallError> {
+        let operation = format!("explain task `{id}`");
+        let request = v1::ExplainTaskRequest { task_id: id.to_string() };
+        let v1::ExplainTaskResponse { decisions } =
+            self.link.answer(&operation, self.broker().explain_task(request).await)?;
+        decisions.into_iter().map(|decision| self.link.domain(&operation, decision)).collect()
+    }
+
+    pub(crate) async fn list_nodes(&self) -> Result<Vec<NodeStatus>, CallError> {
+        const OPERATION: &str = "list nodes";
+        let v1::ListNodesResponse { nodes } =
+            self.link.answer(OPERATION, self.broker().list_nodes(v1::ListNodesRequest {}).await)?;
+        nodes.into_iter().map(|node| self.link.domain(OPERATION, node)).collect()
+    }
+
+    /// Creates or replaces a policy. Outlives the broker: twice the same is once.
+    pub(crate) async fn apply_policy(&self, policy: Policy) -> Result<PolicyStatus, CallError> {
+        let operation = format!("apply policy `{}`", policy.policy_name);
+        let request = v1::ApplyPolicyRequest { policy: Some(policy.into()) };
+        self.link
+            .insist(operation, |channel| {
+                let request = request.clone();
+                async move { BrokerClient::new(channel).apply_policy(request).await }
+            })
+            .await
+    }
+
+    pub(crate) async fn list_policies(&self) -> Result<Vec<PolicyStatus>, CallError> {
+        const OPERATION: &str = "list policies";
+        let v1::ListPoliciesResponse { policies } =
+            self.link.answer(OPERATION, self.broker().list_policies(v1::ListPoliciesRequest {}).await)?;
+        policies.into_iter().map(|policy| self.link.domain(OPERATION, policy)).collect()
+    }
+
+    pub(crate) async fn get_profile(
+        &self,
+        name: &str,
+        namespace: &str,
+    ) -> Result<MeasuredProfile, CallError> {
+        let request = v1::GetProfileRequest { name: name.to_owned(), namespace: namespace.to_owned() };
+        let operation = format!("get the profile of `{name}` in namespace `{namespace}`");
+        self.link.read(&operation, self.broker().get_profile(request).await)
+    }
+
+    /// A task, or all of them, as they are and then at every change.
+    pub(crate) fn watch<'a>(&'a self, id: Option<&'a TaskId>) -> Watch<'a> {
+        Watch { broker: self, id, seen: HashMap::new(), changes: None, outage: Outage::default() }
+    }
+
+    /// The task once it is over. Outlives the broker.
+    pub(crate) async fn wait_task(&self, id: &TaskId) -> Result<ClusterTask, CallError> {
+        let mut watch = self.watch(Some(id));
+        loop {
+            let task = watch.next().await?;
+            if task.is_over() {
+                return Ok(task);
+            }
+        }
+    }
+}
+
+/// Watches tasks, every change once, also across restarts of the broker.
+pub(crate) struct Watch<'a> {
+    broker: &'a Broker,
+    id: Option<&'a TaskId>,
+    /// The revision in which each task was returned last.
+    seen: HashMap<TaskId, u64>,
+    changes: Option<Streaming<v1::ClusterTask>>,
+    outage: Outage,
+}
+
+impl Watch<'_> {
+    /// The next task that is not as it was.
+    pub(crate) async fn next(&mut self) -> Result<ClusterTask, CallError> {
+        loop {
+            match self.change().await {
+                Ok(task) => {
+                    self.outage = Outage::default();
+                    self.broker.link.is_back();
+                    let seen = self.seen.insert(task.spec.profile.task_id.clone(), task.revision);
+                    if seen != Some(task.revision) {
+                        return Ok(task);
+                    }
+                }
+                // We were too slow: the tasks as they are now come again.
+                Err(error) if error.code() == Some(Code::OutOfRange) => {
+                    self.changes = None;
+                    let delay = self.outage.delay().ok_or(error)?;
+                    tokio::time::sleep(delay).await;
+                }
+                Err(error) if error.is_loss() => {
+                    self.changes = None;
+                    self.broker.link.sit_out(&mut self.outage, error).await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn change(&mut self) -> Result<ClusterTask, CallError> {
+        let operation = || match self.id {
+            Some(id) => format!("watch task `{id}`"),
+            None => "watch tasks".to_owned(),
+        };
+        let link = &self.broker.link;
+        let changes = match &mut self.changes {
+            Some(changes) => changes,
+            none => {
+                let task_id = self.id.map(ToString::to_string).unwrap_or_default();
+                let request = v1::WatchClusterTasksRequest { task_id };
+                let response = self.broker.broker().watch_cluster_tasks(request).await;
+                none.insert(link.answer(operation(), response)?)
+            }
+        };
+        match changes.message().await {
+            Ok(Some(task)) => link.domain(operation(), task),
+            // A watch has no end of its own.
+            Ok(None) => Err(CallError { operation: operation(), failure: Failure::Lost(link.peer) }),
+            Err(status) => Err(link.failed(operation(), &status)),
+        }
+    }
+}
