@@ -1,1 +1,37 @@
-//! Shared fixtures.
+//! Fixtures of the tests that need a real kernel: the real agent and command, network namespaces, a
+//! sink for traffic, cgroups, and a search for what must not be left behind.
+//!
+//! A fixture panics when it cannot do its work, and undoes it when it is dropped, after a panic too.
+#![forbid(unsafe_code)]
+
+pub mod agent;
+pub mod bins;
+pub mod cgroup;
+pub mod leftovers;
+pub mod net;
+pub mod pins;
+pub mod process;
+pub mod shaper;
+pub mod sink;
+pub mod time;
+
+/// The user that tasks run as: nobody, on every Linux.
+pub const NOBODY: u32 = 65_534;
+
+/// Whether the running kernel is of that version or a later one.
+pub fn kernel_is_at_least(major: u32, minor: u32) -> bool {
+    let name = rustix::system::uname();
+    let release = name.release().to_string_lossy();
+    let mut numbers = release.split(['.', '-']).map(|number| number.parse().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
+}
+
+/// Asserts that `value` is within `percent` of `expected`.
+#[track_caller]
+pub fn assert_close(what: &str, value: f64, expected: f64, percent: f64) {
+    let off = (value / expected - 1.0) * 100.0;
+    assert!(
+        off.abs() <= percent,
+        "{what}: {value:.4e} is {off:+.2} % off {expected:.4e}, more than {percent} %"
+    );
+}

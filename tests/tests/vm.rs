@@ -1,5 +1,202 @@
-//! Placeholder: what the VM's harness needs to be tried.
+//! In a virtual machine, as root: cgroup v2 with every controller, on each kernel that is supported.
+//!
+//! The machine may be emulated, so that everything is slow and no rate is exact.
+
+use std::{thread, time::Duration};
+
+use shaper_core::{
+    doctor::Availability,
+    task::{ExitStatus, Phase},
+};
+use shaper_tests::{
+    agent::{Agent, Options},
+    assert_close,
+    cgroup::{TestCgroup, cpu_time, read, write},
+    kernel_is_at_least,
+    leftovers::Leftovers,
+    net::{DEVICE, NetPair},
+    process::Process,
+    shaper::in_force,
+    sink::Sink,
+    time::{Window, eventually},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// tcx came with 6.6.
+fn uplink_form() -> &'static str {
+    if kernel_is_at_least(6, 6) { "tcx" } else { "clsact" }
+}
+
 #[test]
-fn the_kernel_is_here() {
-    assert!(std::fs::read_to_string("/proc/version").unwrap().starts_with("Linux version"));
+fn limits_are_in_the_files_of_the_cgroup_and_changes_too() {
+    let agent = Agent::start();
+    let limits = ["--cpu", "0.5", "--cpu-weight", "300", "--memory", "64Mi"];
+    let task = agent.run("task", &limits, &["tick", "6000", "0"]);
+    let files = || ["cpu.max", "cpu.weight", "memory.max"].map(|file| read(&task.cgroup, file));
+    assert_eq!(files(), ["50000 100000", "300", "67108864"]);
+    for (resource, file, value) in [
+        ("cpu", "cpu.max", "0.5 cores"),
+        ("cpu_weight", "cpu.weight", "300"),
+        ("memory", "memory.max", "64 MiB"),
+    ] {
+        assert_eq!(in_force(&task, resource), (file, value));
+    }
+    agent.shaper().set("task", &["--cpu", "1.25", "--memory", "max"]);
+    assert_eq!(files(), ["125000 100000", "300", "max"]);
+    agent.shaper().set("task", &["--cpu", "max"]);
+    assert_eq!(files(), ["max 100000", "300", "max"]);
+
+    // The agent keeps its own share, whatever its tasks do.
+    assert_eq!(read(agent.cgroup_root().join("agent"), "cpu.weight"), "10000");
+}
+
+#[test]
+fn a_hog_gets_half_a_core() {
+    let agent = Agent::start();
+    let task = agent.run("hog", &["--cpu", "0.5"], &["spin"]);
+    thread::sleep(SECOND / 2);
+    let before = cpu_time(&task.cgroup);
+    let window = Window::pass(3 * SECOND);
+    let cores = (cpu_time(&task.cgroup) - before).as_secs_f64() / window.seconds();
+    assert_close("cores at a limit of 0.5", cores, 0.5, 10.0);
+    let counted = agent.shaper().get("hog").usage.cpu_time_ns as f64 / 1e9;
+    assert_close("the agent's count, by the kernel's", counted, cpu_time(&task.cgroup).as_secs_f64(), 5.0);
+}
+
+#[test]
+fn an_eater_is_killed_within_its_limit_and_the_node_survives() {
+    let agent = Agent::start();
+    let bystander = agent.run("bystander", &["--memory", "32Mi"], &["tick", "6000", "0"]);
+    agent.shaper().start("eater", &["--user", "65534", "--memory", "64Mi"], &[&agent.load(), "eat", "256"]);
+    assert_eq!(agent.shaper().wait("eater"), 128 + 9);
+    assert!(matches!(agent.shaper().get("eater").phase, Phase::Ended { status: ExitStatus::Signal(9), .. }));
+    assert!(agent.process(&bystander).is_alive());
+}
+
+#[test]
+fn a_memory_limit_below_use_is_refused_with_everything_beside_it() {
+    let agent = Agent::start();
+    let task = agent.run("task", &["--cpu", "0.5", "--memory", "128Mi"], &["eat", "48"]);
+    eventually("it has eaten", || agent.shaper().ok(&["logs", "task"]).contains("ate"));
+    let said = agent.shaper().refused(&["set", "task", "--cpu", "0.7", "--memory", "16Mi"]);
+    assert!(said.contains("is below what the task uses now"), "{said}");
+    assert_eq!(["cpu.max", "memory.max"].map(|file| read(&task.cgroup, file)), ["50000 100000", "134217728"]);
+    assert!(agent.process(&task).is_alive());
+}
+
+#[test]
+fn traffic_is_paced_and_counted_and_release_all_leaves_nothing() {
+    let network = NetPair::new();
+    let agent = Options::default().on(&network).start();
+    let sink = Sink::listen(&network.far, NetPair::FAR_V4);
+    let task = agent.run("upload", &["--net", "20mbit"], &["send", &sink.address(), "2"]);
+    assert_eq!(agent.shaper().doctor().uplinks, [format!("{DEVICE} ({})", uplink_form())]);
+    sink.wait_for_flows(2);
+    thread::sleep(2 * SECOND);
+    let used = agent.measure("upload", 3 * SECOND);
+    assert_close("sent, at the sockets", used.egress, 20e6, 5.0);
+    assert_close("the uplink's count, by that of the sockets", used.uplink, used.egress, 1.5);
+    assert_close("what was received, by what was sent", sink.rate(used.window), used.egress, 5.0);
+
+    let leftovers = Leftovers::of(&agent, Some(&network));
+    agent.shaper().ok(&["release", "--all"]);
+    leftovers.assert_none();
+    let free = sink.rate(Window::pass(SECOND));
+    assert!(free > 2.0 * 20e6, "{free:.0} bit/s after the release");
+    assert!(agent.process(&task).is_alive());
+}
+
+#[test]
+fn a_qdisc_that_was_there_stays() {
+    let network = NetPair::new();
+    network.near.tc(&["qdisc", "add", "dev", DEVICE, "clsact"]);
+    let agent = Options::default().on(&network).start();
+    agent.run("task", &[], &["tick", "6000", "0"]);
+    let filters = || network.near.tc(&["filter", "show", "dev", DEVICE, "egress"]);
+    assert_eq!(filters().is_empty(), uplink_form() == "tcx", "{}", filters());
+    agent.shaper().ok(&["release", "--all"]);
+    assert!(filters().is_empty(), "{}", filters());
+    assert!(network.near.tc(&["qdisc", "show", "dev", DEVICE]).contains("clsact"));
+}
+
+#[test]
+fn an_adopted_cgroup_gets_its_own_limits_back_even_from_a_new_agent() {
+    let mut agent = Agent::start();
+    let group = TestCgroup::new();
+    let (own_cpu, own_memory) = ("30000 100000", "104857600");
+    write(group.path(), "cpu.max", own_cpu);
+    write(group.path(), "memory.max", own_memory);
+    let mut hog = TestCgroup::run(&group.make_child("child"), None, &["spin"]);
+    let files = || ["cpu.max", "memory.max"].map(|file| read(group.path(), file));
+
+    let path = group.path().display().to_string();
+    agent
+        .shaper()
+        .ok(&["adopt", &path, "--id", "service", "--cpu", "0.5", "--memory", "200Mi", "--net", "5mbit"]);
+    assert_eq!(files(), ["50000 100000", "209715200"]);
+    let older = "connections older than the adoption";
+    let has_note = agent.shaper().get("service").notes.iter().any(|note| note.contains(older));
+    assert_eq!(has_note, !kernel_is_at_least(6, 12));
+
+    agent.kill9();
+    agent.restart();
+    agent.shaper().set("service", &["--cpu", "max"]);
+    assert_eq!(files(), ["max 100000", "209715200"]);
+    agent.shaper().ok(&["release", "service"]);
+    assert_eq!(files(), [own_cpu, own_memory]);
+    assert!(hog.try_wait().unwrap().is_none(), "the process of the adopted cgroup has ended");
+    hog.kill().and_then(|()| hog.wait()).unwrap();
+}
+
+#[test]
+fn an_agent_that_was_killed_is_followed_by_one_that_knows_all_and_can_release_all() {
+    let mut agent = Agent::start();
+    let task = agent.run("hog", &["--cpu", "0.5", "--memory", "64Mi"], &["spin"]);
+    let ticker = agent.process(&agent.run("ticker", &[], &["tick", "5", "7"]));
+    agent.kill9();
+    ticker.wait_for_end();
+    assert_eq!(read(&task.cgroup, "cpu.max"), "50000 100000");
+    let before = cpu_time(&task.cgroup).as_secs_f64();
+    agent.restart();
+    assert_eq!(agent.shaper().wait("ticker"), 7);
+    let counted = agent.shaper().get("hog").usage.cpu_time_ns as f64 / 1e9;
+    assert!(counted > 0.9 * before, "{counted} s counted after {before} s");
+    assert_eq!(in_force(&agent.shaper().set("hog", &["--cpu", "0.2"]), "cpu").1, "0.2 cores");
+
+    let leftovers = Leftovers::of(&agent, None);
+    agent.shaper().ok(&["release", "--all"]);
+    leftovers.assert_none();
+    for process in [Process::open(agent.pid()), agent.process(&task)] {
+        assert_eq!(process.cgroups().trim(), "0::/", "where the agent came from");
+    }
+}
+
+#[test]
+fn the_doctor_knows_what_this_kernel_has() {
+    let agent = Agent::start();
+    let report = agent.shaper().doctor();
+    assert_eq!(report.cgroups, "unified");
+    let expected = [
+        ("btf", true),
+        ("cap-bpf", true),
+        ("cgroup-v2", true),
+        ("cgroup-v2-cpu", true),
+        ("cgroup-v2-memory", true),
+        ("cgroup-kill", true),
+        ("tcx", kernel_is_at_least(6, 6)),
+        ("iterator-cb-flags", kernel_is_at_least(6, 12)),
+        ("no-foreign-scheduler", true),
+    ];
+    for (feature, there) in expected {
+        let rung = report.rungs.iter().find(|rung| rung.feature == feature);
+        let rung = rung.unwrap_or_else(|| panic!("the report has no {feature}"));
+        let found = &rung.availability;
+        let as_expected = match found {
+            Availability::Available => there,
+            Availability::Missing { evidence } => !there && !evidence.is_empty(),
+            Availability::Unusable { .. } => false,
+        };
+        assert!(as_expected, "{feature}: {found:?}");
+    }
 }

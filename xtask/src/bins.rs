@@ -9,7 +9,7 @@ use serde::Deserialize;
 use crate::process;
 
 /// What a user or a test starts.
-pub(crate) const SHIPPED: [&str; 3] = ["shaper-agent", "shaper-launch", "shaper"];
+pub(crate) const SHIPPED: [&str; 4] = ["shaper-agent", "shaper-broker", "shaper-launch", "shaper"];
 
 /// The folder that holds every binary of the workspace.
 pub(crate) struct BinDir(PathBuf);

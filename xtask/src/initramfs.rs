@@ -18,6 +18,9 @@ const BPF_OBJECT: &str = "/lib/shaper/shaper.bpf.o";
 /// Programs of this machine that the tests start beside busybox's applets.
 const TOOLS: [&str; 2] = ["ip", "tc"];
 
+/// What the tests run as a task.
+const LOAD: &str = "test-load";
+
 /// Not busybox's: that one takes its applets before what is on PATH, and has an `ip` and a `tc` of its own.
 const SHELL: &str = "/bin/sh";
 
@@ -39,7 +42,7 @@ pub(crate) fn write(kernel: &Kernel, contents: &Contents, to: &Path) -> Result<(
     let mut archive = create(to)?;
     let mut programs =
         vec![(contents.init(), "/init".to_owned()), (contents.tests.clone(), "/bin/vm".to_owned())];
-    for name in bins::SHIPPED {
+    for name in bins::SHIPPED.into_iter().chain([LOAD]) {
         programs.push((contents.bins.bin(name), format!("/bin/{name}")));
     }
     programs.push((SHELL.into(), SHELL.to_owned()));

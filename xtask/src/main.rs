@@ -18,6 +18,7 @@ mod tally;
 mod test;
 mod tidy;
 mod toolchain;
+mod up;
 mod vm;
 mod workspace;
 
@@ -45,6 +46,8 @@ enum Command {
     Test(test::Args),
     /// Check cheap invariants of the source tree
     Tidy,
+    /// Leave a broker and an agent running, to try things out
+    Up(up::Args),
     /// Run the VM tests on Debian kernels in QEMU
     Vm(vm::Args),
 }
@@ -66,6 +69,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Setup(args) => setup::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Test(args) => test::run(&args),
         Command::Tidy => tidy::run(),
+        Command::Up(args) => up::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Vm(args) => vm::run(&args),
     }
 }

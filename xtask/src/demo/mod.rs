@@ -2,6 +2,7 @@
 //! while they run; what was configured is compared with what the kernel counted and with what an
 //! independent observer saw.
 
+mod cluster;
 mod network;
 mod node;
 mod report;
@@ -69,13 +70,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 
     say("a link of its own: two network namespaces with a veth pair");
     let network = Network::create()?;
-    let node = Node::start(&bins, &object, &network)?;
+    let node = Node::start(&bins, &object, &network, None)?;
     say(&format!(
         "an agent on one side of it, for tasks below {}; a receiver that counts on the other",
         node.cgroup_root().display()
     ));
-    let mut tasks =
-        [Task::new("service", network.sink()?, &node)?, Task::new("batch", network.sink()?, &node)?];
+    let mut tasks = [Task::new("service", network.sink()?), Task::new("batch", network.sink()?)];
 
     let mut report = Report::default();
     for (index, phase) in PHASES.iter().enumerate() {
@@ -99,7 +99,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     node.check_nothing_is_left()?;
     say("released: no limit, pin, group or qdisc is left");
+    drop(node);
 
+    let why = cluster::run(&bins, &object, &network, &mut report)?;
+
+    print!("\n{why}");
     print!("\n{}", report.table());
     if args.json {
         println!("{}", report.json());
@@ -127,23 +131,45 @@ struct Task {
 }
 
 impl Task {
-    fn new(name: &'static str, sink: Sink, _node: &Node) -> Result<Task> {
-        Ok(Task { name, sink, cgroup: None, observations: Vec::new() })
+    fn new(name: &'static str, sink: Sink) -> Task {
+        Task { name, sink, cgroup: None, observations: Vec::new() }
     }
 
-    /// One process that sends whatever the connection takes, and one that computes without end.
-    fn launch(&mut self, node: &Node, limits: Limits) -> Result<()> {
+    /// A command that sends whatever the connection takes, and computes without end in `threads` processes.
+    fn command(&self, threads: usize) -> String {
         let (address, port) = (self.sink.address().ip(), self.sink.address().port());
-        let command = format!("exec 3>/dev/tcp/{address}/{port}; cat /dev/zero >&3 & while :; do :; done");
-        let (cores, mbit) = (limits.cores.to_string(), format!("{}mbit", limits.mbit));
-        node.shaper(&[
-            "run", "--detach", "--id", self.name, "--user", "nobody", "--cpu", &cores, "--net", &mbit,
-            "--cwd", "/", "--", "bash", "-c", &command,
-        ])?;
+        let compute = "while :; do :; done & ".repeat(threads);
+        format!("exec 3>/dev/tcp/{address}/{port}; {compute}exec cat /dev/zero >&3")
+    }
+
+    fn find_cgroup(&mut self, node: &Node) -> Result<()> {
         let task = node.describe(self.name)?;
         let cgroup = task["cgroup"].as_str().context("the agent named no cgroup for the task")?;
         self.cgroup = Some(cgroup.into());
         Ok(())
+    }
+
+    fn launch(&mut self, node: &Node, limits: Limits) -> Result<()> {
+        let (cores, mbit) = (limits.cores.to_string(), format!("{}mbit", limits.mbit));
+        node.shaper(&[
+            "run",
+            "--detach",
+            "--id",
+            self.name,
+            "--user",
+            "nobody",
+            "--cpu",
+            &cores,
+            "--net",
+            &mbit,
+            "--cwd",
+            "/",
+            "--",
+            "bash",
+            "-c",
+            &self.command(1),
+        ])?;
+        self.find_cgroup(node)
     }
 
     fn change(&mut self, node: &Node, limits: Limits) -> Result<()> {
@@ -179,9 +205,9 @@ impl Task {
 }
 
 /// Reads all observers until `length` has passed, and shows a line a second.
-fn observe(node: &Node, tasks: &mut [Task; 2], length: Duration) -> Result<()> {
+fn observe(node: &Node, tasks: &mut [Task], length: Duration) -> Result<()> {
     let start = Instant::now();
-    let mut shown: Option<[Observation; 2]> = None;
+    let mut shown: Option<Vec<Observation>> = None;
     loop {
         let statuses = node.statuses()?;
         let mut now = Vec::new();
@@ -189,20 +215,21 @@ fn observe(node: &Node, tasks: &mut [Task; 2], length: Duration) -> Result<()> {
             let status = statuses.iter().find(|status| status["task_id"] == task.name);
             now.push(task.observe(status.with_context(|| format!("task {} is gone", task.name))?)?);
         }
-        let now = [now[0], now[1]];
-        match shown {
-            Some(before) if now[0].at - before[0].at >= Duration::from_secs(1) => {
-                let line = |index: usize| {
-                    let rates = before[index].rates_until(&now[index]);
-                    format!(
-                        "{} {:.2} cores {:6.1} Mbit/s",
-                        tasks[index].name, rates.kernel_cores, rates.kernel_mbit
-                    )
-                };
-                say(&format!("  {:4.1} s  {}   {}", start.elapsed().as_secs_f64(), line(0), line(1)));
+        let since = |before: &[Observation]| now[0].at - before[0].at;
+        match &shown {
+            Some(before) if since(before) < Duration::from_secs(1) => {}
+            Some(before) => {
+                let lines = tasks.iter().zip(before.iter().zip(&now)).map(|(task, (before, now))| {
+                    let rates = before.rates_until(now);
+                    format!("{} {:.2} cores {:6.1} Mbit/s", task.name, rates.kernel_cores, rates.kernel_mbit)
+                });
+                say(&format!(
+                    "  {:4.1} s  {}",
+                    start.elapsed().as_secs_f64(),
+                    lines.collect::<Vec<_>>().join("   ")
+                ));
                 shown = Some(now);
             }
-            Some(_) => {}
             None => shown = Some(now),
         }
         if start.elapsed() >= length {

@@ -14,7 +14,16 @@ use super::network::Network;
 use crate::bins::BinDir;
 use crate::process;
 
+/// What the broker's part of the demo adds.
+pub(super) struct Membership<'a> {
+    /// The broker's socket.
+    pub(super) broker: &'a Path,
+    /// What the node has for the broker's tasks.
+    pub(super) capacity: &'a str,
+}
+
 pub(super) struct Node {
+    broker: Option<PathBuf>,
     shaper: PathBuf,
     agent: Child,
     folder: PathBuf,
@@ -27,10 +36,14 @@ const READY: Duration = Duration::from_secs(30);
 
 impl Node {
     /// Starts an agent in the node's network namespace, with paths of its own for everything.
-    pub(super) fn start(bins: &BinDir, object: &Path, network: &Network) -> Result<Node> {
+    pub(super) fn start(
+        bins: &BinDir,
+        object: &Path,
+        network: &Network,
+        membership: Option<Membership<'_>>,
+    ) -> Result<Node> {
         let name = format!("shaper-demo-{}", this_process::id());
-        let folder = std::env::temp_dir().join(&name);
-        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let folder = folder("agent")?;
         let socket = folder.join("agent.sock");
         let cgroup_root = cgroup2()?.join(&name);
         let bpffs_dir = Path::new("/sys/fs/bpf").join(&name);
@@ -51,37 +64,42 @@ impl Node {
             .arg("--bpf-object")
             .arg(object)
             .args(["--uplink", network.uplink(), "--node", "demo", "--on-exit", "release"])
+            .args(membership.iter().flat_map(|with| {
+                [Path::new("--broker"), with.broker, Path::new("--capacity"), Path::new(with.capacity)]
+            }))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log_file)
             .spawn()
             .context("cannot start the agent")?;
-        let mut node = Node { shaper: bins.bin("shaper"), agent, folder, socket, cgroup_root, bpffs_dir };
-        node.wait_until_ready(&log)?;
+        let broker = membership.map(|with| with.broker.to_owned());
+        let mut node =
+            Node { broker, shaper: bins.bin("shaper"), agent, folder, socket, cgroup_root, bpffs_dir };
+        wait_until_ready(&mut node.agent, &node.socket, &log)?;
         Ok(node)
-    }
-
-    fn wait_until_ready(&mut self, log: &Path) -> Result<()> {
-        let start = Instant::now();
-        loop {
-            if UnixStream::connect(&self.socket).is_ok() {
-                return Ok(());
-            }
-            let ended = self.agent.try_wait().context("cannot wait for the agent")?;
-            if ended.is_some() || start.elapsed() > READY {
-                bail!("the agent did not start:\n{}", fs::read_to_string(log).unwrap_or_default());
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
     }
 
     pub(super) fn cgroup_root(&self) -> &Path {
         &self.cgroup_root
     }
 
-    /// Runs `shaper` and returns what it printed.
+    /// Runs `shaper` against the agent and returns what it printed.
     pub(super) fn shaper(&self, args: &[&str]) -> Result<String> {
-        process::read(Command::new(&self.shaper).env("SHAPER_SOCKET", &self.socket).args(args))
+        let mut command = Command::new(&self.shaper);
+        process::read(command.env("SHAPER_SOCKET", &self.socket).env("SHAPER_BROKER", "").args(args))
+    }
+
+    /// Runs `shaper` against the broker, with `input` on its standard input.
+    pub(super) fn at_broker(&self, args: &[&str], input: &str) -> Result<String> {
+        let broker = self.broker.as_deref().context("this agent has no broker")?;
+        let input_file = self.folder.join("input");
+        fs::write(&input_file, input).with_context(|| format!("cannot write {}", input_file.display()))?;
+        let input =
+            fs::File::open(&input_file).with_context(|| format!("cannot open {}", input_file.display()))?;
+        let mut command = Command::new(&self.shaper);
+        process::read(
+            command.env("SHAPER_SOCKET", &self.socket).env("SHAPER_BROKER", broker).stdin(input).args(args),
+        )
     }
 
     fn json(&self, args: &[&str]) -> Result<Value> {
@@ -122,18 +140,84 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         // The agent releases everything on SIGTERM; nsenter has become the agent.
-        let stopped = rustix::process::Pid::from_raw(self.agent.id() as i32)
-            .map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::TERM));
-        if !matches!(stopped, Some(Ok(()))) || self.agent.wait().is_err() {
-            eprintln!("demo: cannot stop the agent, pid {}", self.agent.id());
-        }
-        match fs::remove_dir_all(&self.folder) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                eprintln!("demo: cannot remove {}: {error}", self.folder.display());
-            }
-            _ => {}
-        }
+        stop(&mut self.agent, &self.folder);
     }
+}
+
+/// The demo's broker.
+pub(super) struct Broker {
+    process: Child,
+    folder: PathBuf,
+    socket: PathBuf,
+}
+
+impl Broker {
+    pub(super) fn start(bins: &BinDir) -> Result<Broker> {
+        let folder = folder("broker")?;
+        let socket = folder.join("broker.sock");
+        let log = folder.join("broker.log");
+        let log_file = fs::File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
+        let process = Command::new(bins.bin("shaper-broker"))
+            .arg("--listen")
+            .arg(&socket)
+            .arg("--state-dir")
+            .arg(folder.join("state"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log_file)
+            .spawn()
+            .context("cannot start the broker")?;
+        let mut broker = Broker { process, folder, socket };
+        wait_until_ready(&mut broker.process, &broker.socket, &log)?;
+        Ok(broker)
+    }
+
+    pub(super) fn socket(&self) -> &Path {
+        &self.socket
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        stop(&mut self.process, &self.folder);
+    }
+}
+
+/// A folder of this demo's own.
+fn folder(part: &str) -> Result<PathBuf> {
+    let folder = std::env::temp_dir().join(format!("shaper-demo-{}", this_process::id())).join(part);
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    Ok(folder)
+}
+
+fn wait_until_ready(process: &mut Child, socket: &Path, log: &Path) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        if UnixStream::connect(socket).is_ok() {
+            return Ok(());
+        }
+        let ended = process.try_wait().context("cannot wait for a process of the demo")?;
+        if ended.is_some() || start.elapsed() > READY {
+            bail!("it did not start:\n{}", fs::read_to_string(log).unwrap_or_default());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn stop(process: &mut Child, folder: &Path) {
+    let stopped = rustix::process::Pid::from_raw(process.id() as i32)
+        .map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::TERM));
+    if !matches!(stopped, Some(Ok(()))) || process.wait().is_err() {
+        eprintln!("demo: cannot stop process {}", process.id());
+    }
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            eprintln!("demo: cannot remove {}: {error}", folder.display());
+        }
+        _ => {}
+    }
+    // The last one takes the parent along.
+    let _ = folder.parent().map(fs::remove_dir);
 }
 
 /// The folder `name` at most `depth` levels below `folder`.

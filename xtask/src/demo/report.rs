@@ -86,10 +86,26 @@ impl Report {
         changed: Instant,
         observations: &[Observation],
     ) {
+        self.compare(phase, task, limits, changed + SETTLE, observations);
+        if is_change {
+            let by_cpu = |rates: &Rates| rates.cgroup_cores / limits.cores;
+            let by_net = |rates: &Rates| rates.receiver_mbit / limits.mbit;
+            self.in_force(format!("{task}: new CPU limit in force after"), changed, observations, by_cpu);
+            self.in_force(format!("{task}: new TCP limit in force after"), changed, observations, by_net);
+        }
+    }
+
+    /// Compares what every observer saw from `from` on with what the task may use.
+    pub(super) fn compare(
+        &mut self,
+        phase: &str,
+        task: &str,
+        limits: Limits,
+        from: Instant,
+        observations: &[Observation],
+    ) {
         let Some(last) = observations.last() else { return };
-        let Some(first) = observations.iter().find(|observation| observation.at >= changed + SETTLE) else {
-            return;
-        };
+        let Some(first) = observations.iter().find(|observation| observation.at >= from) else { return };
         let rates = first.rates_until(last);
         let cpu = [("kernel programs", rates.kernel_cores), ("cgroup's cpu.stat", rates.cgroup_cores)];
         for (observer, value) in cpu {
@@ -114,12 +130,6 @@ impl Report {
                 limits.mbit,
                 NET_TOLERANCE,
             );
-        }
-        if is_change {
-            let by_cpu = |rates: &Rates| rates.cgroup_cores / limits.cores;
-            let by_net = |rates: &Rates| rates.receiver_mbit / limits.mbit;
-            self.in_force(format!("{task}: new CPU limit in force after"), changed, observations, by_cpu);
-            self.in_force(format!("{task}: new TCP limit in force after"), changed, observations, by_net);
         }
     }
 

@@ -1,0 +1,316 @@
+//! The real agent, in a place of its own.
+
+use std::{
+    cell::RefCell,
+    fs::{self, File, OpenOptions, Permissions},
+    io::Write,
+    os::unix::{fs::PermissionsExt, net::UnixStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use shaper_core::task::{TaskStatus, Usage};
+use tempfile::TempDir;
+
+use crate::{
+    NOBODY, assert_close,
+    bins::{binary, bpf_object},
+    cgroup::{self, cpu_group, mounts, throttled_periods, unique_name},
+    net::{DEVICE, NetPair, Netns, within},
+    process::Process,
+    shaper::Shaper,
+    time::{PATIENCE, Window},
+};
+
+/// An agent to be started.
+#[derive(Default)]
+pub struct Options<'a> {
+    arguments: Vec<String>,
+    namespace: Option<&'a Netns>,
+}
+
+impl<'a> Options<'a> {
+    /// With these arguments as well.
+    pub fn with(mut self, arguments: &[&str]) -> Options<'a> {
+        self.arguments.extend(arguments.iter().map(|&argument| argument.to_owned()));
+        self
+    }
+
+    /// At the near end of `network`, whose device is an uplink.
+    pub fn on(mut self, network: &'a NetPair) -> Options<'a> {
+        self.namespace = Some(&network.near);
+        self.with(&["--uplink", DEVICE])
+    }
+
+    /// Starts it, and waits until it answers.
+    pub fn start(self) -> Agent<'a> {
+        let directory = tempfile::Builder::new().prefix("shaper-test-").tempdir();
+        let directory = directory.expect("a temporary directory can be made");
+        // Tasks and callers of any user find what is in it.
+        fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).expect("it is ours");
+        for name in ["shaper", "test-load"] {
+            let copied = fs::copy(binary(name), directory.path().join(name));
+            copied.unwrap_or_else(|error| panic!("cannot copy {name}: {error}"));
+        }
+        let Options { arguments, namespace } = self;
+        let name = unique_name();
+        let mut agent =
+            Agent { name, directory, arguments, namespace, server: None, tasks: RefCell::default() };
+        agent.restart();
+        agent
+    }
+}
+
+/// An agent with state, cgroups and pins of its own. Dropping it ends its tasks and releases everything.
+pub struct Agent<'a> {
+    name: String,
+    directory: TempDir,
+    arguments: Vec<String>,
+    namespace: Option<&'a Netns>,
+    server: Option<Child>,
+    tasks: RefCell<Vec<Process>>,
+}
+
+/// What a task used between two reports.
+#[derive(Clone, Copy, Debug)]
+pub struct Used {
+    /// From one report to the other.
+    pub window: Window,
+    /// CPU time per time.
+    pub cores: f64,
+    /// Sent by its sockets, bits a second.
+    pub egress: f64,
+    /// Of that, through the uplinks.
+    pub uplink: f64,
+}
+
+impl Used {
+    /// What two reports say.
+    pub fn between(before: &Usage, after: &Usage) -> Used {
+        let window = Window { from: before.at_monotonic_ns, to: after.at_monotonic_ns };
+        let rate = |before: u64, after: u64| (after - before) as f64 / window.seconds();
+        Used {
+            window,
+            cores: rate(before.cpu_time_ns, after.cpu_time_ns) / 1e9,
+            egress: rate(before.egress.bytes, after.egress.bytes) * 8.0,
+            uplink: rate(before.uplink_egress.bytes, after.uplink_egress.bytes) * 8.0,
+        }
+    }
+}
+
+impl<'a> Agent<'a> {
+    /// One without special wishes.
+    pub fn start() -> Agent<'a> {
+        Options::default().start()
+    }
+
+    /// The name that its cgroups and pins have.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A directory for whatever belongs to the test.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Its state.
+    pub fn state_dir(&self) -> PathBuf {
+        self.directory().join("state")
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> PathBuf {
+        self.directory().join("agent.sock")
+    }
+
+    /// Its cgroups.
+    pub fn cgroup_root(&self) -> PathBuf {
+        mounts().0.join(&self.name)
+    }
+
+    /// Its pins.
+    pub fn bpffs_dir(&self) -> PathBuf {
+        Path::new("/sys/fs/bpf").join(&self.name)
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.server.as_ref().expect("the agent runs").id()
+    }
+
+    /// The command for it, as root.
+    pub fn shaper(&self) -> Shaper {
+        self.shaper_as(0)
+    }
+
+    /// The command for it, as that user and the group of the same number.
+    pub fn shaper_as(&self, uid: u32) -> Shaper {
+        Shaper::new(&self.directory().join("shaper"), &self.socket(), uid)
+    }
+
+    /// `test-load`, where every user can run it.
+    pub fn load(&self) -> String {
+        self.directory().join("test-load").display().to_string()
+    }
+
+    /// Starts `test-load` as a task of nobody's.
+    #[track_caller]
+    pub fn run(&self, id: &str, limits: &[&str], load: &[&str]) -> TaskStatus {
+        let user = format!("{NOBODY}:{NOBODY}");
+        let options = [&["--user", &user], limits].concat();
+        let task = self.shaper().start(id, &options, &[&[self.load().as_str()], load].concat());
+        self.ends_with_me(&task);
+        self.outweigh_others(&self.process(&task));
+        task
+    }
+
+    /// Lets the agent's cgroups win against what else this machine does, so that what a task gets is what
+    /// its limit allows.
+    fn outweigh_others(&self, task: &Process) {
+        let (root, file, weight) = match cpu_group(task.pid()) {
+            (group, true) => (group, "cpu.shares", "102400"),
+            (group, false) => (group, "cpu.weight", "10000"),
+        };
+        cgroup::write(root.parent().expect("a task is below the agent's root"), file, weight);
+    }
+
+    /// The process of a task; it is ended when the agent is dropped, even if it was released before.
+    #[track_caller]
+    pub fn process(&self, task: &TaskStatus) -> Process {
+        Process::open(task.pid.unwrap_or_else(|| panic!("{} does not run: {:?}", task.task_id, task.phase)))
+    }
+
+    /// Ends the process of a task when the agent is dropped.
+    #[track_caller]
+    pub fn ends_with_me(&self, task: &TaskStatus) {
+        self.tasks.borrow_mut().push(self.process(task));
+    }
+
+    /// Lets `time` pass, and returns what a task used in it.
+    #[track_caller]
+    pub fn measure(&self, id: &str, time: Duration) -> Used {
+        let before = self.shaper().get(id).usage;
+        thread::sleep(time);
+        Used::between(&before, &self.shaper().get(id).usage)
+    }
+
+    /// Asserts that a task that wants more gets the CPU time of its limit.
+    ///
+    /// Where other work of this machine kept it from its limit, which the kernel tells by not having
+    /// throttled it, it is measured a second time.
+    #[track_caller]
+    pub fn assert_cores(&self, id: &str, limit: f64, time: Duration) {
+        let pid = self.shaper().get(id).pid.expect("it runs");
+        let attempt = || {
+            let before = throttled_periods(pid);
+            let cores = self.measure(id, time).cores;
+            let after = throttled_periods(pid);
+            let at_limit = (after.0 - before.0) as f64 / (after.1 - before.1) as f64;
+            (cores, at_limit)
+        };
+        let (mut cores, mut at_limit) = attempt();
+        if cores < limit && at_limit < 0.9 {
+            (cores, at_limit) = attempt();
+        }
+        let what = format!("cores of {id}, at its limit in {:.0} % of the periods", at_limit * 100.0);
+        assert_close(&what, cores, limit, 10.0);
+    }
+
+    /// The agent's program with everything that says where it works; `arguments` come first.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(binary("shaper-agent"));
+        command.args(arguments).arg("--listen").arg(self.socket()).arg("--state-dir").arg(self.state_dir());
+        command.arg("--cgroup-root").arg(self.cgroup_root()).arg("--bpffs-dir").arg(self.bpffs_dir());
+        command.arg("--bpf-object").arg(bpf_object()).args(&self.arguments).env("RUST_LOG", "info");
+        command
+    }
+
+    /// Starts it again, where it was.
+    pub fn restart(&mut self) {
+        assert!(self.server.is_none(), "the agent runs");
+        let log = OpenOptions::new().create(true).append(true).open(self.log());
+        let mut command = self.command(&[]);
+        command.stderr(log.expect("the agent's log can be written"));
+        let mut server = within(self.namespace, || command.spawn()).expect("shaper-agent can be started");
+        let start = Instant::now();
+        while UnixStream::connect(self.socket()).is_err() {
+            let ended = server.try_wait().expect("a child can be waited for");
+            assert!(ended.is_none(), "shaper-agent: {}, {ended:?}", self.said());
+            assert!(start.elapsed() < PATIENCE, "the agent does not answer: {}", self.said());
+            thread::sleep(Duration::from_millis(5));
+        }
+        self.server = Some(server);
+    }
+
+    /// Kills it.
+    pub fn kill9(&mut self) {
+        self.end(Signal::KILL);
+    }
+
+    /// Asks it to end, and waits until it has.
+    #[track_caller]
+    pub fn stop(&mut self) {
+        let status = self.end(Signal::TERM);
+        assert!(status.success(), "shaper-agent: {status}: {}", self.said());
+    }
+
+    fn end(&mut self, signal: Signal) -> ExitStatus {
+        let mut server = self.server.take().expect("the agent runs");
+        let pid = Pid::from_child(&server);
+        kill_process(pid, signal).expect("it is not reaped yet");
+        server.wait().expect("a child can be waited for")
+    }
+
+    /// Releases everything without a running agent.
+    pub fn release_offline(&self) -> Output {
+        let mut command = self.command(&["release", "--all"]);
+        within(self.namespace, || command.output()).expect("shaper-agent can be started")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.directory().join("agent.log")
+    }
+
+    /// What the agent has logged.
+    pub fn said(&self) -> String {
+        fs::read_to_string(self.log()).unwrap_or_default()
+    }
+}
+
+impl Drop for Agent<'_> {
+    fn drop(&mut self) {
+        if self.server.is_some() {
+            self.end(Signal::KILL);
+        }
+        for task in self.tasks.get_mut() {
+            task.kill();
+        }
+        end_tasks_below(&self.cgroup_root());
+        let released = self.release_offline();
+        if thread::panicking() {
+            eprintln!("--- the agent's log:\n{}---", self.said());
+        }
+        if !released.status.success() {
+            eprintln!("cannot release: {}", String::from_utf8_lossy(&released.stderr));
+            let _ = cgroup::remove(&self.cgroup_root());
+            let _ = fs::remove_dir_all(self.bpffs_dir());
+        }
+        // The supervisors of the tasks that were killed are still writing there.
+        let start = Instant::now();
+        while fs::remove_dir_all(self.directory()).is_err() && start.elapsed() < PATIENCE {
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+fn end_tasks_below(root: &Path) {
+    for entry in fs::read_dir(root).into_iter().flatten().flatten() {
+        if let Ok(mut kill) = File::options().write(true).open(entry.path().join("cgroup.kill")) {
+            let _ = kill.write_all(b"1");
+        }
+    }
+}

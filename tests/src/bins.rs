@@ -1,0 +1,27 @@
+//! Where the programs under test are.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+/// A binary of the workspace.
+pub fn binary(name: &str) -> PathBuf {
+    there(env::var_os("SHAPER_BIN_DIR").map_or_else(|| target("debug"), PathBuf::from).join(name))
+}
+
+/// The kernel programs.
+pub fn bpf_object() -> PathBuf {
+    there(env::var_os("SHAPER_BPF_OBJECT").map_or_else(|| target("bpf/shaper.bpf.o"), PathBuf::from))
+}
+
+fn target(below: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target").join(below)
+}
+
+fn there(path: PathBuf) -> PathBuf {
+    match path.canonicalize() {
+        Ok(path) => path,
+        Err(error) => panic!("{}: {error}; `./x test` builds everything and runs the tests", path.display()),
+    }
+}

@@ -1,0 +1,72 @@
+//! Processes that are nobody's children here: tasks.
+
+use std::{fs, os::fd::OwnedFd, time::Duration};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
+
+use crate::time::PATIENCE;
+
+/// A process, which cannot be mistaken for a later one of the same id.
+#[derive(Debug)]
+pub struct Process {
+    pid: u32,
+    pidfd: OwnedFd,
+}
+
+impl Process {
+    /// The process `pid`, which must be there.
+    pub fn open(pid: u32) -> Process {
+        let raw = Pid::from_raw(pid.cast_signed()).expect("a process id is positive");
+        let pidfd = pidfd_open(raw, PidfdFlags::empty());
+        Process { pid, pidfd: pidfd.unwrap_or_else(|error| panic!("process {pid}: {error}")) }
+    }
+
+    /// Its id.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Whether it has not ended.
+    pub fn is_alive(&self) -> bool {
+        !self.has_ended_within(Duration::ZERO)
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub fn wait_for_end(&self) {
+        assert!(self.has_ended_within(PATIENCE), "process {} has not ended within {PATIENCE:?}", self.pid);
+    }
+
+    fn has_ended_within(&self, time: Duration) -> bool {
+        let time = Timespec { tv_sec: time.as_secs().cast_signed(), tv_nsec: time.subsec_nanos().into() };
+        let ended = poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&time));
+        ended.expect("a pidfd can be polled") > 0
+    }
+
+    /// Ends it. One that has ended is fine.
+    pub fn kill(&self) {
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+    }
+
+    /// The process that it would be reaped by: of a task, its supervisor.
+    pub fn parent(&self) -> Process {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("the process is there");
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+        Process::open(parent.and_then(|pid| pid.trim().parse().ok()).expect("a process has a parent"))
+    }
+
+    /// The cgroup in every hierarchy, as `/proc` shows it.
+    pub fn cgroups(&self) -> String {
+        fs::read_to_string(format!("/proc/{}/cgroup", self.pid)).expect("the process is there")
+    }
+
+    /// CPU time of its main thread so far, by the scheduler's own count.
+    pub fn cpu_time(&self) -> Duration {
+        let text = fs::read_to_string(format!("/proc/{}/schedstat", self.pid)).expect("the process is there");
+        let nanos = text.split(' ').next().and_then(|nanos| nanos.parse().ok());
+        Duration::from_nanos(nanos.expect("schedstat begins with a time"))
+    }
+}

@@ -1,0 +1,43 @@
+//! Both sides of the maps mean the same layout.
+
+use std::{fs, mem::offset_of};
+
+use object::{File, Object, ObjectSection};
+use shaper_agent::kernel::btf::Btf;
+use shaper_common::abi::{CpuStat, CpuState, NetStat, Pace, PacketCount, SocketState};
+use shaper_tests::bins::bpf_object;
+
+fn btf_of_the_object() -> Btf {
+    let data = fs::read(bpf_object()).expect("it was there a moment ago");
+    let object = File::parse(data.as_slice()).expect("the object is ELF");
+    let section = object.section_by_name(".BTF").expect("the object has BTF");
+    Btf::parse(section.data().expect("the section is in the file").to_vec()).expect("its BTF is BTF")
+}
+
+/// Compares size and offsets; a field that is not named here fails to compile.
+macro_rules! assert_same_layout {
+    ($btf:expr, $name:ident { $($field:ident),+ }) => {
+        let $name { $($field: _),+ } = $name::default();
+        let name = stringify!($name);
+        assert_eq!($btf.size_of(name).unwrap(), size_of::<$name>() as u64, "size of {name}");
+        $({
+            let field = stringify!($field);
+            let offset = $btf.offset_of(name, &[field]).unwrap();
+            assert_eq!(offset, offset_of!($name, $field) as u64, "offset of {name}.{field}");
+        })+
+    };
+}
+
+#[test]
+fn the_kernel_programs_have_the_layout_of_the_agents_structs() {
+    let btf = btf_of_the_object();
+    assert_same_layout!(btf, CpuState { since_ns, cgroup_id, slot, idle });
+    assert_same_layout!(btf, CpuStat { run_ns, switches });
+    assert_same_layout!(btf, PacketCount { bytes, packets });
+    assert_same_layout!(btf, NetStat { egress, ingress });
+    assert_same_layout!(
+        btf,
+        Pace { rate, mode, active_before, gain, aim, debt, epoch_start_ns, epoch, sent, active }
+    );
+    assert_same_layout!(btf, SocketState { epoch });
+}

@@ -1,0 +1,11 @@
+//! On the kernel of this machine, as root: the real agent, the real command, real limits.
+
+mod abi;
+mod adopt;
+mod cpu;
+mod identity;
+mod input;
+mod net;
+mod release;
+mod restart;
+mod tasks;
