@@ -4,6 +4,7 @@
 #![cfg_attr(feature = "server", deny(unsafe_code))]
 
 pub mod convert;
+pub mod failpoint;
 #[cfg(feature = "server")]
 pub mod peer;
 

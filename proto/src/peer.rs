@@ -2,13 +2,15 @@
 //! SO_PEERGROUPS). Behind the feature `server`: a client needs none of it.
 
 use std::{
+    collections::HashMap,
     fs, io,
     os::{
         fd::{AsFd, AsRawFd},
-        unix::fs::{PermissionsExt, chown},
+        unix::fs::{FileTypeExt, PermissionsExt, chown},
     },
     path::{Path, PathBuf},
     pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -79,17 +81,66 @@ fn peer_groups(stream: &impl AsFd) -> io::Result<Vec<u32>> {
     Ok(groups)
 }
 
+/// How many of something one user may have at once; root as many as it likes.
+#[derive(Clone)]
+pub struct Admission {
+    most: usize,
+    held: Arc<Mutex<HashMap<u32, usize>>>,
+}
+
+/// One of them, until it is dropped.
+pub struct Permit {
+    uid: u32,
+    held: Arc<Mutex<HashMap<u32, usize>>>,
+}
+
+impl Admission {
+    /// `most` for each user.
+    pub fn new(most: usize) -> Admission {
+        Admission { most, held: Arc::default() }
+    }
+
+    /// `None`: this user has them all.
+    pub fn admit(&self, caller: &Caller) -> Option<Permit> {
+        let mut held = lock(&self.held);
+        let count = held.entry(caller.uid).or_default();
+        if !caller.is_operator() && *count >= self.most {
+            return None;
+        }
+        *count += 1;
+        Some(Permit { uid: caller.uid, held: Arc::clone(&self.held) })
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut held = lock(&self.held);
+        if let Some(count) = held.get_mut(&self.uid) {
+            *count -= 1;
+            if *count == 0 {
+                held.remove(&self.uid);
+            }
+        }
+    }
+}
+
+/// The counts are whole whatever befell another thread.
+fn lock(held: &Mutex<HashMap<u32, usize>>) -> MutexGuard<'_, HashMap<u32, usize>> {
+    held.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A connection that knows its caller from the moment it was accepted.
 pub struct PeerStream {
     stream: UnixStream,
     caller: Caller,
+    _permit: Permit,
 }
 
 impl PeerStream {
-    /// Asks the kernel who is at the other end.
-    pub fn identify(stream: UnixStream) -> io::Result<PeerStream> {
+    /// Asks the kernel who is at the other end. `None`: they have as many connections as they may.
+    pub fn identify(stream: UnixStream, admission: &Admission) -> io::Result<Option<PeerStream>> {
         let caller = Caller::of_peer(&stream)?;
-        Ok(PeerStream { stream, caller })
+        Ok(admission.admit(&caller).map(|permit| PeerStream { stream, caller, _permit: permit }))
     }
 }
 
@@ -151,11 +202,13 @@ pub fn bind(socket: &Path, group: u32) -> Result<UnixListener, BindError> {
     if let Some(directory) = socket.parent() {
         fs::create_dir_all(directory).map_err(failed("make", directory))?;
     }
-    match fs::remove_file(socket) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            return Err(failed("replace", socket)(source));
+    match fs::symlink_metadata(socket) {
+        Ok(found) if !found.file_type().is_socket() => {
+            let source = io::Error::new(io::ErrorKind::AlreadyExists, "it is there, and is no socket");
+            return Err(failed("listen on", socket)(source));
         }
-        _ => {}
+        Ok(_) => fs::remove_file(socket).map_err(failed("replace", socket))?,
+        Err(_) => {}
     }
     let mask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
     let listener = UnixListener::bind(socket);
@@ -170,17 +223,24 @@ pub fn bind(socket: &Path, group: u32) -> Result<UnixListener, BindError> {
 /// How long to wait after a connection could not be accepted: the next may do better.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// The connections of `listener`, each with its caller, and the task that accepts them.
+/// Connections that one user other than root may have at once.
+const CONNECTIONS_PER_USER: usize = 64;
+
+/// The connections of `listener`, each with its caller, and the task that accepts them. A user who has as
+/// many as one may have is hung up on.
 pub fn incoming(listener: UnixListener) -> (ReceiverStream<io::Result<PeerStream>>, JoinHandle<()>) {
     let (connections, incoming) = mpsc::channel(16);
+    let admission = Admission::new(CONNECTIONS_PER_USER);
     let accept = tokio::spawn(async move {
         loop {
-            match listener.accept().await.and_then(|(stream, _)| PeerStream::identify(stream)) {
-                Ok(stream) => {
+            let connection = listener.accept().await;
+            match connection.and_then(|(stream, _)| PeerStream::identify(stream, &admission)) {
+                Ok(Some(stream)) => {
                     if connections.send(Ok(stream)).await.is_err() {
                         return;
                     }
                 }
+                Ok(None) => {}
                 // One caller that went away, or too many open files.
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -190,4 +250,23 @@ pub fn incoming(listener: UnixListener) -> (ReceiverStream<io::Result<PeerStream
         }
     });
     (ReceiverStream::new(incoming), accept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_user_cannot_take_what_is_for_all() {
+        let user = |uid| Caller { uid, gid: uid, groups: Vec::new() };
+        let admission = Admission::new(2);
+        let first = admission.admit(&user(1));
+        let second = admission.admit(&user(1));
+        assert!(first.is_some() && second.is_some() && admission.admit(&user(1)).is_none());
+        assert!(admission.admit(&user(2)).is_some());
+        drop(first);
+        assert!(admission.admit(&user(1)).is_some());
+        let roots: Vec<_> = (0..10).map(|_| admission.admit(&user(0))).collect();
+        assert!(roots.iter().all(Option::is_some));
+    }
 }

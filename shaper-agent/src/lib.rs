@@ -4,7 +4,6 @@
 
 pub mod actor;
 pub mod actuate;
-pub mod caller;
 pub mod config;
 pub mod durable;
 pub mod ground;

@@ -3,28 +3,23 @@
 use std::{
     fs,
     io::{self, IsTerminal},
-    os::unix::fs::{FileTypeExt, PermissionsExt, chown},
-    path::Path,
     process::ExitCode,
 };
 
 use clap::{Args, Parser, Subcommand};
 use shaper_agent::{
     actor::{self, Handle},
-    caller::{Admission, Caller, PeerStream},
     config::{Config, OnExit, Options},
     launch,
     node::Node,
     service::AgentService,
     session,
 };
-use shaper_proto::v1::agent_server::AgentServer;
-use tokio::{
-    net::UnixListener,
-    signal::unix::{SignalKind, signal},
-    sync::mpsc,
+use shaper_proto::{
+    peer::{self, Caller},
+    v1::agent_server::AgentServer,
 };
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::signal::unix::{SignalKind, signal};
 use tonic::transport::Server;
 
 #[derive(Parser)]
@@ -113,28 +108,8 @@ fn serve(options: Options) -> Result<(), Error> {
 
 /// Serves the socket until SIGTERM or SIGINT.
 async fn listen(config: &Config, handle: Handle) -> Result<(), Error> {
-    let listener = bind(config)?;
-    let (connections, incoming) = mpsc::channel::<io::Result<PeerStream>>(16);
-    let admission = Admission::new(CONNECTIONS_PER_USER);
-    let accept = tokio::spawn(async move {
-        loop {
-            let connection = listener.accept().await;
-            match connection.and_then(|(stream, _)| PeerStream::identify(stream, &admission)) {
-                Ok(Some(stream)) => {
-                    if connections.send(Ok(stream)).await.is_err() {
-                        return;
-                    }
-                }
-                // This user has as many as one may have: hung up on.
-                Ok(None) => {}
-                // One caller that went away, or too many open files: the next may do better.
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-                }
-            }
-        }
-    });
+    let listener = peer::bind(&config.socket, config.socket_gid)?;
+    let (incoming, accept) = peer::incoming(listener);
     let ticks = tokio::spawn(actor::tick(handle.clone()));
     let session = config.broker.clone().map(|broker| tokio::spawn(session::keep(broker, handle.clone())));
     let mut terminate = signal(SignalKind::terminate())?;
@@ -143,7 +118,7 @@ async fn listen(config: &Config, handle: Handle) -> Result<(), Error> {
     let server = Server::builder()
         .concurrency_limit_per_connection(64)
         .add_service(AgentServer::new(AgentService::new(handle)).max_decoding_message_size(1 << 20))
-        .serve_with_incoming(ReceiverStream::new(incoming));
+        .serve_with_incoming(incoming);
     // Not a graceful shutdown: a stream that follows a log would hold it up for ever. A request that
     // is cut off has been carried out or not, as after any lost connection.
     let served = tokio::select! {
@@ -158,34 +133,4 @@ async fn listen(config: &Config, handle: Handle) -> Result<(), Error> {
     }
     let _ = fs::remove_file(&config.socket);
     served
-}
-
-/// Connections that one user other than root may have at once.
-const CONNECTIONS_PER_USER: usize = 64;
-
-/// Makes the socket, which nobody can connect to before it has its mode and group.
-fn bind(config: &Config) -> Result<UnixListener, Error> {
-    let socket = &config.socket;
-    let directory = socket.parent().ok_or("the socket has no directory")?;
-    fs::create_dir_all(directory).map_err(|error| format!("cannot make {}: {error}", directory.display()))?;
-    match fs::symlink_metadata(socket) {
-        Ok(found) if !found.file_type().is_socket() => {
-            return Err(format!("--listen {}: it exists, and is not a socket", socket.display()).into());
-        }
-        Ok(_) => fs::remove_file(socket)
-            .map_err(|error| format!("cannot replace {}: {error}", socket.display()))?,
-        Err(_) => {}
-    }
-    let mask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-    let listener = UnixListener::bind(socket);
-    rustix::process::umask(mask);
-    let listener = listener.map_err(|error| format!("cannot listen on {}: {error}", socket.display()))?;
-    give(socket, config.socket_gid)
-        .map_err(|error| format!("cannot open {} to its group: {error}", socket.display()))?;
-    Ok(listener)
-}
-
-fn give(socket: &Path, group: u32) -> io::Result<()> {
-    chown(socket, None, Some(group))?;
-    fs::set_permissions(socket, fs::Permissions::from_mode(0o660))
 }

@@ -18,7 +18,6 @@ use tonic::{Request, Response, Status};
 use crate::{
     actor::{ActorError, Handle},
     actuate::ActuateError,
-    caller::{Admission, Caller, Permit},
     kernel::cgroup::CgroupError,
     launch::{
         self,
@@ -26,6 +25,7 @@ use crate::{
     },
     node::{Node, NodeError, RunRequest},
 };
+use shaper_proto::peer::{Admission, Caller, Permit};
 
 /// The service.
 pub struct AgentService {

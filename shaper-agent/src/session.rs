@@ -14,6 +14,7 @@ use shaper_core::{
 };
 use shaper_proto::{
     convert::WireError,
+    failpoint,
     v1::{
         self, agent_message, agent_session_client::AgentSessionClient, broker_message, directive,
         directive_result,
@@ -150,6 +151,7 @@ async fn receive(
                 };
                 let (task_id, attempt, generation) = numbers;
                 let result = v1::DirectiveResult { task_id, attempt, generation, outcome: Some(outcome) };
+                failpoint::hit("agent-before-result");
                 // Without a session the next inventory tells it.
                 let _ = send(&outgoing, agent_message::Kind::Result(result)).await;
             });

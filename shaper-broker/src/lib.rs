@@ -7,9 +7,10 @@
 
 pub mod actor;
 pub mod config;
-pub mod failpoint;
 pub mod reactor;
 pub mod service;
 pub mod session;
 pub mod store;
 pub mod wire;
+
+pub(crate) use shaper_proto::failpoint;

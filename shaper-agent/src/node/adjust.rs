@@ -13,7 +13,8 @@ use shaper_core::{
 };
 
 use super::{Node, NodeError};
-use crate::{actuate, caller::Caller, kernel::bpf::Counters, launch};
+use crate::{actuate, kernel::bpf::Counters, launch};
+use shaper_proto::peer::Caller;
 
 /// What the loop remembers between its turns.
 #[derive(Default)]

@@ -13,7 +13,8 @@ use shaper_core::{
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Node, NodeError, RunRequest, now};
-use crate::{caller::Caller, durable, launch};
+use crate::{durable, launch};
+use shaper_proto::peer::Caller;
 
 /// What makes a task the broker's: kept with its record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

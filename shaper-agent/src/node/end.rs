@@ -7,15 +7,16 @@ use shaper_core::{
     id::{ExecutionId, TaskId},
     task::{ExitStatus, Origin, Phase, TaskStatus, UnixNanos},
 };
+use shaper_proto::failpoint;
 
 use super::{ENDED_KEPT, Node, NodeError, Task, boottime_ns, not_established, now};
 use crate::{
     actuate::{self, ActuateError},
-    caller::Caller,
     ground::GroundError,
     launch::{self, Attachment},
     record,
 };
+use shaper_proto::peer::Caller;
 
 impl Node {
     /// Asks a task to end, and makes it after `grace`.
@@ -80,7 +81,9 @@ impl Node {
         task.record.phase = phase;
         task.record.usage = Some(usage);
         task.record.kill_at_boottime_ns = None;
+        failpoint::hit("agent-before-end-is-recorded");
         let saved = task.record.save(&state_dir);
+        failpoint::hit("agent-after-end-is-recorded");
         task.unsaved = saved.is_err();
         task.ended.send_replace(true);
         self.tell_task(id);

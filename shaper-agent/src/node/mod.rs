@@ -31,7 +31,6 @@ use self::cluster::{Assignment, News};
 use crate::{
     actor::Handle,
     actuate::{ActuateError, Target},
-    caller::Caller,
     config::Config,
     durable,
     ground::{Ground, GroundError},
@@ -42,6 +41,7 @@ use crate::{
     launch::{self, AttachError, SpawnError, spec::Started},
     record::Record,
 };
+use shaper_proto::peer::Caller;
 
 /// Why a request was refused or failed.
 #[derive(Debug, thiserror::Error)]

@@ -12,10 +12,10 @@ use tokio::sync::watch;
 use super::{Node, NodeError, Task};
 use crate::{
     actuate::{self, ActuateError},
-    caller::Caller,
     kernel::{bpf::Counters, features},
     record::{self, Record},
 };
+use shaper_proto::peer::Caller;
 
 impl Node {
     /// The caller's tasks.

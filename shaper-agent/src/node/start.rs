@@ -11,6 +11,7 @@ use shaper_core::{
     limits::{Limits, LimitsChange},
     task::{ExitStatus, Origin, Phase, TaskStatus},
 };
+use shaper_proto::failpoint;
 use tokio::sync::oneshot;
 
 use super::{
@@ -18,11 +19,11 @@ use super::{
 };
 use crate::{
     actuate::{self, Raw},
-    caller::Caller,
     kernel::{cgroup::Cgroup, features},
     launch::{self, Attachment, SpawnError, Spawned, spec::LaunchSpec},
     record::{self, Record},
 };
+use shaper_proto::peer::Caller;
 
 impl Node {
     /// Starts a command as a task. The answer comes when its supervisor has said whether it runs: a
@@ -183,12 +184,14 @@ impl Node {
             record.cgroup = self.config.cgroup_root.join(record.execution.to_string());
         }
         let execution = record.execution.clone();
+        failpoint::hit("agent-before-record");
         if let Err(error) = record.save(self.state_dir()) {
             self.free_slots.insert(slot);
             return Err(error.into());
         }
         self.insert(record, None);
         self.task_mut(&execution.task)?.holds_slot = true;
+        failpoint::hit("agent-after-record");
         self.begin_in_kernel(&execution.task)
             .inspect_err(|error| self.abort(&execution, &launch::chain(error)))
     }
@@ -232,6 +235,7 @@ impl Node {
         let execution = spec.execution.clone();
         let directory = record::directory(self.state_dir(), &execution);
         launch::prepare(&directory, &spec)?;
+        failpoint::hit("agent-before-spawn");
 
         let (reply, answer) = oneshot::channel();
         let (launcher, handle) = (self.config.launcher.clone(), self.handle.clone());
@@ -261,6 +265,7 @@ impl Node {
         execution: &ExecutionId,
         spawned: Result<Spawned, SpawnError>,
     ) -> Result<TaskStatus, NodeError> {
+        failpoint::hit("agent-after-spawn");
         let id = &execution.task;
         match spawned {
             Ok(Spawned { pidfd, started: Ok(_), .. }) => {

@@ -4,7 +4,7 @@
 //! A model agent does what the contract asks of a real one: it keeps its inventory over restarts of the
 //! broker, carries out (task, attempt, generation) once, and forgets an execution when told.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use proptest::{prelude::*, sample::Index};
 use shaper_core::{
@@ -159,6 +159,8 @@ struct Cluster {
     crash: Option<bool>,
     /// Tasks that a client was told of, as they were then.
     promised: BTreeMap<TaskId, Phase>,
+    /// Attempts that were seen to be placed.
+    placed: BTreeSet<ExecutionId>,
 }
 
 impl Cluster {
@@ -180,6 +182,7 @@ impl Cluster {
             agents: (0..NODES).map(agent).collect(),
             crash: None,
             promised: BTreeMap::new(),
+            placed: BTreeSet::new(),
         };
         cluster.start();
         cluster
@@ -189,6 +192,7 @@ impl Cluster {
     fn start(&mut self) {
         let rows = self.rows.iter().map(|(key, value)| (key.as_bytes(), value.as_slice()));
         self.state = State::load(rows).expect("committed rows can be loaded");
+        self.placed.extend(self.state.tasks.values().map(|row| row.task.execution()));
         let outcome = begin(&mut self.state);
         self.commit(&outcome);
         for agent in &mut self.agents {
@@ -221,6 +225,14 @@ impl Cluster {
                     agent.expect("directives go to connected agents").inbox.push_back(*directive);
                 }
                 Effect::Answer(Ok(Answer::Task(task))) | Effect::Changed(task) => {
+                    if let Phase::Starting { node } = &task.phase
+                        && self.placed.insert(task.execution())
+                    {
+                        assert!(
+                            self.state.nodes[node].session.is_some(),
+                            "placed on {node}, which is silent"
+                        );
+                    }
                     self.promised.insert(task.id().clone(), task.phase.clone());
                 }
                 _ => {}
@@ -384,7 +396,11 @@ impl Cluster {
                     self.agents[number].obey(false);
                     self.hear(number, false);
                 }
-                let live: Vec<_> = self.agents[number].live().cloned().collect();
+                // What was cancelled must have been stopped; the rest ends by itself.
+                let is_cancelled =
+                    |id: &TaskId| self.state.tasks.get(id).is_some_and(|it| it.task.cancel.is_some());
+                let live = self.agents[number].live().filter(|live| !is_cancelled(&live.task));
+                let live: Vec<_> = live.cloned().collect();
                 for execution in live {
                     self.agents[number].end(&execution, ExitStatus::Code(0));
                 }

@@ -195,6 +195,12 @@ fn a_task_is_placed_runs_ends_and_is_forgotten() {
     assert!(matches!(effects.last(), Some(Effect::Answer(Ok(Answer::Task(task)))) if task.revision == 1));
     broker.accept(session, "t", 1, 1);
     assert!(broker.task("t").acknowledged);
+    broker.refuse(session, "t", 1, 1);
+    assert_eq!(
+        broker.task("t").phase.node(),
+        Some("n1"),
+        "what was accepted may be alive: it is not placed again"
+    );
     broker.report(session, "t", 1, RunPhase::Running);
     assert_eq!(broker.task("t").phase, on("n1"));
     assert_eq!(broker.state.nodes["n1"].reserved.cpu, Millicores(1000));

@@ -1,4 +1,4 @@
-//! Places at which a test can have the process abort: `SHAPER_FAILPOINT=before-commit`, or
+//! Places at which a test can have a daemon abort: `SHAPER_FAILPOINT=before-commit`, or
 //! `before-commit:3` for the third time. Without the feature `failpoints` they are nothing.
 
 /// Aborts here, if this is the place.
