@@ -7,6 +7,7 @@ use shaper_core::{
     limits::{Limits, LimitsChange},
     task::TaskStatus,
 };
+use shaper_proto::peer::{Admission, Caller, Permit};
 use shaper_proto::{
     convert::WireError,
     v1::{self, agent_server::Agent},
@@ -25,7 +26,6 @@ use crate::{
     },
     node::{Node, NodeError, RunRequest},
 };
-use shaper_proto::peer::{Admission, Caller, Permit};
 
 /// The service.
 pub struct AgentService {

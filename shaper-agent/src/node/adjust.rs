@@ -11,10 +11,10 @@ use shaper_core::{
     task::UnixNanos,
     units::{BitsPerSec, Millicores},
 };
+use shaper_proto::peer::Caller;
 
 use super::{Node, NodeError};
 use crate::{actuate, kernel::bpf::Counters, launch};
-use shaper_proto::peer::Caller;
 
 /// What the loop remembers between its turns.
 #[derive(Default)]

@@ -10,11 +10,11 @@ use shaper_core::{
     task::{Owner, TaskStatus},
     units::Weight,
 };
+use shaper_proto::peer::Caller;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Node, NodeError, RunRequest, now};
 use crate::{durable, launch};
-use shaper_proto::peer::Caller;
 
 /// What makes a task the broker's: kept with its record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,7 +7,7 @@ use shaper_core::{
     id::{ExecutionId, TaskId},
     task::{ExitStatus, Origin, Phase, TaskStatus, UnixNanos},
 };
-use shaper_proto::failpoint;
+use shaper_proto::{failpoint, peer::Caller};
 
 use super::{ENDED_KEPT, Node, NodeError, Task, boottime_ns, not_established, now};
 use crate::{
@@ -16,7 +16,6 @@ use crate::{
     launch::{self, Attachment},
     record,
 };
-use shaper_proto::peer::Caller;
 
 impl Node {
     /// Asks a task to end, and makes it after `grace`.

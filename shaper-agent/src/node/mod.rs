@@ -27,6 +27,7 @@ use tokio::{
 };
 
 use self::cluster::{Assignment, News};
+use shaper_proto::peer::Caller;
 
 use crate::{
     actor::Handle,
@@ -41,7 +42,6 @@ use crate::{
     launch::{self, AttachError, SpawnError, spec::Started},
     record::Record,
 };
-use shaper_proto::peer::Caller;
 
 /// Why a request was refused or failed.
 #[derive(Debug, thiserror::Error)]

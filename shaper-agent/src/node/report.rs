@@ -7,6 +7,7 @@ use shaper_core::{
     id::TaskId,
     task::{Enforcement, Origin, TaskStatus, Usage},
 };
+use shaper_proto::peer::Caller;
 use tokio::sync::watch;
 
 use super::{Node, NodeError, Task};
@@ -15,7 +16,6 @@ use crate::{
     kernel::{bpf::Counters, features},
     record::{self, Record},
 };
-use shaper_proto::peer::Caller;
 
 impl Node {
     /// The caller's tasks.

@@ -12,6 +12,7 @@ use shaper_core::{
     task::{ExitStatus, Origin, Phase, TaskStatus},
 };
 use shaper_proto::failpoint;
+use shaper_proto::peer::Caller;
 use tokio::sync::oneshot;
 
 use super::{
@@ -23,7 +24,6 @@ use crate::{
     launch::{self, Attachment, SpawnError, Spawned, spec::LaunchSpec},
     record::{self, Record},
 };
-use shaper_proto::peer::Caller;
 
 impl Node {
     /// Starts a command as a task. The answer comes when its supervisor has said whether it runs: a
