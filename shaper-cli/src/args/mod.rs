@@ -81,7 +81,7 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run a command as a task
+    /// Run a command as a task; without limits, those of its measured profile are used, where a broker has one
     Run(Run),
     /// Have the broker place a task on a node
     Submit(Submit),

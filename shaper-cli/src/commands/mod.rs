@@ -32,7 +32,7 @@ pub(crate) async fn execute(args: Args) -> Result<ExitCode, Error> {
     let Args { socket, broker, command } = args;
     let servers = Servers::new(socket, broker);
     match command {
-        Command::Run(args) => return run::run(&servers.agent().await?, args).await,
+        Command::Run(args) => return run::run(&servers, args).await,
         Command::Submit(args) => return submit::submit(&servers, args).await,
         Command::Wait(args) => return wait::wait(&servers, &args).await,
         Command::Get(Get::Tasks(args)) => get::tasks(&servers, &args).await?,

@@ -4,18 +4,22 @@ use std::{collections::BTreeMap, env, io, path::Path, process::ExitCode, time::D
 
 use shaper_core::{
     id::TaskId,
-    limits::{Limits, LimitsChange},
+    limits::{Limit, Limits, LimitsChange},
+    spec::{DEFAULT_NAMESPACE, Demand},
     task::TaskStatus,
 };
 use shaper_proto::v1;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tonic::Code;
 
 use super::{absolute, wait};
 use crate::{
     args::{Format, Run, Variable},
     client::Client,
+    cluster::MeasuredProfile,
     error::Error,
     exit, follow, output,
+    servers::Servers,
     users::Account,
 };
 
@@ -35,9 +39,15 @@ pub(crate) enum EnvironmentError {
     NotUtf8(String),
 }
 
-pub(crate) async fn run(client: &Client, args: Run) -> Result<ExitCode, Error> {
+pub(crate) async fn run(servers: &Servers, args: Run) -> Result<ExitCode, Error> {
+    let client = &servers.agent().await?;
     let (detach, format) = (args.detach, args.output);
-    let request = request(args)?;
+    let mut request = request(args)?;
+    if request.limits == Some(Limits::default().into())
+        && let Some(limits) = measured(servers, &request.command).await
+    {
+        request.limits = Some(limits.into());
+    }
     if detach {
         let task = client.run_task(request).await?;
         match format {
@@ -59,6 +69,36 @@ pub(crate) async fn run(client: &Client, args: Run) -> Result<ExitCode, Error> {
         },
         () = signals.cancel(client, &task.task_id) => Err(Error::Left(task.task_id)),
     }
+}
+
+/// What tasks of this command's name have used, where a broker knows it: the limits of one for which nobody
+/// named any. A task is run without limits rather than not at all.
+async fn measured(servers: &Servers, command: &[String]) -> Option<Limits> {
+    let name = Path::new(command.first()?).file_name()?.to_str()?;
+    let broker = match servers.broker_if_any().await {
+        Ok(broker) => broker?,
+        Err(error) => {
+            output::warn(&format!("no measured profile: {}", exit::chain(&error)));
+            return None;
+        }
+    };
+    let profile = match broker.get_profile(name, DEFAULT_NAMESPACE).await {
+        Ok(MeasuredProfile { profile, .. }) => profile,
+        // Nobody has run it yet.
+        Err(error) if error.code() == Some(Code::NotFound) => return None,
+        Err(error) => {
+            output::warn(&format!("no measured profile: {}", exit::chain(&error)));
+            return None;
+        }
+    };
+    let Demand { cpu, memory, network, .. } = profile.demand;
+    output::remark(&format!("limits from the measured profile of {name}: {cpu} cores, {memory}"));
+    Some(Limits {
+        cpu: Limit::At(cpu),
+        memory: Limit::At(memory),
+        net_egress: network.map_or(Limit::Unlimited, Limit::At),
+        ..Limits::default()
+    })
 }
 
 /// Prints the output of a task to its end; the exit code is the task's.

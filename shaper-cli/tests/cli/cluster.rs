@@ -427,6 +427,34 @@ fn a_measured_profile_can_be_submitted() {
 }
 
 #[test]
+fn run_without_limits_takes_those_of_the_measured_profile() {
+    let host = Host::new();
+    let (_broker, _agent) = (host.start_broker(), host.start_agent());
+    let limits = |args: &[&str]| {
+        let output = host.shaper(args);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let calls = host.node.calls();
+        let request = calls.iter().rev().find_map(|call| match call {
+            fake::Call::Run(request) => Some(request.clone()),
+            _ => None,
+        });
+        (request.and_then(|request| request.limits).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    // Nobody has run it yet.
+    let unmeasured = limits(&["run", "-d", "--id", "a", "--", "/opt/train"]);
+    assert_eq!(unmeasured, (v1::Limits::default(), String::new()));
+
+    let profile = spec("train").profile;
+    host.cluster.measure(v1::GetProfileResponse { profile, executions: 3, notes: Vec::new() });
+    let (measured, said) = limits(&["run", "-d", "--id", "b", "--", "/opt/train"]);
+    assert_eq!((measured.cpu_millicores, measured.memory_bytes), (Some(1500), Some(2 << 30)));
+    assert_eq!(said, "limits from the measured profile of train: 1.5 cores, 2 GiB\n");
+    let (named, said) = limits(&["run", "-d", "--id", "c", "--cpu", "3", "--", "/opt/train"]);
+    assert_eq!(named, v1::Limits { cpu_millicores: Some(3000), ..v1::Limits::default() });
+    assert_eq!(said, "");
+}
+
+#[test]
 fn without_a_broker_the_remedy_is_said() {
     let host = Host::new();
     let socket = host.broker_socket();
