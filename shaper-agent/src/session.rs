@@ -96,6 +96,7 @@ async fn session(broker: &Path, node: &Handle) -> Result<Never, SessionError> {
     let (outgoing, messages) = mpsc::channel(NEWS);
     let (news, mut received_news) = mpsc::channel(NEWS);
     let inventory = node.call(move |node| node.meet(news)).await??;
+    let session = inventory.session;
     let hello = agent_message::Kind::Hello(hello(inventory));
     send(&outgoing, hello).await?;
     let answer = client.attach(ReceiverStream::new(messages)).await.map_err(SessionError::Status)?;
@@ -105,7 +106,7 @@ async fn session(broker: &Path, node: &Handle) -> Result<Never, SessionError> {
         tokio::select! {
             message = incoming.message() => {
                 let message = message.map_err(SessionError::Status)?.ok_or(SessionError::Closed)?;
-                receive(message, node, &outgoing).await?;
+                receive(message, node, session, &outgoing).await?;
             }
             news = received_news.recv() => {
                 // The node let go of its end: we were too slow for it.
@@ -126,6 +127,7 @@ async fn send(
 async fn receive(
     message: v1::BrokerMessage,
     node: &Handle,
+    session: u64,
     outgoing: &mpsc::Sender<v1::AgentMessage>,
 ) -> Result<(), SessionError> {
     match message.kind.ok_or(WireError::Missing("kind"))? {
@@ -141,7 +143,7 @@ async fn receive(
             let (node, outgoing) = (node.clone(), outgoing.clone());
             tokio::spawn(async move {
                 let numbers = (directive.task_id.clone(), directive.attempt, directive.generation);
-                let outcome = match carry_out(directive, &node).await {
+                let outcome = match carry_out(directive, &node, session).await {
                     Ok(outcome) => outcome,
                     Err(error) => {
                         let reason = launch::chain(&error);
@@ -160,10 +162,15 @@ async fn receive(
     Ok(())
 }
 
-async fn carry_out(wire: v1::Directive, node: &Handle) -> Result<directive_result::Outcome, SessionError> {
+async fn carry_out(
+    wire: v1::Directive,
+    node: &Handle,
+    session: u64,
+) -> Result<directive_result::Outcome, SessionError> {
     let v1::Directive { task_id, attempt, generation, epoch, kind } = wire;
     let task: TaskId = task_id.parse().map_err(WireError::from)?;
-    let id = DirectiveId { execution: ExecutionId { task: task.clone(), attempt }, generation, epoch };
+    let id =
+        DirectiveId { execution: ExecutionId { task: task.clone(), attempt }, generation, epoch, session };
     match kind.ok_or(WireError::Missing("directive.kind"))? {
         directive::Kind::Start(v1::Start { spec, owner }) => {
             let spec = TaskSpec::try_from(spec.ok_or(WireError::Missing("start.spec"))?)?;
@@ -193,7 +200,7 @@ async fn carry_out(wire: v1::Directive, node: &Handle) -> Result<directive_resul
 }
 
 fn hello(inventory: Inventory) -> v1::Hello {
-    let Inventory { node, boot_id, capacity, tasks, highest_epoch, agent_socket } = inventory;
+    let Inventory { node, boot_id, capacity, tasks, highest_epoch, agent_socket, session: _ } = inventory;
     v1::Hello {
         node,
         boot_id,
@@ -204,8 +211,8 @@ fn hello(inventory: Inventory) -> v1::Hello {
     }
 }
 
-fn wire_assigned(Assigned { status, generation }: Assigned) -> v1::NodeTask {
-    v1::NodeTask { task: Some(status.into()), generation }
+fn wire_assigned(Assigned { status, generation, evicted }: Assigned) -> v1::NodeTask {
+    v1::NodeTask { task: Some(status.into()), generation, evicted }
 }
 
 fn wire_news(news: News) -> agent_message::Kind {

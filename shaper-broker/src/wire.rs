@@ -105,10 +105,10 @@ fn execution(task_id: String, attempt: u32) -> Result<ExecutionId, WireError> {
 }
 
 fn node_task(wire: v1::NodeTask) -> Result<NodeTask, WireError> {
-    let v1::NodeTask { task, generation } = wire;
+    let v1::NodeTask { task, generation, evicted } = wire;
     let status = TaskStatus::try_from(task.ok_or(WireError::Missing("task"))?)?;
     execution(status.task_id.to_string(), status.attempt)?;
-    Ok(NodeTask { status, generation })
+    Ok(NodeTask { status, generation, evicted })
 }
 
 /// Epochs count starts of brokers: one beyond this comes from nothing that counts.

@@ -84,7 +84,10 @@ impl Node {
                 if !is_there {
                     return;
                 }
-                match self.cancel(&broker, &execution.task, EVICTION_GRACE) {
+                let evicted = self
+                    .mark_evicted(&execution.task)
+                    .and_then(|()| self.cancel(&broker, &execution.task, EVICTION_GRACE));
+                match evicted {
                     Ok(_) => self.tell_decision(&execution, DecisionKind::Evicted, reason),
                     Err(error) => {
                         tracing::warn!(%execution, error = %launch::chain(&error), "cannot evict a task");

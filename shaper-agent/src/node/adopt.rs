@@ -14,6 +14,9 @@ use crate::{
     record::{self, Record},
 };
 
+/// Why an attempt that was recorded has come to nothing.
+const NEVER_STARTED: &str = "the agent stopped before the task was started";
+
 impl Node {
     pub(super) fn adopt_all(&mut self) -> Result<(), NodeError> {
         let mut records = Vec::new();
@@ -67,7 +70,12 @@ impl Node {
     fn remember_ended(&mut self, mut record: Record) {
         if record.phase == Phase::Running {
             let directory = record::directory(self.state_dir(), &record.execution);
-            record.phase = match launch::attach(&directory) {
+            // Recorded, and then the agent died before it had a cgroup: it never ran, and never will.
+            let attachment = match record.origin {
+                Origin::Launched { .. } => launch::abandon(&directory, NEVER_STARTED),
+                Origin::Adopted => launch::attach(&directory),
+            };
+            record.phase = match attachment {
                 Ok(Attachment::Ended(exit)) => Phase::Ended { status: status_of(exit.status), at: exit.at },
                 _ => Phase::Ended { status: ExitStatus::Unknown, at: now() },
             };
@@ -130,7 +138,7 @@ impl Node {
                     self.watch_main(&execution)?;
                 }
                 Attachment::NeverStarted => {
-                    launch::abandon(&directory, "the agent stopped before the task was started")?;
+                    launch::abandon(&directory, NEVER_STARTED)?;
                     self.settle(&execution)?;
                 }
             }

@@ -24,6 +24,9 @@ pub struct Assignment {
     pub spec: TaskSpec,
     /// Of the latest directive that was carried out.
     pub generation: u64,
+    /// This node has decided to evict it.
+    #[serde(default)]
+    pub evicted: bool,
 }
 
 /// The numbers by which a directive is known: carried out once, however often it comes.
@@ -35,6 +38,9 @@ pub struct DirectiveId {
     pub generation: u64,
     /// Of the broker that gave it.
     pub epoch: u64,
+    /// Of the session in which it came: one that was still waiting when a new session began, whose inventory
+    /// does not know of it, must not be carried out after that.
+    pub session: u64,
 }
 
 /// A task of the broker's, as it is now.
@@ -44,6 +50,8 @@ pub struct Assigned {
     pub status: TaskStatus,
     /// Of the latest directive that was carried out for it.
     pub generation: u64,
+    /// This node has decided to evict it.
+    pub evicted: bool,
 }
 
 /// What the node tells the broker on its own account.
@@ -82,6 +90,8 @@ pub struct Inventory {
     pub highest_epoch: u64,
     /// The agent's own socket.
     pub agent_socket: String,
+    /// Of this meeting; directives that come of it carry it.
+    pub session: u64,
 }
 
 /// The answer to a `Start`.
@@ -125,9 +135,17 @@ impl Node {
         Ok(())
     }
 
+    fn heed(&mut self, directive: &DirectiveId) -> Result<(), NodeError> {
+        if directive.session != self.session {
+            return Err(NodeError::Precondition("the session in which this directive came is over".into()));
+        }
+        self.obey(directive.epoch)
+    }
+
     /// What the broker is told first. From here on, changes go to `news`.
     pub fn meet(&mut self, news: mpsc::Sender<News>) -> Result<Inventory, NodeError> {
         self.news = Some(news);
+        self.session += 1;
         let ids: Vec<TaskId> = self.assigned_ids();
         let tasks = ids.iter().map(|id| self.assigned(id)).collect::<Result<_, _>>()?;
         Ok(Inventory {
@@ -137,6 +155,7 @@ impl Node {
             tasks,
             highest_epoch: self.highest_epoch,
             agent_socket: self.config.socket.display().to_string(),
+            session: self.session,
         })
     }
 
@@ -147,9 +166,10 @@ impl Node {
 
     /// A task of the broker's, as it is now.
     pub fn assigned(&self, id: &TaskId) -> Result<Assigned, NodeError> {
-        let generation =
-            self.task(id)?.record.assignment.as_ref().map_or(0, |assignment| assignment.generation);
-        Ok(Assigned { status: self.status(id)?, generation })
+        let assignment = self.task(id)?.record.assignment.as_ref();
+        let (generation, evicted) =
+            assignment.map_or((0, false), |assignment| (assignment.generation, assignment.evicted));
+        Ok(Assigned { status: self.status(id)?, generation, evicted })
     }
 
     /// Starts a task of the broker's, once: a repeated directive finds it there.
@@ -159,7 +179,7 @@ impl Node {
         owner: Owner,
         spec: TaskSpec,
     ) -> Result<Starting, NodeError> {
-        self.obey(directive.epoch)?;
+        self.heed(directive)?;
         let id = &directive.execution.task;
         if let Some(task) = self.tasks.get(id)
             && task.record.execution == directive.execution
@@ -177,7 +197,7 @@ impl Node {
             cwd: spec.cwd.clone().into(),
             limits: first_grant(&spec),
             run_as: Some(Caller { uid, gid, groups }),
-            assignment: Some(Assignment { spec, generation: directive.generation }),
+            assignment: Some(Assignment { spec, generation: directive.generation, evicted: false }),
             owner: Some(owner),
         };
         let broker = Caller { uid: 0, gid: 0, groups: Vec::new() };
@@ -186,7 +206,7 @@ impl Node {
 
     /// Ends a task of the broker's.
     pub fn stop_assigned(&mut self, directive: &DirectiveId, grace: Duration) -> Result<Assigned, NodeError> {
-        self.obey(directive.epoch)?;
+        self.heed(directive)?;
         let id = &directive.execution.task;
         if self.task(id)?.record.execution != directive.execution {
             return Err(NodeError::NoSuchTask(id.clone()));
@@ -203,7 +223,7 @@ impl Node {
 
     /// The broker has recorded how it ended.
     pub fn forget_assigned(&mut self, directive: &DirectiveId) -> Result<(), NodeError> {
-        self.obey(directive.epoch)?;
+        self.heed(directive)?;
         let Some(task) = self.tasks.get_mut(&directive.execution.task) else { return Ok(()) };
         if task.record.execution != directive.execution || task.is_running() {
             return Ok(());
@@ -238,6 +258,17 @@ impl Node {
             Ok(assigned) => self.tell(News::Task(Box::new(assigned))),
             Err(error) => tracing::warn!(task = %id, error = %launch::chain(&error), "cannot report a task"),
         }
+    }
+
+    /// Notes, durably, that a task ends because this node evicts it.
+    pub(super) fn mark_evicted(&mut self, id: &TaskId) -> Result<(), NodeError> {
+        let state_dir = self.config.state_dir.clone();
+        let task = self.task_mut(id)?;
+        if let Some(assignment) = &mut task.record.assignment {
+            assignment.evicted = true;
+            task.record.save(&state_dir)?;
+        }
+        Ok(())
     }
 
     pub(super) fn tell_decision(&mut self, execution: &ExecutionId, kind: DecisionKind, reason: String) {

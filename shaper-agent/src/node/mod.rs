@@ -176,6 +176,7 @@ pub struct Node {
     /// Where the broker listens, while there is a session.
     news: Option<mpsc::Sender<News>>,
     highest_epoch: u64,
+    session: u64,
     policies: Vec<Policy>,
     policies_revision: u64,
     adjustment: adjust::Loop,
@@ -209,6 +210,7 @@ impl Node {
             free_slots: (SLOT_FIRST..SLOTS).collect(),
             news: None,
             highest_epoch: 0,
+            session: 0,
             policies: Vec::new(),
             policies_revision: 0,
             adjustment: adjust::Loop::default(),

@@ -236,14 +236,22 @@ impl Turn<'_> {
 
     /// Takes note of what an agent says about an execution.
     fn take(&mut self, session: SessionId, node: &str, report: NodeTask) {
-        let NodeTask { status, generation: _ } = report;
+        let NodeTask { status, generation: _, evicted } = report;
         let execution = status.execution();
         match (self.standing(node, &execution), &status.phase) {
             // Never kill on doubt.
             (Standing::Unknown, _) => self.effects.push(Effect::Warn(format!(
                 "node {node} has {execution}, which this broker did not place there: it is left alone"
             ))),
-            (Standing::Current, _) => self.update(&execution.task, status),
+            (Standing::Current, _) => {
+                if evicted
+                    && self.state.tasks.get(&execution.task).is_some_and(|row| !row.task.evicted)
+                    && let Some(row) = self.change(&execution.task)
+                {
+                    row.task.evicted = true;
+                }
+                self.update(&execution.task, status);
+            }
             (Standing::Over, RunPhase::Ended { .. }) => {
                 self.direct(session, execution, DirectiveKind::Forget)
             }

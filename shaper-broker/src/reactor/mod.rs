@@ -137,6 +137,8 @@ pub struct NodeTask {
     pub status: TaskStatus,
     /// Of the latest directive that was carried out for it.
     pub generation: u64,
+    /// The node has evicted it. The decision may not have been heard: no session outlives a crash.
+    pub evicted: bool,
 }
 
 /// An order to an agent. (task, attempt, generation) is carried out once.

@@ -117,7 +117,7 @@ impl Agent {
             }
             (DirectiveKind::Start { .. }, None) => {
                 let running = status(execution.task.as_str(), execution.attempt, RunPhase::Running);
-                let task = NodeTask { status: running, generation };
+                let task = NodeTask { status: running, generation, evicted: false };
                 self.inventory.insert(execution.clone(), task.clone());
                 self.outbox.push_back(Said::Result(result(DirectiveOutcome::Accepted)));
                 self.outbox.push_back(Said::Report(Box::new(task)));

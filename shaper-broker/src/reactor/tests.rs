@@ -105,7 +105,8 @@ impl Broker {
     }
 
     fn report(&mut self, session: SessionId, task: &str, attempt: u32, phase: RunPhase) -> Vec<Effect> {
-        let report = Box::new(NodeTask { status: status(task, attempt, phase), generation: 1 });
+        let report =
+            Box::new(NodeTask { status: status(task, attempt, phase), generation: 1, evicted: false });
         self.on(Event::TaskReport { session, report })
     }
 
@@ -383,11 +384,24 @@ fn a_silent_node_keeps_its_tasks_and_gets_no_more() {
     broker.ended(n1, "t", 1, 0);
     assert_eq!(broker.task("t").phase, on("n1"), "what a dead session says is not heard");
 
-    let running = NodeTask { status: status("t", 1, RunPhase::Running), generation: 1 };
+    let running = NodeTask { status: status("t", 1, RunPhase::Running), generation: 1, evicted: false };
     let (_, effects) = broker.connect(hello("n1", "boot", 4000, vec![running]));
     assert_eq!(broker.task("t").phase, on("n1"));
     assert!(!broker.task("t").lost);
     assert_eq!(directives(&effects), [("start", "u.1".into(), 1)]);
+}
+
+#[test]
+fn an_eviction_of_which_nobody_heard_is_one_all_the_same() {
+    let mut broker = Broker::new();
+    let n1 = broker.node("n1", 4000);
+    broker.submit(spec("t", 1000, Priority::Low, 0));
+    broker.report(n1, "t", 1, RunPhase::Running);
+    broker.on(Event::AgentGone { session: n1 });
+    let ended = RunPhase::Ended { status: ExitStatus::Signal(15), at: 1 };
+    let evicted = NodeTask { status: status("t", 1, ended), generation: 1, evicted: true };
+    broker.connect(hello("n1", "boot", 4000, vec![evicted]));
+    assert!(broker.reason("t").starts_with("n1 evicted it"), "{}", broker.reason("t"));
 }
 
 #[test]
@@ -434,8 +448,11 @@ fn what_the_broker_does_not_know_is_left_alone_and_what_is_over_is_ended() {
         ("stranger", 1, RunPhase::Running),
         ("done", 5, RunPhase::Running),
     ];
-    let inventory = inventory
-        .map(|(task, attempt, phase)| NodeTask { status: status(task, attempt, phase), generation: 1 });
+    let inventory = inventory.map(|(task, attempt, phase)| NodeTask {
+        status: status(task, attempt, phase),
+        generation: 1,
+        evicted: false,
+    });
     let (_, effects) = broker.connect(hello("n1", "boot", 4000, inventory.to_vec()));
     assert_eq!(directives(&effects), [("forget", "done.1".into(), 2), ("stop", "stray.1".into(), 2)]);
     assert_eq!(effects.iter().filter(|it| matches!(it, Effect::Warn(_))).count(), 2);
@@ -458,7 +475,7 @@ fn a_cancel_ends_what_waits_at_once_and_what_runs_when_its_node_says_so() {
     assert_eq!(directives(&broker.on(cancel("t", USER, 9000))), [], "less urgent than what was asked");
     assert_eq!(broker.task("t").phase, on("n1"));
     broker.on(Event::AgentGone { session: n1 });
-    let running = NodeTask { status: status("t", 1, RunPhase::Running), generation: 1 };
+    let running = NodeTask { status: status("t", 1, RunPhase::Running), generation: 1, evicted: false };
     let (n1, effects) = broker.connect(hello("n1", "boot", 4000, vec![running]));
     assert_eq!(directives(&effects), [("stop", "t.1".into(), 2)], "repeated with the same numbers");
     broker.ended(n1, "t", 1, 0);
@@ -523,7 +540,10 @@ fn users_see_their_own_tasks_and_profiles() {
     done.usage.cpu_time_ns = 20 * SECOND;
     done.usage.memory_bytes = Some(GIB);
     done.usage.ingress = Traffic { bytes: 1_250_000, packets: 1 };
-    broker.on(Event::TaskReport { session: n1, report: Box::new(NodeTask { status: done, generation: 1 }) });
+    broker.on(Event::TaskReport {
+        session: n1,
+        report: Box::new(NodeTask { status: done, generation: 1, evicted: false }),
+    });
     let seen = |caller| query::tasks(&broker.state, &caller).count();
     assert_eq!((seen(USER), seen(OTHER), seen(OPERATOR)), (1, 0, 1));
     assert!(query::explain(&broker.state, &OTHER, &id("t"), 0).is_err());

@@ -1,0 +1,135 @@
+//! A broker process with a directory of its own.
+
+use std::{
+    io::{BufRead, BufReader},
+    os::unix::{fs::PermissionsExt, process::ExitStatusExt},
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc::{Receiver, channel},
+    time::Duration,
+};
+
+use hyper_util::rt::TokioIo;
+use shaper_proto::v1::broker_client::BrokerClient;
+use tonic::transport::{Channel, Endpoint};
+
+/// How long anything may take before the test fails. Nothing waits this long when all is well.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// nobody.
+pub(crate) const NOBODY: u32 = 65_534;
+
+pub(crate) struct Broker {
+    directory: tempfile::TempDir,
+    child: Option<Child>,
+}
+
+impl Broker {
+    /// A broker that listens.
+    pub(crate) fn start() -> Broker {
+        Broker::start_with(&[])
+    }
+
+    /// A broker that listens, with variables in its environment.
+    pub(crate) fn start_with(environment: &[(&str, &str)]) -> Broker {
+        let directory = tempfile::tempdir().unwrap();
+        // Other users must be able to get to the socket.
+        std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        let mut broker = Broker { directory, child: None };
+        broker.start_again(environment);
+        broker
+    }
+
+    /// Starts on what an earlier process left.
+    pub(crate) fn start_again(&mut self, environment: &[(&str, &str)]) {
+        let mut child =
+            self.command().envs(environment.iter().copied()).stderr(Stdio::piped()).spawn().unwrap();
+        let lines = forward(&mut child);
+        self.child = Some(child);
+        let mut seen = String::new();
+        while !seen.contains(" ready ") {
+            let line = lines.recv_timeout(PATIENCE);
+            seen.push_str(&line.unwrap_or_else(|_| panic!("the broker is not ready:\n{seen}")));
+        }
+    }
+
+    /// The command line of this broker.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_shaper-broker"));
+        command
+            .arg("--listen")
+            .arg(self.socket())
+            .arg("--state-dir")
+            .arg(self.directory.path().join("state"));
+        command.arg("--socket-group").arg(NOBODY.to_string());
+        command.env("RUST_LOG", "info").env("NO_COLOR", "1").env_remove("SHAPER_FAILPOINT");
+        command
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.directory.path().join("broker.sock")
+    }
+
+    /// kill -9.
+    pub(crate) fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(9));
+    }
+
+    /// SIGTERM, and how it ends.
+    pub(crate) fn terminate(&mut self) -> ExitStatus {
+        let mut child = self.child.take().unwrap();
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        child.wait().unwrap()
+    }
+
+    /// kill -9, unless it has ended by itself: the signal that ended it.
+    #[cfg(feature = "failpoints")]
+    pub(crate) fn end_signal(&mut self) -> Option<i32> {
+        let mut child = self.child.take().unwrap();
+        // It may be gone already.
+        let _ = child.kill();
+        child.wait().unwrap().signal()
+    }
+
+    pub(crate) async fn channel(&self) -> Channel {
+        connect(self.socket()).await
+    }
+
+    pub(crate) async fn client(&self) -> BrokerClient<Channel> {
+        BrokerClient::new(self.channel().await)
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Shows what the broker says, and passes it on.
+fn forward(child: &mut Child) -> Receiver<String> {
+    let stderr = child.stderr.take().unwrap();
+    let (sender, lines) = channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            eprintln!("broker: {line}");
+            // Nobody listens once it is ready.
+            let _ = sender.send(format!("{line} \n"));
+        }
+    });
+    lines
+}
+
+pub(crate) async fn connect(socket: PathBuf) -> Channel {
+    let connector = tower::service_fn(move |_| {
+        let socket = socket.clone();
+        async move { tokio::net::UnixStream::connect(socket).await.map(TokioIo::new) }
+    });
+    Endpoint::from_static("http://shaper-broker").connect_with_connector(connector).await.unwrap()
+}
