@@ -4,7 +4,7 @@ use std::{
     cell::RefCell,
     fs::{self, File, OpenOptions, Permissions},
     io::Write,
-    os::unix::{fs::PermissionsExt, net::UnixStream},
+    os::unix::{fs::PermissionsExt, net::UnixStream, process::ExitStatusExt},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output},
     thread,
@@ -22,7 +22,7 @@ use crate::{
     net::{DEVICE, NetPair, Netns, within},
     process::Process,
     shaper::Shaper,
-    time::{PATIENCE, Window},
+    time::{PATIENCE, Window, eventually},
 };
 
 /// An agent to be started.
@@ -30,6 +30,7 @@ use crate::{
 pub struct Options<'a> {
     arguments: Vec<String>,
     namespace: Option<&'a Netns>,
+    failpoint: Option<String>,
 }
 
 impl<'a> Options<'a> {
@@ -45,6 +46,18 @@ impl<'a> Options<'a> {
         self.with(&["--uplink", DEVICE])
     }
 
+    /// In that network namespace, without an uplink.
+    pub fn within(mut self, namespace: &'a Netns) -> Options<'a> {
+        self.namespace = Some(namespace);
+        self
+    }
+
+    /// It aborts at that place, the first time.
+    pub fn dies_at(mut self, failpoint: &str) -> Options<'a> {
+        self.failpoint = Some(failpoint.to_owned());
+        self
+    }
+
     /// Starts it, and waits until it answers.
     pub fn start(self) -> Agent<'a> {
         let directory = tempfile::Builder::new().prefix("shaper-test-").tempdir();
@@ -55,11 +68,11 @@ impl<'a> Options<'a> {
             let copied = fs::copy(binary(name), directory.path().join(name));
             copied.unwrap_or_else(|error| panic!("cannot copy {name}: {error}"));
         }
-        let Options { arguments, namespace } = self;
+        let Options { arguments, namespace, failpoint } = self;
         let name = unique_name();
         let mut agent =
             Agent { name, directory, arguments, namespace, server: None, tasks: RefCell::default() };
-        agent.restart();
+        agent.launch(failpoint.as_deref());
         agent
     }
 }
@@ -164,14 +177,14 @@ impl<'a> Agent<'a> {
         let options = [&["--user", &user], limits].concat();
         let task = self.shaper().start(id, &options, &[&[self.load().as_str()], load].concat());
         self.ends_with_me(&task);
-        self.outweigh_others(&self.process(&task));
+        self.outweigh_others(self.process(&task).pid());
         task
     }
 
     /// Lets the agent's cgroups win against what else this machine does, so that what a task gets is what
     /// its limit allows.
-    fn outweigh_others(&self, task: &Process) {
-        let (root, file, weight) = match cpu_group(task.pid()) {
+    pub fn outweigh_others(&self, pid: u32) {
+        let (root, file, weight) = match cpu_group(pid) {
             (group, true) => (group, "cpu.shares", "102400"),
             (group, false) => (group, "cpu.weight", "10000"),
         };
@@ -231,10 +244,15 @@ impl<'a> Agent<'a> {
 
     /// Starts it again, where it was.
     pub fn restart(&mut self) {
+        self.launch(None);
+    }
+
+    fn launch(&mut self, failpoint: Option<&str>) {
         assert!(self.server.is_none(), "the agent runs");
         let log = OpenOptions::new().create(true).append(true).open(self.log());
         let mut command = self.command(&[]);
         command.stderr(log.expect("the agent's log can be written"));
+        command.envs(failpoint.map(|place| ("SHAPER_FAILPOINT", place)));
         let mut server = within(self.namespace, || command.spawn()).expect("shaper-agent can be started");
         let start = Instant::now();
         while UnixStream::connect(self.socket()).is_err() {
@@ -249,6 +267,13 @@ impl<'a> Agent<'a> {
     /// Kills it.
     pub fn kill9(&mut self) {
         self.end(Signal::KILL);
+    }
+
+    /// Waits until it has aborted by itself.
+    #[track_caller]
+    pub fn wait_for_abort(&mut self) {
+        let mut server = self.server.take().expect("the agent runs");
+        aborted(&mut server, "shaper-agent");
     }
 
     /// Asks it to end, and waits until it has.
@@ -305,6 +330,18 @@ impl Drop for Agent<'_> {
             thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// Waits until a daemon has aborted, as at a failpoint.
+#[track_caller]
+pub(crate) fn aborted(server: &mut Child, name: &str) {
+    let mut ended = None;
+    eventually(&format!("{name} has aborted"), || {
+        ended = server.try_wait().expect("a child can be waited for");
+        ended.is_some()
+    });
+    let signal = ended.and_then(|status| status.signal());
+    assert_eq!(signal, Some(Signal::ABORT.as_raw()), "{name} did not abort: {ended:?}");
 }
 
 fn end_tasks_below(root: &Path) {

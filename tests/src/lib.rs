@@ -6,7 +6,11 @@
 
 pub mod agent;
 pub mod bins;
+pub mod broker;
 pub mod cgroup;
+pub mod checker;
+pub mod cluster;
+pub mod cut;
 pub mod leftovers;
 pub mod net;
 pub mod pins;

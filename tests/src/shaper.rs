@@ -1,9 +1,10 @@
 //! The real `shaper` command.
 
 use std::{
+    io::Write,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 use shaper_core::{
@@ -11,11 +12,12 @@ use shaper_core::{
     task::{Enforcement, TaskStatus},
 };
 
-/// The command, as one user, for one agent.
+/// The command, as one user, for one agent or one broker.
 #[derive(Clone, Debug)]
 pub struct Shaper {
     binary: PathBuf,
-    socket: PathBuf,
+    /// The variable that says whom to ask, and where that one listens.
+    server: (&'static str, PathBuf),
     uid: u32,
 }
 
@@ -30,18 +32,30 @@ pub struct Answer {
     pub stderr: String,
 }
 
+impl Answer {
+    fn of(Output { status, stdout, stderr }: Output) -> Answer {
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Answer { code: status.code().unwrap_or(-1), stdout: text(stdout), stderr: text(stderr) }
+    }
+}
+
 /// The code of a refusal: nothing was changed.
 pub const REFUSED: i32 = 2;
 
 impl Shaper {
     pub(crate) fn new(binary: &Path, socket: &Path, uid: u32) -> Shaper {
-        Shaper { binary: binary.to_owned(), socket: socket.to_owned(), uid }
+        Shaper { binary: binary.to_owned(), server: ("SHAPER_SOCKET", socket.to_owned()), uid }
+    }
+
+    pub(crate) fn of_broker(binary: &Path, socket: &Path, uid: u32) -> Shaper {
+        Shaper { binary: binary.to_owned(), server: ("SHAPER_BROKER", socket.to_owned()), uid }
     }
 
     /// The command with these arguments, to be started.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
-        command.args(arguments).env("SHAPER_SOCKET", &self.socket).current_dir("/");
+        command.args(arguments).env_remove("SHAPER_SOCKET").env_remove("SHAPER_BROKER");
+        command.env(self.server.0, &self.server.1).current_dir("/");
         if self.uid != 0 {
             command.uid(self.uid).gid(self.uid);
         }
@@ -51,10 +65,7 @@ impl Shaper {
     /// Runs it to its end.
     pub fn call(&self, arguments: &[&str]) -> Answer {
         let output = self.command(arguments).output();
-        let Output { status, stdout, stderr } =
-            output.unwrap_or_else(|error| panic!("{}: {error}", self.binary.display()));
-        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        Answer { code: status.code().unwrap_or(-1), stdout: text(stdout), stderr: text(stderr) }
+        Answer::of(output.unwrap_or_else(|error| panic!("{}: {error}", self.binary.display())))
     }
 
     /// Runs it, and returns what it prints; it must succeed.
@@ -79,6 +90,19 @@ impl Shaper {
         let run = ["run", "--detach", "--output", "json", "--id", id];
         let arguments = [&run[..], options, &["--"], command].concat();
         parse(&self.ok(&arguments))
+    }
+
+    /// Runs it with `input` as its standard input.
+    pub fn call_with(&self, arguments: &[&str], input: &[u8]) -> Answer {
+        let mut command = self.command(arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn();
+        let mut child = child.unwrap_or_else(|error| panic!("{}: {error}", self.binary.display()));
+        let mut stdin = child.stdin.take().expect("it is piped");
+        // It need not read all of it.
+        let _ = stdin.write_all(input);
+        drop(stdin);
+        Answer::of(child.wait_with_output().expect("a child can be waited for"))
     }
 
     /// Every task that this user sees.
@@ -113,7 +137,7 @@ impl Shaper {
 }
 
 #[track_caller]
-fn parse<T: for<'a> serde::Deserialize<'a>>(json: &str) -> T {
+pub(crate) fn parse<T: for<'a> serde::Deserialize<'a>>(json: &str) -> T {
     serde_json::from_str(json).unwrap_or_else(|error| panic!("{error} in what shaper printed: {json}"))
 }
 

@@ -436,17 +436,8 @@ impl Bpf {
 
     /// The counters of a slot.
     pub fn counters(&self, slot: u32) -> Result<Counters, BpfError> {
-        let at_ns = monotonic_ns();
-        let mut counters = Counters { at_ns, ..Counters::default() };
-        for Abi(stat) in values(&self.cpu_stat, "CPU_STAT", slot)?.iter() {
-            counters.cpu_ns += stat.run_ns;
-        }
-        // A task that has not been switched out since is charged up to now.
-        for Abi(cpu) in values(&self.cpu_state, "CPU_STATE", 0)?.iter() {
-            if cpu.slot == slot && cpu.idle == 0 && cpu.since_ns != 0 {
-                counters.cpu_ns += at_ns.saturating_sub(cpu.since_ns);
-            }
-        }
+        let (at_ns, cpu_ns) = self.cpu_time(slot)?;
+        let mut counters = Counters { at_ns, cpu_ns, ..Counters::default() };
         for Abi(stat) in values(&self.net_stat, "NET_STAT", slot)?.iter() {
             add(&mut counters.egress, &stat.egress);
             add(&mut counters.ingress, &stat.ingress);
@@ -455,6 +446,35 @@ impl Bpf {
             add(&mut counters.uplink_egress, stat);
         }
         Ok(counters)
+    }
+
+    /// When, and how much CPU time a slot had used by then, with what is running.
+    fn cpu_time(&self, slot: u32) -> Result<(u64, u64), BpfError> {
+        // A switch between the two reads would lose an interval, or count it twice: then they are read again.
+        // Where tasks switch faster than we read, the intervals at stake are as short as that.
+        const TRIES: usize = 8;
+        let concerns = |before: &CpuState, after: &CpuState| {
+            (before.slot == slot || after.slot == slot) && before.since_ns != after.since_ns
+        };
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let before = values(&self.cpu_state, "CPU_STATE", 0)?;
+            let closed: u64 =
+                values(&self.cpu_stat, "CPU_STAT", slot)?.iter().map(|Abi(stat)| stat.run_ns).sum();
+            let after = values(&self.cpu_state, "CPU_STATE", 0)?;
+            let at_ns = monotonic_ns();
+            let torn =
+                before.iter().zip(after.iter()).any(|(Abi(before), Abi(after))| concerns(before, after));
+            if torn && tries < TRIES {
+                continue;
+            }
+            // A task that has not been switched out since is charged up to now.
+            let runs = |cpu: &&Abi<CpuState>| cpu.0.slot == slot && cpu.0.idle == 0 && cpu.0.since_ns != 0;
+            let open: u64 =
+                after.iter().filter(runs).map(|Abi(cpu)| at_ns.saturating_sub(cpu.since_ns)).sum();
+            return Ok((at_ns, closed + open));
+        }
     }
 
     /// Takes everything away: links, pins, uplink filters. The slots must have been retired.

@@ -254,6 +254,10 @@ impl Node {
         if self.news.is_none() || self.tasks.get(id).is_none_or(|task| task.record.assignment.is_none()) {
             return;
         }
+        // One that is only being started does not run yet.
+        if self.tasks.get(id).is_some_and(|task| task.is_running() && task.started.is_none()) {
+            return;
+        }
         match self.assigned(id) {
             Ok(assigned) => self.tell(News::Task(Box::new(assigned))),
             Err(error) => tracing::warn!(task = %id, error = %launch::chain(&error), "cannot report a task"),

@@ -2,11 +2,12 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    env,
+    env, fs,
     hint::black_box,
     io::{self, Write},
     net::{SocketAddr, TcpStream},
-    process::ExitCode,
+    path::Path,
+    process::{self, ExitCode},
     thread,
     time::Duration,
 };
@@ -15,7 +16,11 @@ const USAGE: &str = "\
 usage: test-load spin                 uses one CPU
        test-load send ADDRESS FLOWS   sends zeros on that many connections
        test-load eat MIB              takes memory, says so, and keeps it
-       test-load tick COUNT CODE      prints a line every 100 ms, and exits with CODE";
+       test-load tick COUNT CODE      prints a line every 100 ms, and exits with CODE
+       test-load witness LOG spin     notes in LOG that it runs, and uses one CPU
+       test-load witness LOG until PATH CODE
+                                      notes in LOG that it runs; once PATH is there, that it ends, and
+                                      exits with CODE";
 
 const TICK: Duration = Duration::from_millis(100);
 
@@ -35,6 +40,11 @@ fn main() -> ExitCode {
         ["tick", count, code] => match (count.parse(), code.parse::<u8>()) {
             (Ok(count), Ok(code)) => tick(count).map(|()| ExitCode::from(code)),
             _ => return usage(),
+        },
+        ["witness", log, "spin"] => note(log, "began").and_then(|()| spin()),
+        ["witness", log, "until", path, code] => match code.parse::<u8>() {
+            Ok(code) => until(log, Path::new(path)).map(|()| ExitCode::from(code)),
+            Err(_) => return usage(),
         },
         _ => return usage(),
     };
@@ -95,6 +105,25 @@ fn tick(count: u32) -> io::Result<()> {
         thread::sleep(TICK);
     }
     Ok(())
+}
+
+fn until(log: &str, path: &Path) -> io::Result<()> {
+    note(log, "began")?;
+    while !path.exists() {
+        thread::sleep(Duration::from_millis(5));
+    }
+    note(log, "ended")
+}
+
+/// Adds a line to a file: what happened, to which run of which task, and its process. The name of the
+/// run is that of its cgroup.
+fn note(log: &str, what: &str) -> io::Result<()> {
+    let cgroups = fs::read_to_string("/proc/self/cgroup")?;
+    let cgroup = cgroups.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
+    let run = cgroup.rsplit('/').next().unwrap_or_default();
+    let line = format!("{what} {run} {}\n", process::id());
+    // One write to the end of the file: lines of several tasks do not mix.
+    fs::OpenOptions::new().append(true).open(log)?.write_all(line.as_bytes())
 }
 
 fn say(line: &str) -> io::Result<()> {

@@ -25,7 +25,7 @@ behavior: {eviction_threshold: 0.9, preemption_enabled: true}
 const BATCH: &str = r#"{"task_id":"batch-job","resource_demand":{"cpu_cores":0.4,"memory_gb":0.125,
 "network_bandwidth_mbps":20},"priority":"low","estimated_runtime_seconds":3600}"#;
 
-const SERVICE: &str = r#"{"task_id":"web-service","resource_demand":{"cpu_cores":0.7,"memory_gb":0.125,
+const SERVICE: &str = r#"{"task_id":"web-service","resource_demand":{"cpu_cores":0.8,"memory_gb":0.125,
 "network_bandwidth_mbps":60},"priority":"high"}"#;
 
 /// From a change to its measurement: demand is found by asking, step by step.
@@ -45,7 +45,7 @@ pub(super) fn run(bins: &BinDir, object: &Path, network: &Network, report: &mut 
     say("batch-job (low, requests 0.4 cores and 20 Mbit/s, takes what it can get) is alone");
     stage("alone", &node, &mut tasks, report)?;
     tasks.push(submit(Task::new("web-service", network.sink()?), &node, SERVICE)?);
-    say("web-service (high, requests 0.7 cores and 60 Mbit/s, takes what it can get) joins it");
+    say("web-service (high, requests 0.8 cores and 60 Mbit/s, takes what it can get) joins it");
     stage("together", &node, &mut tasks, report)?;
 
     let mut why = String::from("WHY\n");

@@ -1,0 +1,8 @@
+//! A real broker, real agents and real tasks, on the kernel of this machine, as root.
+
+mod crash;
+mod epoch;
+mod hog;
+mod input;
+mod nobody;
+mod nodes;
