@@ -235,6 +235,17 @@ pub fn throttled_ns(target: &Target) -> Result<Option<u64>, ActuateError> {
     }
 }
 
+/// The most memory that was ever in use, where the kernel counts it; else what is in use.
+pub fn memory_peak(target: &Target) -> Result<Option<Bytes>, ActuateError> {
+    match mechanism(target, Knob::Memory) {
+        Ok(Mechanism::File(cgroup, _)) if cgroup.has("memory.peak") => {
+            Ok(cgroup.read("memory.peak")?.parse().ok().map(Bytes))
+        }
+        Ok(Mechanism::V1Memory(group)) => Ok(Some(Bytes(group.memory_peak()?))),
+        _ => memory_in_use(target),
+    }
+}
+
 fn mechanism(target: &Target, knob: Knob) -> Result<Mechanism<'_>, ActuateError> {
     let (file, v1) = match knob {
         Knob::NetEgress => return Ok(Mechanism::Pacing),

@@ -113,7 +113,8 @@ pub struct Usage {
     pub ingress: Traffic,
     /// Of what it sent: what left through the node's uplinks.
     pub uplink_egress: Traffic,
-    /// Memory charged to it now, bytes; `None` where no memory controller is.
+    /// Memory charged to it now, or the most that ever was once it has ended, bytes; `None` where no memory
+    /// controller is.
     pub memory_bytes: Option<u64>,
     /// CPU over the last sample, millicores.
     pub cpu_now_millicores: u64,

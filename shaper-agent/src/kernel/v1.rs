@@ -114,6 +114,11 @@ impl V1Group {
         Ok(self.memory()?.memory_stat().usage_in_bytes)
     }
 
+    /// `memory.max_usage_in_bytes`.
+    pub fn memory_peak(&self) -> Result<u64, V1Error> {
+        Ok(self.memory()?.memory_stat().max_usage_in_bytes)
+    }
+
     /// Adds a process.
     pub fn add(&self, process: u32) -> Result<(), V1Error> {
         self.cgroup

@@ -71,10 +71,14 @@ impl Node {
     }
 
     pub(super) fn end(&mut self, id: &TaskId, phase: Phase) -> Result<(), NodeError> {
-        let usage = self.usage(id).unwrap_or_else(|error| {
+        let mut usage = self.usage(id).unwrap_or_else(|error| {
             tracing::warn!(task = %id, error = %launch::chain(&error), "cannot read what a task has used");
             Default::default()
         });
+        // Nothing is in use any more; what is worth remembering is the peak.
+        if let Some(Ok(peak)) = self.task(id)?.target.as_ref().map(actuate::memory_peak) {
+            usage.memory_bytes = peak.map(|bytes| bytes.0).or(usage.memory_bytes);
+        }
         let state_dir = self.config.state_dir.clone();
         let task = self.task_mut(id)?;
         task.record.phase = phase;

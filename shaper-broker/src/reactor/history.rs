@@ -9,6 +9,9 @@ use shaper_core::{
     units::{BitsPerSec, Bytes, Millicores},
 };
 
+/// A profile asks for no less memory: what runs for a moment has no peak worth the name.
+const MEMORY_FLOOR: Bytes = Bytes(64 << 20);
+
 /// Executions whose numbers are kept.
 const RECENT: usize = 8;
 /// What is added to the highest measurement, in percent.
@@ -169,7 +172,7 @@ impl History {
         ];
         notes.push(match memory {
             Some(_) => {
-                "memory: as last seen before the end of each execution, which need not be its peak".to_owned()
+                format!("memory: the peak that the kernel counted, but at least {MEMORY_FLOOR}: a little more is no waste, and less could kill")
             }
             None => "memory: not measured; this is what the latest execution asked for".to_owned(),
         });
@@ -181,7 +184,8 @@ impl History {
         Measured {
             demand: Demand {
                 cpu: Millicores(highest(|sample| sample.cpu.0)).max(Millicores::MIN),
-                memory: memory.map_or(self.requested.memory, |memory| Bytes(with_margin(memory.0).max(1))),
+                memory: memory
+                    .map_or(self.requested.memory, |memory| Bytes(with_margin(memory.0)).max(MEMORY_FLOOR)),
                 gpu_memory: None,
                 network: (network >= BitsPerSec::MIN).then_some(network),
                 storage_io: None,
@@ -228,7 +232,7 @@ mod tests {
         assert_eq!((measured.executions, measured.runtime_seconds), (9, 12));
         assert_eq!(history.cpu.max, 4000);
         assert!((1000..4000).contains(&history.cpu.mean), "{}", history.cpu.mean);
-        assert!(measured.notes.iter().any(|note| note.contains("need not be its peak")));
+        assert!(measured.notes.iter().any(|note| note.contains("the peak")));
     }
 
     #[test]
