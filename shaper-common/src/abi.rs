@@ -22,12 +22,10 @@ pub const SLOT_FIRST: u32 = 2;
 pub struct CpuState {
     /// `CLOCK_MONOTONIC`, ns, when the running task was switched in; 0 before the first switch.
     pub since_ns: u64,
-    /// cgroup v2 id of the running task.
-    pub cgroup_id: u64,
-    /// The slot that `cgroup_id` had at that moment.
+    /// The slot that its cgroup had at that moment.
     pub slot: u32,
-    /// 1 while the CPU runs its idle task.
-    pub idle: u32,
+    /// Its thread id; 0 is the CPU's idle task.
+    pub pid: u32,
 }
 
 /// CPU time of a slot, on one CPU.
@@ -103,7 +101,7 @@ pub struct SocketState {
 }
 
 const _: () = {
-    assert!(size_of::<CpuState>() == 24);
+    assert!(size_of::<CpuState>() == 16);
     assert!(size_of::<CpuStat>() == 16);
     assert!(size_of::<PacketCount>() == 16);
     assert!(size_of::<NetStat>() == 32);

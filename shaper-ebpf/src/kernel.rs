@@ -17,6 +17,10 @@ offsets! {
     OFF_TASK_CGROUPS;
     /// task_struct.pid
     OFF_TASK_PID;
+    /// task_struct.se.sum_exec_runtime
+    OFF_TASK_EXEC_RUNTIME;
+    /// task_struct.se.prev_sum_exec_runtime
+    OFF_TASK_EXEC_RUNTIME_BEFORE;
     /// css_set.dfl_cgrp
     OFF_CSS_SET_DFL_CGRP;
     /// cgroup.kn
@@ -112,11 +116,23 @@ impl Task {
         Task(pointer)
     }
 
-    /// Whether it is a CPU's idle task.
+    /// Its thread id; 0 is a CPU's idle task.
     #[inline(always)]
-    pub fn is_idle(self) -> bool {
+    pub fn pid(self) -> u32 {
         // SAFETY: the verifier knows the type.
-        unsafe { field::<u32>(self.0, &OFF_TASK_PID) == 0 }
+        unsafe { field(self.0, &OFF_TASK_PID) }
+    }
+
+    /// The scheduler's own count of how long it has run, ns, since it was picked the last time. Of a task of
+    /// another class than the fair one it is too long: since it was last fair, or since it began.
+    #[inline(always)]
+    pub fn ran_since_picked(self) -> u64 {
+        // SAFETY: plain words; the verifier knows the type.
+        unsafe {
+            let (now, before): (u64, u64) =
+                (field(self.0, &OFF_TASK_EXEC_RUNTIME), field(self.0, &OFF_TASK_EXEC_RUNTIME_BEFORE));
+            now.saturating_sub(before)
+        }
     }
 
     /// Its cgroup in the v2 hierarchy.

@@ -470,7 +470,7 @@ impl Bpf {
                 continue;
             }
             // A task that has not been switched out since is charged up to now.
-            let runs = |cpu: &&Abi<CpuState>| cpu.0.slot == slot && cpu.0.idle == 0 && cpu.0.since_ns != 0;
+            let runs = |cpu: &&Abi<CpuState>| cpu.0.slot == slot && cpu.0.pid != 0 && cpu.0.since_ns != 0;
             let open: u64 =
                 after.iter().filter(runs).map(|Abi(cpu)| at_ns.saturating_sub(cpu.since_ns)).sum();
             return Ok((at_ns, closed + open));

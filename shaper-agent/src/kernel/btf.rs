@@ -179,6 +179,8 @@ fn kind(info: u32) -> u32 {
 pub const OFFSETS: &[(&str, &str, &[&str])] = &[
     ("OFF_TASK_CGROUPS", "task_struct", &["cgroups"]),
     ("OFF_TASK_PID", "task_struct", &["pid"]),
+    ("OFF_TASK_EXEC_RUNTIME", "task_struct", &["se", "sum_exec_runtime"]),
+    ("OFF_TASK_EXEC_RUNTIME_BEFORE", "task_struct", &["se", "prev_sum_exec_runtime"]),
     ("OFF_CSS_SET_DFL_CGRP", "css_set", &["dfl_cgrp"]),
     ("OFF_CGROUP_KN", "cgroup", &["kn"]),
     ("OFF_CGROUP_ROOT", "cgroup", &["root"]),

@@ -31,7 +31,7 @@ macro_rules! assert_same_layout {
 #[test]
 fn the_kernel_programs_have_the_layout_of_the_agents_structs() {
     let btf = btf_of_the_object();
-    assert_same_layout!(btf, CpuState { since_ns, cgroup_id, slot, idle });
+    assert_same_layout!(btf, CpuState { since_ns, slot, pid });
     assert_same_layout!(btf, CpuStat { run_ns, switches });
     assert_same_layout!(btf, PacketCount { bytes, packets });
     assert_same_layout!(btf, NetStat { egress, ingress });
