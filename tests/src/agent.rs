@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -22,7 +22,7 @@ use crate::{
     net::{DEVICE, NetPair, Netns, within},
     process::Process,
     shaper::Shaper,
-    time::{PATIENCE, Window, eventually},
+    time::{Window, eventually, happens},
 };
 
 /// An agent to be started.
@@ -207,7 +207,7 @@ impl<'a> Agent<'a> {
     #[track_caller]
     pub fn measure(&self, id: &str, time: Duration) -> Used {
         let before = self.shaper().get(id).usage;
-        thread::sleep(time);
+        Window::pass(time);
         Used::between(&before, &self.shaper().get(id).usage)
     }
 
@@ -254,13 +254,7 @@ impl<'a> Agent<'a> {
         command.stderr(log.expect("the agent's log can be written"));
         command.envs(failpoint.map(|place| ("SHAPER_FAILPOINT", place)));
         let mut server = within(self.namespace, || command.spawn()).expect("shaper-agent can be started");
-        let start = Instant::now();
-        while UnixStream::connect(self.socket()).is_err() {
-            let ended = server.try_wait().expect("a child can be waited for");
-            assert!(ended.is_none(), "shaper-agent: {}, {ended:?}", self.said());
-            assert!(start.elapsed() < PATIENCE, "the agent does not answer: {}", self.said());
-            thread::sleep(Duration::from_millis(5));
-        }
+        answers(&mut server, "shaper-agent", &self.socket(), || self.said());
         self.server = Some(server);
     }
 
@@ -325,11 +319,19 @@ impl Drop for Agent<'_> {
             let _ = fs::remove_dir_all(self.bpffs_dir());
         }
         // The supervisors of the tasks that were killed are still writing there.
-        let start = Instant::now();
-        while fs::remove_dir_all(self.directory()).is_err() && start.elapsed() < PATIENCE {
-            thread::sleep(Duration::from_millis(5));
-        }
+        happens(|| fs::remove_dir_all(self.directory()).is_ok());
     }
+}
+
+/// Waits until a daemon answers at its socket.
+#[track_caller]
+pub(crate) fn answers(server: &mut Child, name: &str, socket: &Path, said: impl Fn() -> String) {
+    let answered = happens(|| {
+        let ended = server.try_wait().expect("a child can be waited for");
+        assert!(ended.is_none(), "{name}: {}, {ended:?}", said());
+        UnixStream::connect(socket).is_ok()
+    });
+    assert!(answered, "{name} does not answer: {}", said());
 }
 
 /// Waits until a daemon has aborted, as at a failpoint.

@@ -2,11 +2,10 @@
 
 use std::{
     fs::{self, OpenOptions, Permissions},
-    os::unix::{fs::PermissionsExt, net::UnixStream},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command},
     thread,
-    time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -18,10 +17,10 @@ use shaper_core::{
 use tempfile::TempDir;
 
 use crate::{
-    agent::aborted,
+    agent::{aborted, answers},
     bins::binary,
     shaper::{Shaper, parse},
-    time::{PATIENCE, eventually},
+    time::{PATIENCE, eventually, happens},
 };
 
 /// A broker with a socket and a state of its own.
@@ -193,13 +192,7 @@ impl Broker {
         command.envs(failpoint.map(|place| ("SHAPER_FAILPOINT", place)));
         command.stderr(log.expect("the broker's log can be written"));
         let mut server = command.spawn().expect("shaper-broker can be started");
-        let start = Instant::now();
-        while UnixStream::connect(self.socket()).is_err() {
-            let ended = server.try_wait().expect("a child can be waited for");
-            assert!(ended.is_none(), "shaper-broker: {}, {ended:?}", self.said());
-            assert!(start.elapsed() < PATIENCE, "the broker does not answer: {}", self.said());
-            thread::sleep(Duration::from_millis(5));
-        }
+        answers(&mut server, "shaper-broker", &self.socket(), || self.said());
         self.server = Some(server);
     }
 
@@ -257,17 +250,17 @@ impl Broker {
     /// Waits until a task is as wanted.
     #[track_caller]
     pub fn wait_until(&self, id: &str, what: &str, is: impl Fn(&ClusterTask) -> bool) -> ClusterTask {
-        let start = Instant::now();
-        loop {
+        let mut task = None;
+        let happened = happens(|| {
             // It may not have been submitted yet.
-            let task = self.tasks().into_iter().find(|task| task.id() == id);
-            match task {
-                Some(task) if is(&task) => return task,
-                task if start.elapsed() > PATIENCE => {
-                    let decisions = task.is_some().then(|| self.decisions(id));
-                    panic!("{id} is not {what} within {PATIENCE:?}: {task:#?}\n{decisions:#?}");
-                }
-                _ => thread::sleep(Duration::from_millis(10)),
+            task = self.tasks().into_iter().find(|task| task.id() == id);
+            task.as_ref().is_some_and(&is)
+        });
+        match task {
+            Some(task) if happened => task,
+            task => {
+                let decisions = task.is_some().then(|| self.decisions(id));
+                panic!("{id} is not {what} within {PATIENCE:?}: {task:#?}\n{decisions:#?}");
             }
         }
     }

@@ -5,8 +5,7 @@ use std::{
     path::{Path, PathBuf},
     process::{self, Child, Command},
     sync::atomic::{AtomicU32, Ordering},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use shaper_agent::kernel::hierarchy::{Hierarchies, place_of};
@@ -14,7 +13,7 @@ use shaper_agent::kernel::hierarchy::{Hierarchies, place_of};
 use crate::{
     bins::binary,
     net::{Netns, within},
-    time::PATIENCE,
+    time::happens,
 };
 
 /// Where the cgroup hierarchies are mounted: v2, then each of v1.
@@ -121,10 +120,7 @@ impl Drop for TestCgroup {
     fn drop(&mut self) {
         let _ = fs::write(self.path.join("cgroup.kill"), "1");
         // What was killed is gone soon, but not at once; a group that stays is seen by its name.
-        let start = Instant::now();
-        while remove(&self.path).is_err() && start.elapsed() < PATIENCE {
-            thread::sleep(Duration::from_millis(5));
-        }
+        happens(|| remove(&self.path).is_ok());
     }
 }
 

@@ -5,10 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::mpsc::{self, RecvTimeoutError},
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -21,7 +18,7 @@ use shaper_core::{
 use crate::{
     broker::{ClusterPhase, ClusterTask},
     cluster::Cluster,
-    time::eventually,
+    time::{eventually, happens},
 };
 
 /// Where a task is to be.
@@ -151,41 +148,33 @@ fn doubles(roots: &[PathBuf]) -> Vec<String> {
 
 /// Looks at the kernel and at the notes all the time, on a thread of its own.
 pub struct Watch {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<BTreeSet<String>>>,
+    stop: mpsc::Sender<()>,
+    thread: JoinHandle<BTreeSet<String>>,
 }
 
 impl Watch {
     /// From now on.
     pub fn begin(cluster: &Cluster) -> Watch {
         let (roots, runs) = (cluster.cgroup_roots(), cluster.runs());
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
+        let (stop, stopped) = mpsc::channel();
         let watch = move || {
             let mut faults = BTreeSet::new();
-            while !stopped.load(Relaxed) {
+            while stopped.recv_timeout(Duration::from_millis(10)) == Err(RecvTimeoutError::Timeout) {
                 faults.extend(doubles(&roots));
                 faults.extend(Runs::read(&runs).faults());
-                thread::sleep(Duration::from_millis(10));
             }
             faults
         };
-        Watch { stop, thread: Some(thread::spawn(watch)) }
+        Watch { stop, thread: thread::spawn(watch) }
     }
 
     /// Asserts that nothing was wrong until now.
     #[track_caller]
-    pub fn end(mut self) {
-        self.stop.store(true, Relaxed);
-        let thread = self.thread.take().expect("it ends once");
+    pub fn end(self) {
+        let Watch { stop, thread } = self;
+        drop(stop);
         let faults = thread.join().expect("the watch does not panic");
         assert!(faults.is_empty(), "{faults:#?}");
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.stop.store(true, Relaxed);
     }
 }
 
@@ -233,18 +222,10 @@ pub fn check_settled(cluster: &Cluster, expected: &[(&str, Expect)]) {
     assert_eq!(named, cluster.all_acknowledged(), "all that was acknowledged is to be accounted for");
     // What has ended is taken away a moment later.
     let mut faults = Vec::new();
-    let mut look = || {
+    let settles = happens(|| {
         faults = settled_faults(cluster, expected);
         faults.is_empty()
-    };
-    let mut settles = false;
-    for _ in 0..100 {
-        settles = look();
-        if settles {
-            break;
-        }
-        thread::sleep(Duration::from_millis(50));
-    }
+    });
     assert!(settles, "{faults:#?}\n{:#?}", cluster.broker.tasks());
 }
 

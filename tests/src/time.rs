@@ -26,7 +26,8 @@ pub struct Window {
 }
 
 impl Window {
-    /// From now on for so long: returns when it is over.
+    /// From now on for so long: returns when it is over. For what is defined by time: a rate, or the second
+    /// within which a change is in force. What has an event, or can be asked for, is waited for.
     pub fn pass(length: Duration) -> Window {
         let from = monotonic_ns();
         thread::sleep(length);
@@ -39,12 +40,20 @@ impl Window {
     }
 }
 
-/// Returns once `happened`; panics when it has not within [`PATIENCE`].
-#[track_caller]
-pub fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
+/// Returns true once `happened`, or false when it has not within [`PATIENCE`].
+pub fn happens(mut happened: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
     while !happened() {
-        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        if start.elapsed() > PATIENCE {
+            return false;
+        }
         thread::sleep(Duration::from_millis(5));
     }
+    true
+}
+
+/// Returns once `happened`; panics when it has not within [`PATIENCE`].
+#[track_caller]
+pub fn eventually(what: &str, happened: impl FnMut() -> bool) {
+    assert!(happens(happened), "not within {PATIENCE:?}: {what}");
 }

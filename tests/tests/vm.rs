@@ -2,7 +2,7 @@
 //!
 //! The machine may be emulated, so that everything is slow and no rate is exact.
 
-use std::{thread, time::Duration};
+use std::time::Duration;
 
 use shaper_core::{
     doctor::Availability,
@@ -55,7 +55,7 @@ fn limits_are_in_the_files_of_the_cgroup_and_changes_too() {
 fn a_hog_gets_half_a_core() {
     let agent = Agent::start();
     let task = agent.run("hog", &["--cpu", "0.5"], &["spin"]);
-    thread::sleep(SECOND / 2);
+    eventually("it runs", || cpu_time(&task.cgroup) > SECOND / 10);
     let before = cpu_time(&task.cgroup);
     let window = Window::pass(3 * SECOND);
     let cores = (cpu_time(&task.cgroup) - before).as_secs_f64() / window.seconds();
@@ -93,7 +93,7 @@ fn traffic_is_paced_and_counted_and_release_all_leaves_nothing() {
     let task = agent.run("upload", &["--net", "20mbit"], &["send", &sink.address(), "2"]);
     assert_eq!(agent.shaper().doctor().uplinks, [format!("{DEVICE} ({})", uplink_form())]);
     sink.wait_for_flows(2);
-    thread::sleep(2 * SECOND);
+    Window::pass(2 * SECOND);
     let used = agent.measure("upload", 3 * SECOND);
     assert_close("sent, at the sockets", used.egress, 20e6, 5.0);
     assert_close("the uplink's count, by that of the sockets", used.uplink, used.egress, 1.5);

@@ -2,18 +2,23 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    env, fs,
+    env,
+    fs::{self, File},
     hint::black_box,
-    io::{self, Write},
+    io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
+    os::unix::process::CommandExt,
     path::Path,
-    process::{self, ExitCode},
+    process::{self, Command, ExitCode},
     thread,
     time::Duration,
 };
 
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+
 const USAGE: &str = "\
 usage: test-load spin                 uses one CPU
+       test-load fork                 starts processes that end at once, one after the other
        test-load send ADDRESS FLOWS   sends zeros on that many connections
        test-load eat MIB              takes memory, says so, and keeps it
        test-load tick COUNT CODE      prints a line every 100 ms, and exits with CODE
@@ -29,6 +34,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
         ["spin"] => spin(),
+        ["fork"] => fork(),
         ["send", address, flows] => match (address.parse(), flows.parse()) {
             (Ok(address), Ok(flows)) => send(address, flows),
             _ => return usage(),
@@ -63,6 +69,10 @@ fn spin() -> io::Result<ExitCode> {
     loop {
         black_box(());
     }
+}
+
+fn fork() -> io::Result<ExitCode> {
+    Err(Command::new("/bin/sh").args(["-c", "while :; do /bin/true; done"]).exec())
 }
 
 /// Ends when the first of the connections does.
@@ -109,8 +119,12 @@ fn tick(count: u32) -> io::Result<()> {
 
 fn until(log: &str, path: &Path) -> io::Result<()> {
     note(log, "began")?;
+    let watch = inotify::init(CreateFlags::CLOEXEC)?;
+    inotify::add_watch(&watch, path.parent().unwrap_or(path), WatchFlags::CREATE | WatchFlags::MOVED_TO)?;
+    let mut events = File::from(watch);
+    // It is looked for once the watch is set: nothing falls in between.
     while !path.exists() {
-        thread::sleep(Duration::from_millis(5));
+        let _ = events.read(&mut [0; 4096])?;
     }
     note(log, "ended")
 }

@@ -1,9 +1,6 @@
 //! A task takes what is free, and gives it back to those who come first.
 
-use std::{
-    thread,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use shaper_core::{
     spec::{Decision, DecisionKind},
@@ -155,7 +152,6 @@ fn a_task_grows_within_three_seconds_and_gives_back_when_one_with_priority_comes
     wait_until_began(&cluster, "service");
     eventually("batch has given back", || granted(&cluster, "batch") <= 0.41);
     eventually("the service has its request", || granted(&cluster, "service") >= 0.6);
-    thread::sleep(SECOND / 2);
     let (batch, service) = (used(&cluster, "batch"), used(&cluster, "service"));
     assert!(batch < 0.45 && service > 0.5, "batch uses {batch} cores, the service {service}");
     let sum = granted(&cluster, "batch") + granted(&cluster, "service");

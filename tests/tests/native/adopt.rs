@@ -1,12 +1,12 @@
 //! Taking over a cgroup that another manager made.
 
-use std::{path::Path, thread, time::Duration};
+use std::{path::Path, time::Duration};
 
 use shaper_core::task::{ExitStatus, Phase};
 use shaper_tests::{
     agent::{Agent, Options},
     assert_close,
-    cgroup::{TestCgroup, mounts, read},
+    cgroup::{TestCgroup, cpu_time, mounts, read},
     net::NetPair,
     shaper::{REFUSED, in_force},
     sink::Sink,
@@ -41,7 +41,7 @@ fn old_sockets_and_cgroups_below_made_before_and_after_are_limited_and_counted_t
 
     adopt(&agent, "service", group.path(), &["--net", "20mbit"]);
     // What was on its way is a debt that is saved again first.
-    thread::sleep(3 * SECOND);
+    Window::pass(3 * SECOND);
     let used = agent.measure("service", 2 * SECOND);
     assert_close("sent on a socket older than the adoption", used.egress, 20e6, 3.0);
     assert_close("the same, as it arrived", sink.rate(used.window), used.egress, 1.5);
@@ -49,7 +49,7 @@ fn old_sockets_and_cgroups_below_made_before_and_after_are_limited_and_counted_t
     let younger = group.make_child("younger");
     let mut second = TestCgroup::run(&younger, Some(&network.near), &["send", &sink.address(), "1"]);
     sink.wait_for_flows(2);
-    thread::sleep(SECOND);
+    Window::pass(SECOND);
     let before = sink.by_connection();
     let used = agent.measure("service", 3 * SECOND);
     let sent: Vec<u64> =
@@ -76,8 +76,9 @@ fn an_adopted_cgroup_is_still_managed_after_a_restart() {
     agent.restart();
     let task = agent.shaper().get("service");
     assert!(in_force(&task, "net_egress").1.starts_with("20 Mbit/s"), "{task:?}");
-    let mut hog = TestCgroup::run(&group.make_child("child"), None, &["spin"]);
-    thread::sleep(SECOND / 4);
+    let child = group.make_child("child");
+    let mut hog = TestCgroup::run(&child, None, &["spin"]);
+    eventually("the hog runs", || !cpu_time(&child).is_zero());
     let counted = agent.measure("service", SECOND).cores;
     hog.kill().and_then(|()| hog.wait()).unwrap();
     assert!(counted > 0.1, "{counted} cores of a child that came after the restart");

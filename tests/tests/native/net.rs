@@ -1,6 +1,6 @@
 //! Traffic: measured and limited.
 
-use std::{net::IpAddr, thread, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use shaper_tests::{
     agent::{Agent, Options, Used},
@@ -16,7 +16,7 @@ const SECOND: Duration = Duration::from_secs(1);
 /// Measures a task that sends to `sink`, after a second in which the pacing settles.
 #[track_caller]
 fn rate_after_a_second(agent: &Agent, id: &str, sink: &Sink) -> (Used, f64) {
-    thread::sleep(SECOND);
+    Window::pass(SECOND);
     let used = agent.measure(id, 3 * SECOND);
     (used, sink.rate(used.window))
 }
@@ -52,7 +52,7 @@ fn assert_a_limit_holds(to: IpAddr, flows: usize) {
 fn assert_a_lower_limit_is_followed(flows: usize, before: &str) {
     let network = NetPair::new();
     let (agent, sink) = start_sending(&network, NetPair::FAR_V4, flows, before);
-    thread::sleep(SECOND);
+    Window::pass(SECOND);
     let task = agent.shaper().set("upload", &["--net", "20mbit"]);
     assert!(in_force(&task, "net_egress").1.starts_with("20 Mbit/s"));
     let (used, received) = rate_after_a_second(&agent, "upload", &sink);

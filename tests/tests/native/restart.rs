@@ -4,7 +4,6 @@ use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, Read},
     process::Stdio,
-    thread,
     time::Duration,
 };
 
@@ -31,7 +30,7 @@ fn limits_hold_without_a_gap_while_the_agent_is_dead_and_when_it_is_back() {
     // One connection: the shares of many swing, and no swing must be taken for a gap.
     agent.run("upload", &["--net", "50mbit"], &["send", &sink.address(), "1"]);
     sink.wait_for_flows(1);
-    thread::sleep(SECOND);
+    Window::pass(SECOND);
     let before = agent.shaper().get("upload").usage;
 
     let killed_at = monotonic_ns();
@@ -43,7 +42,7 @@ fn limits_hold_without_a_gap_while_the_agent_is_dead_and_when_it_is_back() {
     assert_close("bits a second while the agent is dead", sink.rate(dead), 50e6, 3.0);
 
     agent.restart();
-    thread::sleep(SECOND);
+    Window::pass(SECOND);
     let restart = Window { from: killed_at, to: monotonic_ns() };
     let highest = sink.highest_rate(restart, SECOND / 2);
     assert!(highest < 1.1 * 50e6, "a burst of {highest:.0} bit/s over the restart");
@@ -55,7 +54,7 @@ fn limits_hold_without_a_gap_while_the_agent_is_dead_and_when_it_is_back() {
     let changed = agent.shaper().set("hog", &["--cpu", "0.2"]);
     assert_eq!((changed.pid, in_force(&changed, "cpu").1), (hog.pid, "0.2 cores"));
     agent.shaper().set("upload", &["--net", "20mbit"]);
-    thread::sleep(SECOND);
+    Window::pass(SECOND);
     agent.assert_cores("hog", 0.2, 2 * SECOND);
     assert_close("bits a second after a change", agent.measure("upload", 2 * SECOND).egress, 20e6, 3.0);
 }

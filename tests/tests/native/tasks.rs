@@ -4,8 +4,13 @@ use std::time::Duration;
 
 use shaper_core::task::{ExitStatus, Phase, TaskStatus};
 use shaper_tests::{
-    NOBODY, agent::Agent, cgroup::cpu_time, leftovers::Leftovers, process::Process, shaper::in_force,
-    time::eventually,
+    NOBODY,
+    agent::Agent,
+    cgroup::cpu_time,
+    leftovers::Leftovers,
+    process::Process,
+    shaper::in_force,
+    time::{Window, eventually},
 };
 
 fn sh(agent: &Agent, id: &str, script: &str) -> TaskStatus {
@@ -24,8 +29,8 @@ fn a_task_whose_supervisor_is_killed_goes_on_under_its_limits_and_ends_as_unknow
     supervisor.wait_for_end();
 
     let before = cpu_time(&task.cgroup);
-    std::thread::sleep(Duration::from_secs(2));
-    let cores = (cpu_time(&task.cgroup) - before).as_secs_f64() / 2.0;
+    let window = Window::pass(Duration::from_secs(2));
+    let cores = (cpu_time(&task.cgroup) - before).as_secs_f64() / window.seconds();
     assert!(process.is_alive() && cores < 0.25, "{cores} cores");
     let has_note = |agent: &Agent| agent.shaper().get("hog").notes.iter().any(|note| note.contains(NOTE));
     assert!(has_note(&agent), "nothing says that the supervisor was killed");
