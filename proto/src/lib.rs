@@ -4,6 +4,8 @@
 #![cfg_attr(feature = "server", deny(unsafe_code))]
 
 pub mod convert;
+#[cfg(feature = "server")]
+pub mod daemon;
 pub mod failpoint;
 #[cfg(feature = "server")]
 pub mod peer;

@@ -2,7 +2,6 @@
 
 use std::{
     fs, io,
-    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
@@ -12,6 +11,7 @@ use shaper_core::{
     spec::Capacity,
     units::{BitsPerSec, Bytes, Millicores, ParseQuantityError},
 };
+use shaper_proto::daemon::{self, OptionError, group_id, socket_path};
 
 use crate::kernel::hierarchy::Hierarchies;
 
@@ -82,15 +82,9 @@ pub enum OnExit {
 /// Why the options cannot be.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// A listener that would be open to others.
-    #[error(
-        "`{0}` is not the path of a Unix socket; TCP is refused until callers can be identified on it \
-         (127.0.0.1 belongs to every local user). Say, for example, /run/shaper/agent.sock"
-    )]
-    NotAUnixSocket(String),
-    /// No such group.
-    #[error("--socket-group {0}: there is no such group")]
-    NoGroup(String),
+    /// One that the broker has as well.
+    #[error(transparent)]
+    Common(#[from] OptionError),
     /// A file that must be there.
     #[error("{option}: {path} is not there; {remedy}")]
     NoFile {
@@ -115,9 +109,6 @@ pub enum ConfigError {
     /// No cgroup v2.
     #[error("no cgroup v2 is mounted; mount one: mount -t cgroup2 none /sys/fs/cgroup/unified")]
     NoCgroup2,
-    /// Two agents, one state.
-    #[error("--state-dir {0} belongs to another agent that is running")]
-    Locked(PathBuf),
     /// A file or directory.
     #[error("cannot {verb} {path}")]
     File {
@@ -233,33 +224,9 @@ impl Options {
 }
 
 impl Config {
-    /// Makes the state directory and locks it for the life of the returned file: one agent, one state.
-    pub fn lock_state(&self) -> Result<fs::File, ConfigError> {
-        let file = |verb, path: &Path| {
-            let path = path.to_owned();
-            move |source| ConfigError::File { verb, path, source }
-        };
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.state_dir)
-            .map_err(file("make", &self.state_dir))?;
-        let path = self.state_dir.join("agent.lock");
-        let lock = fs::File::create(&path).map_err(file("make", &path))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(lock),
-            Err(fs::TryLockError::WouldBlock) => Err(ConfigError::Locked(self.state_dir.clone())),
-            Err(fs::TryLockError::Error(source)) => Err(file("lock", &path)(source)),
-        }
-    }
-}
-
-fn socket_path(listen: &str) -> Result<PathBuf, ConfigError> {
-    let path = listen.strip_prefix("unix:").unwrap_or(listen);
-    if path.starts_with('/') {
-        Ok(PathBuf::from(path))
-    } else {
-        Err(ConfigError::NotAUnixSocket(listen.to_owned()))
+    /// Makes the state directory and locks it for the life of the returned file.
+    pub fn lock_state(&self) -> Result<fs::File, OptionError> {
+        daemon::lock_state(&self.state_dir, "agent")
     }
 }
 
@@ -289,34 +256,9 @@ fn capacity(list: &str) -> Result<Capacity, ConfigError> {
     Ok(capacity)
 }
 
-fn group_id(group: &str) -> Result<u32, ConfigError> {
-    if let Ok(id) = group.parse() {
-        return Ok(id);
-    }
-    let error = |source| ConfigError::File { verb: "read", path: "/etc/group".into(), source };
-    let groups = fs::read_to_string("/etc/group").map_err(error)?;
-    groups
-        .lines()
-        .map(|line| line.split(':'))
-        .find_map(|mut fields| {
-            (fields.next() == Some(group)).then(|| fields.nth(1).and_then(|id| id.parse().ok())).flatten()
-        })
-        .ok_or_else(|| ConfigError::NoGroup(group.to_owned()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_a_unix_socket_is_listened_on() {
-        assert_eq!(socket_path("/run/x.sock").unwrap(), Path::new("/run/x.sock"));
-        assert_eq!(socket_path("unix:/run/x.sock").unwrap(), Path::new("/run/x.sock"));
-        for tcp in ["127.0.0.1:7070", "tcp://0.0.0.0:1", "[::1]:7070", "localhost:1", "unix:relative", ""] {
-            let error = socket_path(tcp).unwrap_err().to_string();
-            assert!(error.contains("not the path of a Unix socket"), "{error}");
-        }
-    }
 
     #[test]
     fn a_capacity_is_read_and_what_is_no_capacity_is_refused() {
@@ -329,12 +271,5 @@ mod tests {
         for bad in ["cpu", "cpu=-1", "disk=3", "memory=lots"] {
             assert!(matches!(capacity(bad), Err(ConfigError::Capacity(_))), "{bad}");
         }
-    }
-
-    #[test]
-    fn groups_by_number_and_by_name() {
-        assert_eq!(group_id("65534").unwrap(), 65534);
-        assert_eq!(group_id("root").unwrap(), 0);
-        assert!(matches!(group_id("no-such-group"), Err(ConfigError::NoGroup(_))));
     }
 }

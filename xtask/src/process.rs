@@ -1,9 +1,11 @@
 //! Running other programs: errors name the command, and no `cargo` inherits what was meant for another one.
 
-use std::env;
 use std::ffi::{OsStr, OsString};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
+use std::time::{Duration, Instant};
+use std::{env, fs, thread};
 
 use anyhow::{Context, Result, bail};
 
@@ -14,6 +16,22 @@ pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace::root());
     command
+}
+
+/// In what time a daemon starts or ends, on a slow machine too.
+pub(crate) const READY: Duration = Duration::from_secs(30);
+
+/// Waits until a daemon that was started answers at its socket; its log is in the error when it does not.
+pub(crate) fn wait_until_ready(daemon: &mut Child, socket: &Path, log: &Path) -> Result<()> {
+    let start = Instant::now();
+    while UnixStream::connect(socket).is_err() {
+        let ended = daemon.try_wait().context("cannot wait for a daemon")?;
+        if ended.is_some() || start.elapsed() > READY {
+            bail!("it did not start:\n{}", fs::read_to_string(log).unwrap_or_default());
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 /// Runs `command` with its output on ours, and fails when it does.

@@ -2,7 +2,6 @@
 //! `target/up`; `cargo xtask up --down` releases everything and stops them.
 
 use std::fs;
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args as ClapArgs;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
-use crate::{bins, ebpf, workspace};
+use crate::{bins, ebpf, process, workspace};
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -21,7 +20,6 @@ pub(crate) struct Args {
     down: bool,
 }
 
-const READY: Duration = Duration::from_secs(30);
 const DAEMONS: [&str; 2] = ["shaper-broker", "shaper-agent"];
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -69,16 +67,7 @@ fn start(folder: &Path, name: &str, command: &mut Command, socket: &Path) -> Res
     let pid_file = pid_file(folder, name);
     fs::write(&pid_file, child.id().to_string())
         .with_context(|| format!("cannot write {}", pid_file.display()))?;
-    let begun = Instant::now();
-    while UnixStream::connect(socket).is_err() {
-        if child.try_wait().with_context(|| format!("cannot wait for {name}"))?.is_some()
-            || begun.elapsed() > READY
-        {
-            bail!("{name} did not start:\n{}", fs::read_to_string(&log).unwrap_or_default());
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
+    process::wait_until_ready(&mut child, socket, &log).with_context(|| format!("{name} is not ready"))
 }
 
 fn down(folder: &Path) -> Result<()> {
@@ -91,7 +80,7 @@ fn down(folder: &Path) -> Result<()> {
         kill_process(pid, Signal::TERM).with_context(|| format!("cannot stop {name}"))?;
         let begun = Instant::now();
         while test_kill_process(pid).is_ok() {
-            if begun.elapsed() > READY {
+            if begun.elapsed() > process::READY {
                 bail!("{name}, pid {}, does not end", pid.as_raw_nonzero());
             }
             std::thread::sleep(Duration::from_millis(20));

@@ -2,10 +2,8 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{self as this_process, Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -31,8 +29,6 @@ pub(super) struct Node {
     cgroup_root: PathBuf,
     bpffs_dir: PathBuf,
 }
-
-const READY: Duration = Duration::from_secs(30);
 
 impl Node {
     /// Starts an agent in the node's network namespace, with paths of its own for everything.
@@ -75,7 +71,7 @@ impl Node {
         let broker = membership.map(|with| with.broker.to_owned());
         let mut node =
             Node { broker, shaper: bins.bin("shaper"), agent, folder, socket, cgroup_root, bpffs_dir };
-        wait_until_ready(&mut node.agent, &node.socket, &log)?;
+        process::wait_until_ready(&mut node.agent, &node.socket, &log)?;
         Ok(node)
     }
 
@@ -168,7 +164,7 @@ impl Broker {
             .spawn()
             .context("cannot start the broker")?;
         let mut broker = Broker { process, folder, socket };
-        wait_until_ready(&mut broker.process, &broker.socket, &log)?;
+        process::wait_until_ready(&mut broker.process, &broker.socket, &log)?;
         Ok(broker)
     }
 
@@ -188,20 +184,6 @@ fn folder(part: &str) -> Result<PathBuf> {
     let folder = std::env::temp_dir().join(format!("shaper-demo-{}", this_process::id())).join(part);
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     Ok(folder)
-}
-
-fn wait_until_ready(process: &mut Child, socket: &Path, log: &Path) -> Result<()> {
-    let start = Instant::now();
-    loop {
-        if UnixStream::connect(socket).is_ok() {
-            return Ok(());
-        }
-        let ended = process.try_wait().context("cannot wait for a process of the demo")?;
-        if ended.is_some() || start.elapsed() > READY {
-            bail!("it did not start:\n{}", fs::read_to_string(log).unwrap_or_default());
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 fn stop(process: &mut Child, folder: &Path) {
