@@ -55,6 +55,11 @@ impl Handle {
         answer.await.map_err(|_| ActorError::Stopped)
     }
 
+    /// Runs `job` on the node when its turn comes, unless its queue is full.
+    pub fn try_tell(&self, job: impl FnOnce(&mut Node) + Send + 'static) {
+        let _ = self.jobs.try_send(Box::new(job));
+    }
+
     /// Runs `job` on the node when its turn comes, however long the queue.
     pub async fn tell(&self, job: impl FnOnce(&mut Node) + Send + 'static) {
         // A node that has stopped needs no telling.

@@ -55,6 +55,8 @@ pub struct Target {
     pub v1_cpu: Option<V1Group>,
     /// Its group in the v1 memory hierarchy, on a hybrid host.
     pub v1_memory: Option<V1Group>,
+    /// Its group in the v1 blkio hierarchy, on a hybrid host: block IO is charged there.
+    pub v1_io: Option<V1Group>,
     /// Its slot in the kernel programs' tables.
     pub slot: u32,
     /// Whether anything has run in it that may have opened a socket.
@@ -218,19 +220,6 @@ pub fn memory_in_use(target: &Target) -> Result<Option<Bytes>, ActuateError> {
     match mechanism(target, Knob::Memory) {
         Ok(Mechanism::File(cgroup, _)) => Ok(cgroup.read("memory.current")?.parse().ok().map(Bytes)),
         Ok(Mechanism::V1Memory(group)) => Ok(Some(Bytes(group.memory_usage()?))),
-        _ => Ok(None),
-    }
-}
-
-/// How long the CPU limit has stopped the task so far, ns, where a controller says so.
-pub fn throttled_ns(target: &Target) -> Result<Option<u64>, ActuateError> {
-    let number = |text: &str, name: &str, scale: u64| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.and_then(|value| value.parse::<u64>().ok()).map(|value| value * scale)
-    };
-    match mechanism(target, Knob::Cpu) {
-        Ok(Mechanism::File(cgroup, _)) => Ok(number(&cgroup.read("cpu.stat")?, "throttled_usec", 1000)),
-        Ok(Mechanism::V1Cpu(group)) => Ok(number(&group.cpu_stat()?, "throttled_time", 1)),
         _ => Ok(None),
     }
 }

@@ -7,6 +7,7 @@ use std::{
 
 use clap::{Parser, ValueEnum};
 
+use shaper_common::abi::{SLOT_FIRST, SLOTS, SLOTS_MAX};
 use shaper_core::{
     spec::Capacity,
     units::{BitsPerSec, Bytes, Millicores, ParseQuantityError},
@@ -59,6 +60,10 @@ pub struct Options {
     /// is this agent's operator: trust them as you trust root
     #[arg(long)]
     pub allow_root_tasks: bool,
+    /// How many tasks this node can hold at once. The kernel's tables for them take 0.7 MiB a CPU for each 1,000;
+    /// takes effect where no earlier agent has left any (see `shaper release --all`)
+    #[arg(long, value_name = "N", default_value_t = SLOTS - SLOT_FIRST)]
+    pub max_tasks: u32,
     /// How many tasks a user other than root may have at once
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub max_tasks_per_user: usize,
@@ -106,6 +111,9 @@ pub enum ConfigError {
     /// A capacity that is not one.
     #[error("--capacity: {0}; say, for example, cpu=2,memory=4Gi,network=1gbit")]
     Capacity(String),
+    /// More tasks than the tables can be made for, or none.
+    #[error("--max-tasks: {0} is not from 1 to {max}", max = SLOTS_MAX - SLOT_FIRST)]
+    MaxTasks(u32),
     /// No cgroup v2.
     #[error("no cgroup v2 is mounted; mount one: mount -t cgroup2 none /sys/fs/cgroup/unified")]
     NoCgroup2,
@@ -152,6 +160,8 @@ pub struct Config {
     pub capacity_is_configured: bool,
     /// Whether tasks may run as root.
     pub allow_root_tasks: bool,
+    /// Tasks.
+    pub max_tasks: u32,
     /// Tasks per user.
     pub max_tasks_per_user: usize,
     /// On SIGTERM.
@@ -164,6 +174,9 @@ impl Options {
     /// Checks everything; changes nothing.
     pub fn check(self) -> Result<Config, ConfigError> {
         let socket = socket_path(&self.listen)?;
+        if !(1..=SLOTS_MAX - SLOT_FIRST).contains(&self.max_tasks) {
+            return Err(ConfigError::MaxTasks(self.max_tasks));
+        }
         let socket_gid = group_id(&self.socket_group)?;
         let beside = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned));
         let beside = |name: &str| beside.as_ref().map(|directory| directory.join(name));
@@ -216,6 +229,7 @@ impl Options {
             capacity,
             capacity_is_configured,
             allow_root_tasks: self.allow_root_tasks,
+            max_tasks: self.max_tasks,
             max_tasks_per_user: self.max_tasks_per_user,
             on_exit: self.on_exit,
             debug_bpf: self.debug_bpf,

@@ -246,6 +246,47 @@ impl Agent for AgentService {
         Ok(Response::new(v1::ReleaseResponse { done }))
     }
 
+    async fn get_snapshot(
+        &self,
+        request: Request<v1::GetSnapshotRequest>,
+    ) -> Result<Response<v1::NodeSnapshot>, Status> {
+        let caller = caller(&request)?;
+        let snapshot = self.ask(move |node| Ok(node.snapshot(&caller))).await?;
+        Ok(Response::new(snapshot.into()))
+    }
+
+    type WatchSnapshotsStream = Pin<Box<dyn Stream<Item = Result<v1::NodeSnapshot, Status>> + Send>>;
+
+    async fn watch_snapshots(
+        &self,
+        request: Request<v1::WatchSnapshotsRequest>,
+    ) -> Result<Response<Self::WatchSnapshotsStream>, Status> {
+        let caller = caller(&request)?;
+        let permit = self.admit(&caller)?;
+        let mut stocks = self.ask(|node| Ok(node.stocks())).await?;
+        let (snapshots, stream) = mpsc::channel(1);
+        let node = self.node.clone();
+        tokio::spawn(async move {
+            loop {
+                let of_caller = caller.clone();
+                let snapshot = node.call(move |node| node.snapshot(&of_caller)).await;
+                let snapshot = snapshot.map(Into::into).map_err(unavailable);
+                let is_last = snapshot.is_err();
+                if snapshots.send(snapshot).await.is_err() || is_last {
+                    break;
+                }
+                tokio::select! {
+                    changed = stocks.changed() => if changed.is_err() {
+                        break;
+                    },
+                    () = snapshots.closed() => break,
+                }
+            }
+            drop(permit);
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
     async fn doctor(
         &self,
         _request: Request<v1::DoctorRequest>,

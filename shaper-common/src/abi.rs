@@ -1,13 +1,26 @@
 //! The layout of the maps. A change here that is not purely additive raises [`LAYOUT`], which is
 //! part of the path under bpffs: agents of different layouts never share a map.
 
-/// Version of everything below; the pins live under `<bpffs-dir>/v<LAYOUT>/`.
-pub const LAYOUT: u32 = 1;
+use crate::hist::Histogram;
 
-/// Number of slots: the managed cgroups that one agent can hold at once, plus the reserved ones.
+/// Version of everything below; the pins live under `<bpffs-dir>/v<LAYOUT>/`.
+pub const LAYOUT: u32 = 2;
+
+/// Slots unless the agent is told otherwise: the managed cgroups that it can hold at once, plus the reserved
+/// ones. Maps of one entry per slot and CPU hold it at `cpu * slots + slot`: each CPU writes pages of its own,
+/// and the agent, which has the maps in its memory, reads without a system call.
 pub const SLOTS: u32 = 1024;
+/// The most slots that an agent can ask for.
+pub const SLOTS_MAX: u32 = 16_384;
 /// Entries of the table cgroup id → slot: managed cgroups and their descendants.
-pub const CGROUPS: u32 = 16_384;
+pub const CGROUPS: u32 = 65_536;
+/// Of them: those that cgroups get when they are made below a managed one. The others are the agent's, so that
+/// no task can leave it without room.
+pub const CGROUPS_INHERITED: u64 = 32_768;
+/// Entries of the table of block IO: pairs of a slot and a device, times directions.
+pub const IO_ENTRIES: u32 = 16_384;
+/// Bytes of the ring of events.
+pub const EVENT_BYTES: u32 = 256 << 10;
 
 /// Traffic that no socket of this machine owns (forwarded, kernel) and CPU time of the idle task.
 pub const SLOT_NOBODY: u32 = 0;
@@ -16,8 +29,46 @@ pub const SLOT_UNMANAGED: u32 = 1;
 /// The first slot that a task can have.
 pub const SLOT_FIRST: u32 = 2;
 
-/// What a CPU is running: written by `sched_switch` on that CPU only.
+/// An entry of the table cgroup id → slot.
 #[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CgroupSlot {
+    /// The slot.
+    pub slot: u32,
+    /// 1: the kernel made the entry, for a cgroup below a managed one; 0: the agent did.
+    pub inherited: u32,
+}
+
+/// What all programs look at, and what they tell about themselves.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Control {
+    /// Grows with each look of the agent; what a slot's [`Activity`] is set to. Written by the agent.
+    pub epoch: u32,
+    /// Grows with each change of the agent's to the table of cgroups: what CPUs remember of it is void.
+    pub generation: u32,
+    /// Cgroups below managed ones that the table had no room for. Once this is not 0, a cgroup that is not
+    /// in the table is looked up by its ancestors.
+    pub without_entry: u64,
+    /// Entries that are inherited now.
+    pub inherited: u64,
+    /// Events that the ring had no room for.
+    pub events_lost: u64,
+    /// Block IO that the table had no room for.
+    pub io_uncounted: u64,
+    /// Which of the tracing programs count: those that were loaded with this number. (Where a new agent replaces
+    /// them, both are attached for an instant.) Written by the agent.
+    pub instance: u32,
+    /// Nothing.
+    pub reserved: u32,
+}
+
+/// When a slot was last active: [`Control::epoch`] of that moment. One word a slot, so that the agent sees in a few
+/// cache lines which slots it has to read.
+pub type Activity = u32;
+
+/// What a CPU is running: written by `sched_switch` on that CPU only.
+#[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CpuState {
     /// `CLOCK_MONOTONIC`, ns, when the running task was switched in; 0 before the first switch.
@@ -26,16 +77,101 @@ pub struct CpuState {
     pub slot: u32,
     /// Its thread id; 0 is the CPU's idle task.
     pub pid: u32,
+    /// The last cgroup that was looked up here …
+    pub cgroup_id: u64,
+    /// … its slot …
+    pub cgroup_slot: u32,
+    /// … and [`Control::generation`] of then.
+    pub generation: u32,
 }
 
 /// CPU time of a slot, on one CPU.
-#[repr(C)]
+#[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CpuStat {
     /// Time on the CPU, ns, up to the last switch.
     pub run_ns: u64,
     /// Times that a task of the slot was switched out.
     pub switches: u64,
+    /// Of them: while it could have gone on, for another task.
+    pub preemptions: u64,
+    /// Of those: for a task of another slot.
+    pub preemptions_by_others: u64,
+    /// Time that its tasks waited in the run queue of this CPU, ns; how long each waited is in the histogram.
+    pub wait_ns: u64,
+    /// The slot that preempted it last.
+    pub preempted_by: u32,
+    /// Nothing; keeps the rest in one place.
+    pub reserved: u32,
+}
+
+/// Use of a quota in the window that is open: written by `sched_stat_runtime` on all CPUs.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Budget {
+    /// CPU time in a window from which on the agent is told, ns; 0: never. Written by the agent.
+    pub warn_ns: u64,
+    /// Length of a window, ns. Written by the agent.
+    pub window_ns: u64,
+    /// When the window began, `CLOCK_MONOTONIC` ns.
+    pub start_ns: u64,
+    /// CPU time used in it so far, ns.
+    pub used_ns: u64,
+}
+
+/// `Event::kind`: a slot is about to use up its CPU quota; the value is what it has used in the window, ns.
+pub const EVENT_BUDGET: u32 = 1;
+
+/// `Event::kind`: a cgroup that the agent has given a slot was removed; the value is its id.
+pub const EVENT_GONE: u32 = 2;
+
+/// What the kernel programs tell at once.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Event {
+    /// `CLOCK_MONOTONIC`, ns.
+    pub at_ns: u64,
+    /// What it says depends on the kind.
+    pub value: u64,
+    /// One of `EVENT_*`.
+    pub kind: u32,
+    /// Whom it is about.
+    pub slot: u32,
+}
+
+/// Direction of block IO in [`IoKey`].
+pub const IO_READ: u32 = 0;
+/// Direction of block IO in [`IoKey`].
+pub const IO_WRITE: u32 = 1;
+/// Direction of block IO in [`IoKey`]: discards, which carry no data.
+pub const IO_DISCARD: u32 = 2;
+
+/// Whose block IO, on which device, in which direction.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct IoKey {
+    /// The slot of the cgroup that the request is charged to.
+    pub slot: u32,
+    /// The whole device, as the kernel numbers it inside: major << 20 | minor.
+    pub device: u32,
+    /// One of `IO_*`.
+    pub direction: u32,
+}
+
+/// Block IO that has completed, on one CPU.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IoStat {
+    /// How long the operations took, from the start of the request on.
+    pub latency: Histogram,
+    /// Bytes.
+    pub bytes: u64,
+    /// Operations, counted as io.stat does: each bio of a merged request.
+    pub operations: u64,
+    /// Sum of the latencies, ns.
+    pub latency_ns: u64,
+    /// Requests without a time of start: the device's `iostats` are off.
+    pub untimed: u64,
 }
 
 /// A count of packets, on one CPU.
@@ -49,13 +185,21 @@ pub struct PacketCount {
 }
 
 /// Traffic of a slot, on one CPU.
-#[repr(C)]
+#[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NetStat {
     /// Sent by sockets of the slot (cgroup_skb egress).
     pub egress: PacketCount,
     /// Received by sockets of the slot (cgroup_skb ingress).
     pub ingress: PacketCount,
+    /// Of what was sent: buffers with a congestion mark (ECN CE).
+    pub egress_marks: u64,
+    /// Of what was received, likewise.
+    pub ingress_marks: u64,
+    /// TCP segments that were sent again.
+    pub retransmits: u64,
+    /// Nothing.
+    pub reserved: u64,
 }
 
 /// `Pace::mode`: the slot has no ceiling and its sockets are left alone.
@@ -101,10 +245,16 @@ pub struct SocketState {
 }
 
 const _: () = {
-    assert!(size_of::<CpuState>() == 16);
-    assert!(size_of::<CpuStat>() == 16);
+    assert!(size_of::<CgroupSlot>() == 8);
+    assert!(size_of::<Control>() == 64);
+    assert!(size_of::<CpuState>() == 64);
+    assert!(size_of::<CpuStat>() == 64);
+    assert!(size_of::<Budget>() == 64);
+    assert!(size_of::<Event>() == 24);
+    assert!(size_of::<IoKey>() == 12);
+    assert!(size_of::<IoStat>() == 320);
     assert!(size_of::<PacketCount>() == 16);
-    assert!(size_of::<NetStat>() == 32);
+    assert!(size_of::<NetStat>() == 64);
     assert!(size_of::<Pace>() == 64 && align_of::<Pace>() == 64);
     assert!(size_of::<SocketState>() == 8);
 };

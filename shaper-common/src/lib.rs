@@ -9,5 +9,6 @@
 #![warn(missing_docs)]
 
 pub mod abi;
+pub mod hist;
 pub mod pace;
 pub mod wire;

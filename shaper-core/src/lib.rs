@@ -10,6 +10,7 @@ pub mod id;
 pub mod limits;
 pub mod place;
 pub mod share;
+pub mod snapshot;
 pub mod spec;
 pub mod task;
 pub mod units;

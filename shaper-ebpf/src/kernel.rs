@@ -6,6 +6,8 @@
 
 use core::ptr::read_volatile;
 
+use shaper_common::abi::IO_DISCARD;
+
 macro_rules! offsets {
     ($($(#[$doc:meta])* $name:ident;)*) => {
         $($(#[$doc])* #[unsafe(no_mangle)] static $name: u64 = 0;)*
@@ -17,6 +19,14 @@ offsets! {
     OFF_TASK_CGROUPS;
     /// task_struct.pid
     OFF_TASK_PID;
+    /// task_struct.sched_info.last_queued
+    OFF_TASK_LAST_QUEUED;
+    /// task_struct.se.cfs_rq
+    OFF_TASK_CFS_RQ;
+    /// cfs_rq.rq
+    OFF_CFS_RQ_RQ;
+    /// rq.clock
+    OFF_RQ_CLOCK;
     /// task_struct.se.sum_exec_runtime
     OFF_TASK_EXEC_RUNTIME;
     /// task_struct.se.prev_sum_exec_runtime
@@ -35,6 +45,30 @@ offsets! {
     OFF_CSS_CGROUP;
     /// kernfs_node.id
     OFF_KERNFS_NODE_ID;
+    /// request.bio
+    OFF_REQUEST_BIO;
+    /// request.__data_len
+    OFF_REQUEST_DATA_LEN;
+    /// request.cmd_flags
+    OFF_REQUEST_CMD_FLAGS;
+    /// request.start_time_ns
+    OFF_REQUEST_START_TIME_NS;
+    /// request.q
+    OFF_REQUEST_QUEUE;
+    /// request_queue.disk
+    OFF_REQUEST_QUEUE_DISK;
+    /// gendisk.major
+    OFF_GENDISK_MAJOR;
+    /// gendisk.first_minor
+    OFF_GENDISK_FIRST_MINOR;
+    /// bio.bi_next
+    OFF_BIO_NEXT;
+    /// bio.bi_blkg
+    OFF_BIO_BLKG;
+    /// blkcg_gq.blkcg
+    OFF_BLKG_BLKCG;
+    /// blkcg.css.cgroup
+    OFF_BLKCG_CGROUP;
     /// tcp_sock.inet_conn.icsk_inet.sk.sk_cgrp_data.cgroup
     OFF_TCP_SOCK_CGROUP;
     /// tcp_sock.inet_conn.icsk_inet.sk.sk_max_pacing_rate
@@ -123,6 +157,23 @@ impl Task {
         unsafe { field(self.0, &OFF_TASK_PID) }
     }
 
+    /// How long it has waited in the run queue of the CPU that it is about to run on, ns, by that queue's own clock:
+    /// since it was woken, made or preempted. 0 if that is not known.
+    #[inline(always)]
+    pub fn waited(self) -> u64 {
+        // SAFETY: plain words; whatever class a task has, se.cfs_rq is that of its group on its CPU, and its queue
+        // is locked by whoever switches to it, who has just brought the clock up to date.
+        unsafe {
+            let queued: u64 = field(self.0, &OFF_TASK_LAST_QUEUED);
+            if queued == 0 {
+                return 0;
+            }
+            let cfs_rq: *const u8 = field(self.0, &OFF_TASK_CFS_RQ);
+            let rq: *const u8 = field(cfs_rq, &OFF_CFS_RQ_RQ);
+            field::<u64>(rq, &OFF_RQ_CLOCK).saturating_sub(queued)
+        }
+    }
+
     /// The scheduler's own count of how long it has run, ns, since it was picked the last time. Of a task of
     /// another class than the fair one it is too long: since it was last fair, or since it began.
     #[inline(always)]
@@ -142,6 +193,105 @@ impl Task {
         unsafe {
             let set: *const u8 = field(self.0, &OFF_TASK_CGROUPS);
             Cgroup(field(set, &OFF_CSS_SET_DFL_CGRP))
+        }
+    }
+}
+
+/// A `struct request`, of block IO.
+#[derive(Clone, Copy)]
+pub struct Request(*const u8);
+
+/// `req_op`: the low byte of cmd_flags.
+const REQ_OP_MASK: u32 = 0xff;
+const REQ_OP_DISCARD: u32 = 3;
+const REQ_OP_SECURE_ERASE: u32 = 5;
+/// Most bios of a merged request that are counted one by one.
+const BIOS: u64 = 512;
+
+impl Request {
+    /// # Safety
+    /// `pointer` is a `struct request *` from a tracepoint argument.
+    #[inline(always)]
+    pub unsafe fn from_ptr(pointer: *const u8) -> Request {
+        Request(pointer)
+    }
+
+    /// The cgroup that it is charged to, in the hierarchy that has the io (v1: blkio) controller; `None` for a
+    /// request without data or owner, such as a flush of the kernel's.
+    #[inline(always)]
+    pub fn cgroup(self) -> Option<Cgroup> {
+        // SAFETY: the verifier knows the types; a bio that is in a request has a blkg, unless it never had an owner.
+        unsafe {
+            let bio: *const u8 = field(self.0, &OFF_REQUEST_BIO);
+            if bio.is_null() {
+                return None;
+            }
+            let blkg: *const u8 = field(bio, &OFF_BIO_BLKG);
+            if blkg.is_null() {
+                return None;
+            }
+            let blkcg: *const u8 = field(blkg, &OFF_BLKG_BLKCG);
+            let cgroup: *const u8 = field(blkcg, &OFF_BLKCG_CGROUP);
+            if cgroup.is_null() { None } else { Some(Cgroup(cgroup)) }
+        }
+    }
+
+    /// How many bios it was merged of, at most [`BIOS`].
+    #[inline(always)]
+    pub fn bios(self) -> u64 {
+        // SAFETY: the verifier knows the types; the list ends with null.
+        unsafe {
+            let mut bio: *const u8 = field(self.0, &OFF_REQUEST_BIO);
+            let mut count = 0;
+            while count < BIOS {
+                if bio.is_null() {
+                    break;
+                }
+                count += 1;
+                bio = field(bio, &OFF_BIO_NEXT);
+            }
+            count
+        }
+    }
+
+    /// Bytes that it still has to carry.
+    #[inline(always)]
+    pub fn remaining_bytes(self) -> u32 {
+        // SAFETY: a plain word.
+        unsafe { field(self.0, &OFF_REQUEST_DATA_LEN) }
+    }
+
+    /// `IO_READ`, `IO_WRITE` or `IO_DISCARD`, told apart as io.stat does.
+    #[inline(always)]
+    pub fn direction(self) -> u32 {
+        // SAFETY: a plain word.
+        let operation = unsafe { field::<u32>(self.0, &OFF_REQUEST_CMD_FLAGS) } & REQ_OP_MASK;
+        if operation == REQ_OP_DISCARD || operation == REQ_OP_SECURE_ERASE {
+            IO_DISCARD
+        } else {
+            // An odd operation carries data to the device.
+            operation & 1
+        }
+    }
+
+    /// When it was made, `CLOCK_MONOTONIC` ns; 0 if the device does not keep that.
+    #[inline(always)]
+    pub fn start_ns(self) -> u64 {
+        // SAFETY: a plain word.
+        unsafe { field(self.0, &OFF_REQUEST_START_TIME_NS) }
+    }
+
+    /// The whole device, as the kernel numbers it inside; 0 for one without a disk.
+    #[inline(always)]
+    pub fn device(self) -> u32 {
+        // SAFETY: the verifier knows the types; the reads of a null pointer give 0.
+        unsafe {
+            let queue: *const u8 = field(self.0, &OFF_REQUEST_QUEUE);
+            let disk: *const u8 = field(queue, &OFF_REQUEST_QUEUE_DISK);
+            if disk.is_null() {
+                return 0;
+            }
+            field::<u32>(disk, &OFF_GENDISK_MAJOR) << 20 | field::<u32>(disk, &OFF_GENDISK_FIRST_MINOR)
         }
     }
 }

@@ -4,7 +4,7 @@
 //! They are attached once, for all tasks: a task is an entry in a map, never a program of its own.
 //! Nothing here sends an event per packet or per switch.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
-#![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch, core_intrinsics))]
 #![cfg_attr(target_arch = "bpf", allow(internal_features, reason = "atomic.rs says why"))]
 
 #[cfg(target_arch = "bpf")]
@@ -15,6 +15,8 @@ mod kernel;
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod programs;
+#[cfg(target_arch = "bpf")]
+mod slots;
 
 #[cfg(target_arch = "bpf")]
 #[panic_handler]

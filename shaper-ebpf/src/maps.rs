@@ -1,35 +1,95 @@
 //! The maps. All but the socket storage are pinned by name, so that a new agent finds them as they
 //! are. (A socket that is forgotten is only counted as active once more.)
+//!
+//! The agent has most of them in its memory and reads without a system call. A map with an entry per slot and
+//! CPU is an array that is laid out by CPU; the agent gives it its size before the load.
 
 use aya_ebpf::{
-    bindings::BPF_F_MMAPABLE,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps::SkStorage,
+    helpers::bpf_get_smp_processor_id,
     macros::{btf_map, map},
-    maps::{Array, HashMap, PerCpuArray},
+    maps::{Array, HashMap, PerCpuHashMap, RingBuf},
 };
-use shaper_common::abi::{
-    CGROUPS, CpuStat, CpuState, NetStat, Pace, PacketCount, SLOT_NOBODY, SLOT_UNMANAGED, SLOTS, SocketState,
+use core::{arch::asm, ptr::read_volatile};
+use shaper_common::{
+    abi::{
+        Activity, Budget, CGROUPS, CgroupSlot, Control, CpuStat, CpuState, EVENT_BYTES, Event, IO_ENTRIES,
+        IoKey, IoStat, NetStat, Pace, PacketCount, SLOT_FIRST, SLOTS, SocketState,
+    },
+    hist::{self, BUCKETS, Histogram},
 };
+
+use crate::atomic;
+
+/// Slots in the arrays below: what the agent has made them for.
+#[unsafe(no_mangle)]
+static SLOT_COUNT: u32 = SLOTS;
+
+/// The number of these programs, which the agent gives them.
+#[unsafe(no_mangle)]
+static INSTANCE: u32 = 0;
+
+/// Whether these programs are those that count. Tracing programs are replaced by attaching the new ones beside the
+/// old; they change places at one moment.
+#[inline(always)]
+pub fn is_on_duty() -> bool {
+    match CONTROL.get_ptr(0) {
+        // SAFETY: a word of a live map value; a frozen global.
+        Some(control) => unsafe {
+            atomic::load(&raw const (*control).instance) == read_volatile(&raw const INSTANCE)
+        },
+        None => false,
+    }
+}
 
 /// cgroup v2 id → slot, for each managed cgroup and, by `cgroup_mkdir`, for each one below it.
 #[map]
-pub static CGROUP_SLOT: HashMap<u64, u32> = HashMap::pinned(CGROUPS, 0);
+pub static CGROUP_SLOT: HashMap<u64, CgroupSlot> = HashMap::pinned(CGROUPS, 0);
 
-/// What this CPU runs.
+/// The same for cgroups of the v1 hierarchy with the blkio controller: ids of it are another number space.
 #[map]
-pub static CPU_STATE: PerCpuArray<CpuState> = PerCpuArray::pinned(1, 0);
+pub static V1_SLOT: HashMap<u64, CgroupSlot> = HashMap::pinned(CGROUPS, BPF_F_NO_PREALLOC);
 
-/// CPU time by slot.
+/// What all programs look at.
 #[map]
-pub static CPU_STAT: PerCpuArray<CpuStat> = PerCpuArray::pinned(SLOTS, 0);
+pub static CONTROL: Array<Control> = Array::pinned(1, BPF_F_MMAPABLE);
 
-/// Traffic of sockets by slot.
+/// When each slot was last active.
 #[map]
-pub static NET_STAT: PerCpuArray<NetStat> = PerCpuArray::pinned(SLOTS, 0);
+pub static ACTIVITY: Array<Activity> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
 
-/// Traffic leaving the uplinks by slot.
+/// What each CPU runs, by CPU.
 #[map]
-pub static UPLINK_STAT: PerCpuArray<PacketCount> = PerCpuArray::pinned(SLOTS, 0);
+pub static CPU_STATE: Array<CpuState> = Array::pinned(1, BPF_F_MMAPABLE);
+
+/// CPU time, by CPU and slot.
+#[map]
+pub static CPU_STAT: Array<CpuStat> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
+
+/// Run-queue delay, by CPU and slot.
+#[map]
+pub static CPU_WAIT: Array<Histogram> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
+
+/// Use of CPU quotas, by slot.
+#[map]
+pub static BUDGET: Array<Budget> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
+
+/// Block IO.
+#[map]
+pub static IO_STAT: PerCpuHashMap<IoKey, IoStat> = PerCpuHashMap::pinned(IO_ENTRIES, BPF_F_NO_PREALLOC);
+
+/// Traffic of sockets, by CPU and slot.
+#[map]
+pub static NET_STAT: Array<NetStat> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
+
+/// Round-trip times, by CPU and slot.
+#[map]
+pub static ROUND_TRIP: Array<Histogram> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
+
+/// Traffic leaving the uplinks, by CPU and slot.
+#[map]
+pub static UPLINK_STAT: Array<PacketCount> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
 
 /// TCP pacing by slot.
 #[map]
@@ -39,20 +99,74 @@ pub static PACE: Array<Pace> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
 #[btf_map]
 pub static SOCKET_STATE: SkStorage<SocketState> = SkStorage::new();
 
-/// Entries that `CGROUP_SLOT` had no room for: their cgroups are not measured.
+/// What the agent is told at once: seldom, and never per packet or switch.
 #[map]
-pub static SLOT_TABLE_FULL: Array<u64> = Array::pinned(1, 0);
+pub static EVENTS: RingBuf = RingBuf::pinned(EVENT_BYTES, 0);
 
-/// The slot of a cgroup id; 0 means that no socket or no full socket was there.
+/// The entry of a slot on this CPU, in a map that is laid out by CPU.
 #[inline(always)]
-pub fn slot_of(cgroup_id: u64) -> u32 {
-    if cgroup_id == 0 {
-        return SLOT_NOBODY;
+pub fn of_slot<T>(map: &Array<T>, slot: u32) -> Option<*mut T> {
+    // SAFETY: a frozen global; the number of this CPU.
+    let index = unsafe { bpf_get_smp_processor_id() as u32 * read_volatile(&raw const SLOT_COUNT) + slot };
+    map.get_ptr_mut(index)
+}
+
+/// Counts a duration of a slot, on this CPU.
+///
+/// # Safety
+/// Nothing else on this CPU writes the map meanwhile: a count could be lost then.
+#[inline(always)]
+pub unsafe fn record(map: &Array<Histogram>, slot: u32, ns: u64, shift: u32) {
+    if let Some(histogram) = of_slot(map, slot) {
+        // SAFETY: a live map value, and the caller's promise.
+        unsafe { count(&raw mut (*histogram).counts, ns, shift) };
     }
-    // SAFETY: the entry is a plain u32; a concurrent change gives the old or the new slot.
-    match unsafe { CGROUP_SLOT.get(cgroup_id) } {
-        Some(slot) => *slot,
-        None => SLOT_UNMANAGED,
+}
+
+/// Counts a duration.
+///
+/// # Safety
+/// `counts` is in a live map value, which nothing else on this CPU writes meanwhile.
+#[inline(always)]
+pub unsafe fn count(counts: *mut [u32; BUCKETS], ns: u64, shift: u32) {
+    let mut index = hist::index(ns, shift);
+    // SAFETY: one instruction on one register. The compiler knows that the index is in bounds and would leave the
+    // mask out, but the verifier must see it.
+    unsafe {
+        asm!("{0} &= {1}", inout(reg) index, const BUCKETS - 1, options(pure, nomem, nostack, preserves_flags));
+    }
+    // SAFETY: the index is in bounds.
+    unsafe {
+        let count = counts.cast::<u32>().add(index);
+        *count = (*count).wrapping_add(1);
+    }
+}
+
+/// Notes that a slot was active since the agent last looked.
+#[inline(always)]
+pub fn touch(slot: u32) {
+    if slot < SLOT_FIRST {
+        return;
+    }
+    if let (Some(control), Some(activity)) = (CONTROL.get_ptr(0), ACTIVITY.get_ptr_mut(slot)) {
+        // SAFETY: live map values, of whose words any value is as good as the one before.
+        unsafe {
+            let epoch = atomic::load(&raw const (*control).epoch);
+            if atomic::load(activity) != epoch {
+                atomic::store(activity, epoch);
+            }
+        }
+    }
+}
+
+/// Tells the agent.
+#[inline(always)]
+pub fn tell(event: &Event) {
+    if EVENTS.output::<Event>(event, 0).is_err()
+        && let Some(control) = CONTROL.get_ptr_mut(0)
+    {
+        // SAFETY: an aligned word of a live map value.
+        unsafe { atomic::fetch_add(&raw mut (*control).events_lost, 1) };
     }
 }
 
@@ -60,8 +174,14 @@ pub fn slot_of(cgroup_id: u64) -> u32 {
 /// above name them in type parameters only), where a test compares it with the agent's.
 #[repr(C)]
 pub struct Layouts {
+    cgroup_slot: CgroupSlot,
+    control: Control,
     cpu_state: CpuState,
     cpu_stat: CpuStat,
+    budget: Budget,
+    event: Event,
+    io_key: IoKey,
+    io_stat: IoStat,
     net_stat: NetStat,
     pace: Pace,
 }

@@ -179,6 +179,10 @@ fn kind(info: u32) -> u32 {
 pub const OFFSETS: &[(&str, &str, &[&str])] = &[
     ("OFF_TASK_CGROUPS", "task_struct", &["cgroups"]),
     ("OFF_TASK_PID", "task_struct", &["pid"]),
+    ("OFF_TASK_LAST_QUEUED", "task_struct", &["sched_info", "last_queued"]),
+    ("OFF_TASK_CFS_RQ", "task_struct", &["se", "cfs_rq"]),
+    ("OFF_CFS_RQ_RQ", "cfs_rq", &["rq"]),
+    ("OFF_RQ_CLOCK", "rq", &["clock"]),
     ("OFF_TASK_EXEC_RUNTIME", "task_struct", &["se", "sum_exec_runtime"]),
     ("OFF_TASK_EXEC_RUNTIME_BEFORE", "task_struct", &["se", "prev_sum_exec_runtime"]),
     ("OFF_CSS_SET_DFL_CGRP", "css_set", &["dfl_cgrp"]),
@@ -201,6 +205,22 @@ pub const OFFSETS: &[(&str, &str, &[&str])] = &[
     ),
 ];
 
+/// Those of `programs/io.rs`: a kernel without block IO accounting by cgroup lacks some.
+pub const IO_OFFSETS: &[(&str, &str, &[&str])] = &[
+    ("OFF_REQUEST_BIO", "request", &["bio"]),
+    ("OFF_REQUEST_DATA_LEN", "request", &["__data_len"]),
+    ("OFF_REQUEST_CMD_FLAGS", "request", &["cmd_flags"]),
+    ("OFF_REQUEST_START_TIME_NS", "request", &["start_time_ns"]),
+    ("OFF_REQUEST_QUEUE", "request", &["q"]),
+    ("OFF_REQUEST_QUEUE_DISK", "request_queue", &["disk"]),
+    ("OFF_GENDISK_MAJOR", "gendisk", &["major"]),
+    ("OFF_GENDISK_FIRST_MINOR", "gendisk", &["first_minor"]),
+    ("OFF_BIO_NEXT", "bio", &["bi_next"]),
+    ("OFF_BIO_BLKG", "bio", &["bi_blkg"]),
+    ("OFF_BLKG_BLKCG", "blkcg_gq", &["blkcg"]),
+    ("OFF_BLKCG_CGROUP", "blkcg", &["css", "cgroup"]),
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,7 +228,7 @@ mod tests {
     #[test]
     fn the_running_kernel_has_every_field_that_the_programs_read() {
         let btf = Btf::of_kernel().expect("this kernel has BTF");
-        for (global, name, path) in OFFSETS {
+        for (global, name, path) in OFFSETS.iter().chain(IO_OFFSETS) {
             btf.offset_of(name, path).unwrap_or_else(|error| panic!("{global}: {error}"));
         }
         assert!(btf.size_of("task_struct").unwrap() > 1000);

@@ -124,17 +124,35 @@ pub fn probe() -> io::Result<Vec<Rung>> {
 }
 
 /// A row that is there only when it has something to say.
-pub fn slot_table(cgroups_without_slot: u64) -> Option<Rung> {
-    (cgroups_without_slot > 0).then(|| Rung {
+pub fn slot_table(cgroups_without_entry: u64) -> Option<Rung> {
+    (cgroups_without_entry > 0).then(|| Rung {
         feature: "slot-table".into(),
-        used_for: "cgroups below managed ones are measured and limited with them".into(),
+        used_for: "cgroups below managed ones are found by one look-up".into(),
         availability: Availability::Unusable {
-            reason: format!("{cgroups_without_slot} cgroups were made when it was full"),
+            reason: format!("{cgroups_without_entry} cgroups were made when it was full"),
         },
         degrades_to:
-            "those cgroups are neither measured nor limited; release what makes cgroups by the thousand"
+            "they are measured and limited as before, by a walk to their ancestors, which costs time at \
+                      each switch and packet; release what makes cgroups by the thousand"
                 .into(),
     })
+}
+
+/// A row for a kernel program that could not be attached.
+pub fn program(name: &str, why: &str) -> Rung {
+    let (used_for, degrades_to) = match name {
+        "block_rq_complete" => {
+            ("block IO and its latency by task", "bytes and operations from io.stat, no latency")
+        }
+        "tcp_retransmit_skb" => ("TCP segments that were sent again", "not measured"),
+        _ => ("the end of an adopted cgroup, at once", "it is found within ten seconds"),
+    };
+    Rung {
+        feature: format!("program {name}"),
+        used_for: used_for.into(),
+        availability: Availability::Unusable { reason: why.into() },
+        degrades_to: degrades_to.into(),
+    }
 }
 
 fn unusable(error: &io::Error) -> Availability {

@@ -6,7 +6,7 @@ use std::{
 };
 
 /// The controllers that shaper uses on v1.
-pub const V1_CONTROLLERS: [&str; 2] = ["cpu", "memory"];
+pub const V1_CONTROLLERS: [&str; 3] = ["cpu", "memory", "blkio"];
 
 /// How cgroups are mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]

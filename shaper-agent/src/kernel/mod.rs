@@ -5,6 +5,7 @@ pub mod btf;
 pub mod cgroup;
 pub mod features;
 pub mod hierarchy;
+pub mod mapped;
 pub mod netns;
 pub mod pace_table;
 pub mod qdisc;

@@ -2,40 +2,21 @@
 //! others. (Replacing a whole value would reset its loop and give away a burst.)
 
 use std::{
-    io,
     mem::offset_of,
-    os::fd::AsFd,
-    ptr::NonNull,
     sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst},
 };
 
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use shaper_common::{
-    abi::{PACE_OFF, PACE_ON, PACE_OPEN, Pace, SLOTS},
+    abi::{PACE_OFF, PACE_ON, PACE_OPEN, Pace},
     pace,
 };
 
+use super::mapped::{Mapped, monotonic_ns};
+
 /// The mapped array.
-pub struct PaceTable {
-    base: NonNull<Pace>,
-}
-
-// SAFETY: every access to the mapping is an atomic operation on an aligned word.
-unsafe impl Send for PaceTable {}
-
-const LENGTH: usize = SLOTS as usize * size_of::<Pace>();
+pub struct PaceTable(pub(super) Mapped<Pace>);
 
 impl PaceTable {
-    /// Maps the array map behind `map`, which must have been made with BPF_F_MMAPABLE.
-    pub fn map(map: impl AsFd) -> io::Result<PaceTable> {
-        // SAFETY: a new mapping at an address of the kernel's choice.
-        let base = unsafe {
-            mmap(std::ptr::null_mut(), LENGTH, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, map, 0)?
-        };
-        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
-        Ok(PaceTable { base })
-    }
-
     /// Gives the slot a ceiling, or another one; the loop goes on where it is.
     pub fn limit(&self, slot: u32, rate: u64) {
         let before = self.read(slot);
@@ -81,37 +62,15 @@ impl PaceTable {
         }
     }
 
-    fn at(&self, slot: u32, offset: usize) -> *mut u8 {
-        assert!(slot < SLOTS && offset < size_of::<Pace>(), "slot {slot} is outside the table");
-        // SAFETY: within the mapping, as just checked.
-        unsafe { self.base.as_ptr().add(slot as usize).cast::<u8>().add(offset) }
-    }
-
     fn word(&self, slot: u32, offset: usize) -> &AtomicU64 {
-        // SAFETY: an aligned u64 in a mapping that lives as long as self; all its writers, here and
-        // in the kernel, write whole words.
-        unsafe { AtomicU64::from_ptr(self.at(slot, offset).cast()) }
+        self.0.word(slot as usize, offset)
     }
 
     fn half(&self, slot: u32, offset: usize) -> &AtomicU32 {
-        // SAFETY: as for `word`, of half the size.
-        unsafe { AtomicU32::from_ptr(self.at(slot, offset).cast()) }
+        self.0.half(slot as usize, offset)
     }
 
     fn mode(&self, slot: u32) -> &AtomicU32 {
         self.half(slot, offset_of!(Pace, mode))
     }
-}
-
-impl Drop for PaceTable {
-    fn drop(&mut self) {
-        // SAFETY: the mapping made in `map`; no reference into it outlives self.
-        let _ = unsafe { munmap(self.base.as_ptr().cast(), LENGTH) };
-    }
-}
-
-/// `CLOCK_MONOTONIC`, which is also `bpf_ktime_get_ns`.
-pub fn monotonic_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

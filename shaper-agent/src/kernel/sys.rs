@@ -13,6 +13,7 @@ use std::{
 
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_RAW_TRACEPOINT_OPEN: libc::c_long = 17;
 const BPF_LINK_CREATE: libc::c_long = 28;
@@ -48,8 +49,8 @@ impl Attr {
 }
 
 fn bpf(command: libc::c_long, attr: &mut Attr) -> io::Result<libc::c_long> {
-    // SAFETY: the attribute outlives the call and is as long as said; the paths that it points to
-    // are kept alive by the callers.
+    // SAFETY: the attribute outlives the call and is as long as said; the paths and buffers that it points to
+    // are kept alive by the callers, and as long as they say in it.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr.0.as_mut_ptr(), attr.0.len()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
@@ -99,6 +100,49 @@ pub(super) fn attach_iterator(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 /// One walk of an iterator, in the network namespace of the calling thread.
 pub(super) fn create_iterator(link: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     bpf_fd(BPF_ITER_CREATE, &mut Attr::new().fd(0, link))
+}
+
+/// Shows every entry of a hash map, many by one system call. `value_size` is that of all CPUs for a map by CPU. Entries
+/// that come or go meanwhile may be shown or not.
+pub(super) fn for_each_entry(
+    map: BorrowedFd<'_>,
+    key_size: usize,
+    value_size: usize,
+    mut show: impl FnMut(&[u8], &[u8]),
+) -> io::Result<()> {
+    let value_size = value_size.next_multiple_of(8);
+    // Enough for any bucket but a very unlucky one; that asks for more.
+    let mut room = 256;
+    // Where the next call goes on: the kernel's business, four bytes of a hash map.
+    let mut position: Option<u64> = None;
+    loop {
+        let (mut keys, mut values) = (vec![0u8; room * key_size], vec![0u8; room * value_size]);
+        let (from, mut to) = (position.unwrap_or(0), 0u64);
+        let mut attr = Attr::new()
+            .u64(0, if position.is_some() { &raw const from as u64 } else { 0 })
+            .u64(8, &raw mut to as u64)
+            .u64(16, keys.as_mut_ptr() as u64)
+            .u64(24, values.as_mut_ptr() as u64)
+            .u32(32, room as u32)
+            .fd(36, map);
+        let done = match bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) {
+            Ok(_) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+                room *= 2;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let found = u32::from_ne_bytes([attr.0[32], attr.0[33], attr.0[34], attr.0[35]]) as usize;
+        for index in 0..found.min(room) {
+            show(&keys[index * key_size..][..key_size], &values[index * value_size..][..value_size]);
+        }
+        if done {
+            return Ok(());
+        }
+        position = Some(to);
+    }
 }
 
 /// Asks which tcx programs a device has: EINVAL where the kernel has no tcx.

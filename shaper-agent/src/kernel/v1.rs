@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -26,6 +27,14 @@ pub enum V1Error {
         group: PathBuf,
         /// What went wrong. (cgroups-rs does not make it a source.)
         cause: cgroups_rs::fs::error::Error,
+    },
+    /// It is not there, or cannot be looked at.
+    #[error("cannot find the cgroup v1 group {group}")]
+    Gone {
+        /// The group.
+        group: PathBuf,
+        /// What went wrong.
+        source: io::Error,
     },
     /// It has another controller.
     #[error("the cgroup v1 group {0} has no such controller")]
@@ -64,6 +73,14 @@ impl V1Group {
         &self.directory
     }
 
+    /// Its id in its hierarchy: another number space than that of cgroup v2.
+    pub fn id(&self) -> Result<u64, V1Error> {
+        let found = std::fs::metadata(&self.directory);
+        found
+            .map(|found| found.ino())
+            .map_err(|source| V1Error::Gone { group: self.directory.clone(), source })
+    }
+
     /// Its controller.
     pub fn controller(&self) -> &str {
         &self.controller
@@ -92,11 +109,6 @@ impl V1Group {
     /// Sets `cpu.shares`.
     pub fn set_cpu_shares(&self, shares: u64) -> Result<(), V1Error> {
         self.cpu()?.set_shares(shares).map_err(self.error("write cpu.shares of"))
-    }
-
-    /// `cpu.stat`.
-    pub fn cpu_stat(&self) -> Result<String, V1Error> {
-        Ok(self.cpu()?.cpu().stat)
     }
 
     /// `memory.limit_in_bytes`.

@@ -14,14 +14,26 @@ use shaper_core::{
 use shaper_proto::peer::Caller;
 
 use super::{Node, NodeError};
-use crate::{actuate, kernel::bpf::Counters, launch};
+use crate::{
+    kernel::{bpf::Counters, mapped::monotonic_ns},
+    launch,
+    meter::busy_ns,
+};
 
 /// What the loop remembers between its turns.
 #[derive(Default)]
 pub(super) struct Loop {
     brain: Brain,
-    last: HashMap<ExecutionId, (Counters, u64)>,
+    last: HashMap<ExecutionId, (Counters, Option<u64>)>,
     node: Option<(u64, u64)>,
+    turn_ns: u64,
+}
+
+impl Loop {
+    /// When the last turn was, `CLOCK_MONOTONIC` ns.
+    pub(super) fn last_turn_ns(&self) -> u64 {
+        self.turn_ns
+    }
 }
 
 /// How long an evicted task has to end by itself.
@@ -42,8 +54,12 @@ struct Seen {
 }
 
 impl Node {
-    /// One turn. Does nothing on a node without tasks of the broker's.
+    /// One turn. Only looks on a node without tasks of the broker's.
     pub fn adjust(&mut self) {
+        self.adjustment.turn_ns = monotonic_ns();
+        if let Some(bpf) = &self.bpf {
+            self.meter.look(bpf);
+        }
         let Ok(seen) = self.look().inspect_err(|error| {
             tracing::warn!(error = %launch::chain(error), "cannot look at the tasks");
         }) else {
@@ -107,7 +123,9 @@ impl Node {
 
     /// The broker's running tasks with their use since the last turn; `None` on the first one.
     fn look(&mut self) -> Result<Option<(Vec<Seen>, u64, Millicores)>, NodeError> {
-        let Some(bpf) = &self.bpf else { return Ok(None) };
+        if self.bpf.is_none() {
+            return Ok(None);
+        }
         let last = std::mem::take(&mut self.adjustment.last);
         let mut seen = Vec::new();
         let mut now_ns = 0;
@@ -117,12 +135,16 @@ impl Node {
             if !task.is_running() || task.started.is_none() || task.record.kill_at_boottime_ns.is_some() {
                 continue;
             }
-            let counters = bpf.counters(target.slot)?;
-            let throttled_ns = actuate::throttled_ns(target)?;
+            let Some(counters) = self.meter.counters(target.slot).copied() else { continue };
             now_ns = counters.at_ns;
             let execution = &task.record.execution;
-            self.adjustment.last.insert(execution.clone(), (counters, throttled_ns.unwrap_or(0)));
-            let Some((before, throttled_before)) = last.get(execution) else { continue };
+            let before = last.get(execution);
+            // What used nothing was not stopped either: its file need not be read.
+            let used = before.is_none_or(|(before, _)| counters.cpu_ns != before.cpu_ns);
+            let throttled_before = before.and_then(|(_, throttled)| *throttled);
+            let throttled_ns = if used { self.meter.throttled_ns(target.slot) } else { throttled_before };
+            self.adjustment.last.insert(execution.clone(), (counters, throttled_ns));
+            let Some((before, _)) = before else { continue };
             let elapsed = counters.at_ns.saturating_sub(before.at_ns).max(1);
             let per_second = |now: u64, before: u64, scale: u128| {
                 let rate = u128::from(now.saturating_sub(before)) * scale / u128::from(elapsed);
@@ -140,7 +162,8 @@ impl Node {
                 cpu_used: Millicores(per_second(counters.cpu_ns, before.cpu_ns, 1000)),
                 net_used: BitsPerSec(per_second(counters.egress.bytes, before.egress.bytes, 8_000_000_000)),
                 throttled_permille: throttled_ns.map(|now| {
-                    u32::try_from(per_second(now, *throttled_before, 1000)).unwrap_or(1000).min(1000)
+                    let before = throttled_before.unwrap_or(now);
+                    u32::try_from(per_second(now, before, 1000)).unwrap_or(1000).min(1000)
                 }),
             });
         }
@@ -185,25 +208,5 @@ impl Seen {
             net_used: self.net_used,
             cpu_throttled_permille: self.throttled_permille,
         }
-    }
-}
-
-/// Busy time of all CPUs in `/proc/stat`, ns: all but idle, iowait and (counted in user) guest time.
-fn busy_ns(stat: &str) -> u64 {
-    const TICK_NS: u64 = 10_000_000; // USER_HZ is 100 on every architecture that matters.
-    let fields = stat.lines().find_map(|line| line.strip_prefix("cpu "));
-    let ticks = fields.into_iter().flat_map(str::split_whitespace).enumerate();
-    let busy = ticks.filter(|(index, _)| matches!(index, 0..=2 | 5..=7));
-    busy.filter_map(|(_, ticks)| ticks.parse::<u64>().ok()).sum::<u64>() * TICK_NS
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn busy_time_leaves_idle_and_guest_out() {
-        let stat = "cpu  10 20 30 1000 500 1 2 3 99 98\ncpu0 1 1 1 1\n";
-        assert_eq!(busy_ns(stat), 66 * 10_000_000);
     }
 }

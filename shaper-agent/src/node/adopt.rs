@@ -120,12 +120,16 @@ impl Node {
         self.insert(record, Some(target));
         let bpf = self.bpf.as_mut().ok_or_else(not_established)?;
         bpf.join(slot, &ids?)?;
+        self.meter_task(&id)?;
         if !running {
             return Ok(()); // The next tick finishes what the last agent began.
         }
         // What is in force is compared with what should be; only what differs is written. Whatever
         // comes of it, the task is looked after.
         let changed = self.change(&id, &change);
+        if let Err(error) = self.watch_quota(&id) {
+            tracing::warn!(task = %id, error = %launch::chain(&error), "cannot watch a CPU quota");
+        }
         if matches!(origin, Origin::Launched { .. }) {
             match launch::attach(&directory)? {
                 Attachment::Running(supervisor, _) => {

@@ -126,8 +126,9 @@ impl Node {
             if let Some(bpf) = self.bpf.as_mut() {
                 bpf.retire(target.slot)?;
             }
+            self.meter.remove(target.slot);
             if launched && let Some(ground) = &self.ground {
-                let groups = [&target.v1_cpu, &target.v1_memory];
+                let groups = [&target.v1_cpu, &target.v1_memory, &target.v1_io];
                 match ground.dissolve(&target.cgroup, groups.into_iter().flatten()) {
                     Err(GroundError::Cgroup(error)) if error.is_gone() => {}
                     other => other?,
@@ -232,6 +233,7 @@ impl Node {
         }
         // What could not be released keeps its place, and the programs that serve it.
         if failed.is_empty() {
+            self.events = None;
             if let Some(bpf) = self.bpf.take() {
                 done.extend(bpf.remove()?);
             }

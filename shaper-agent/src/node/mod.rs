@@ -4,22 +4,23 @@ mod adjust;
 mod adopt;
 pub mod cluster;
 mod end;
+mod events;
 mod report;
 mod start;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
-use shaper_common::abi::{SLOT_FIRST, SLOTS};
+use shaper_common::abi::SLOT_FIRST;
 use shaper_core::{
     id::{InvalidTaskId, TaskId},
     limits::Limits,
     spec::Policy,
-    task::{ExitStatus, Origin, Owner, Phase, UnixNanos},
+    task::{Origin, Owner, Phase, UnixNanos},
 };
 use tokio::{
     runtime,
@@ -36,10 +37,12 @@ use crate::{
     durable,
     ground::{Ground, GroundError},
     kernel::{
-        bpf::{Bpf, BpfConfig, BpfError, Counters},
+        bpf::{Bpf, BpfConfig, BpfError},
         cgroup::{Cgroup, CgroupError},
+        v1::V1Error,
     },
     launch::{self, AttachError, SpawnError, spec::Started},
+    meter::Meter,
     record::Record,
 };
 
@@ -76,6 +79,9 @@ pub enum NodeError {
     /// A cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// A group of a v1 controller.
+    #[error(transparent)]
+    V1(#[from] V1Error),
     /// The kernel programs.
     #[error(transparent)]
     Bpf(#[from] BpfError),
@@ -133,8 +139,6 @@ const SUPERVISOR_LOST: &str =
 const COMMAND_MAX: usize = 128 << 10;
 /// Ended tasks of one user that are remembered; the first that ended are forgotten first.
 const ENDED_KEPT: usize = 256;
-/// Samples from which the rates of now are taken: at a tick of 500 ms, one second.
-const SAMPLES: usize = 3;
 
 struct Task {
     record: Record,
@@ -143,7 +147,6 @@ struct Task {
     /// Whether `record.slot` is this task's to give back.
     holds_slot: bool,
     started: Option<Started>,
-    samples: VecDeque<Counters>,
     /// The main process is over; what remains is to find out how.
     over: bool,
     /// The record on disk is older than this one.
@@ -171,7 +174,11 @@ pub struct Node {
     boot_id: String,
     ground: Option<Ground>,
     bpf: Option<Bpf>,
+    events: Option<events::Follower>,
     tasks: BTreeMap<TaskId, Task>,
+    meter: Meter,
+    /// How often stock was taken: whoever follows the snapshots waits for the next.
+    stocks: watch::Sender<u64>,
     free_slots: BTreeSet<u32>,
     /// Where the broker listens, while there is a session.
     news: Option<mpsc::Sender<News>>,
@@ -199,6 +206,16 @@ impl Node {
             .map_err(|source| NodeError::System { verb: "read the boot id", source })?
             .trim()
             .to_owned();
+        let wanted = SLOT_FIRST + config.max_tasks;
+        let slots = Bpf::pinned_slots(&config.bpffs_dir)?.unwrap_or(wanted);
+        if slots != wanted {
+            let have = slots - SLOT_FIRST;
+            tracing::warn!(
+                have,
+                wanted = config.max_tasks,
+                "the tables of an earlier agent stay as they are"
+            );
+        }
         let mut node = Node {
             config,
             handle,
@@ -206,8 +223,11 @@ impl Node {
             boot_id,
             ground: None,
             bpf: None,
+            events: None,
             tasks: BTreeMap::new(),
-            free_slots: (SLOT_FIRST..SLOTS).collect(),
+            meter: Meter::default(),
+            stocks: watch::Sender::new(0),
+            free_slots: (SLOT_FIRST..slots).collect(),
             news: None,
             highest_epoch: 0,
             session: 0,
@@ -244,15 +264,22 @@ impl Node {
             self.ground = Some(Ground::establish(hierarchies, cgroup_root, state_dir, &self.boot_id)?);
         }
         if self.bpf.is_none() {
-            let bpf = Bpf::establish(BpfConfig {
+            let mut bpf = Bpf::establish(BpfConfig {
                 object: self.config.bpf_object.clone(),
                 directory: self.config.bpffs_dir.clone(),
                 cgroup_mount: hierarchies.v2.clone(),
                 uplinks: self.config.uplinks.clone(),
+                slots: SLOT_FIRST + self.config.max_tasks,
                 state_dir: state_dir.clone(),
                 debug: self.config.debug_bpf,
             })?;
+            let events = bpf.take_events()?;
             self.bpf = Some(bpf);
+            let follower = events::Follower::start(events, self.handle.clone());
+            self.events = Some(follower.map_err(|source| NodeError::System {
+                verb: "start the thread that waits for events",
+                source,
+            })?);
         }
         Ok(())
     }
@@ -267,20 +294,47 @@ impl Node {
             ground.v1_group(controller, &record.execution.to_string())
         };
         let (v1_cpu, v1_memory) = (group("cpu", "cpu.max")?, group("memory", "memory.max")?);
-        Ok(Target { cgroup, v1_cpu, v1_memory, slot: record.slot, has_sockets: true })
+        let v1_io = group("blkio", "io.stat")?;
+        Ok(Target { cgroup, v1_cpu, v1_memory, v1_io, slot: record.slot, has_sockets: true })
     }
 
-    /// Every 100 ms: adjusts what the broker's tasks may use. Every fifth time, samples usage, kills what is
-    /// overdue, takes away what is left of ended tasks; every tenth, reports to the broker.
+    /// Every 100 ms: looks at what is active, and adjusts what the broker's tasks may use. Every fifth time, kills
+    /// what is overdue and takes away what is left of ended tasks; every tenth, takes stock and reports to the
+    /// broker.
     pub fn tick(&mut self) {
         self.ticks += 1;
         self.adjust();
+        if self.ticks.is_multiple_of(10) {
+            self.take_stock();
+        }
         if self.ticks.is_multiple_of(5) {
             self.look_after_tasks();
         }
         if self.ticks.is_multiple_of(10) {
             self.tell_all();
         }
+    }
+
+    fn take_stock(&mut self) {
+        if let Some(bpf) = &self.bpf {
+            match self.meter.take_stock(bpf) {
+                Ok(gone) => {
+                    for id in gone.into_iter().filter_map(|slot| self.task_of_slot(slot)).collect::<Vec<_>>()
+                    {
+                        self.end_if_gone(&id);
+                    }
+                }
+                Err(error) => tracing::warn!(error = %launch::chain(&error), "cannot take stock"),
+            }
+        } else {
+            self.meter.take_stock_of_machine();
+        }
+        self.stocks.send_modify(|stocks| *stocks += 1);
+    }
+
+    fn task_of_slot(&self, slot: u32) -> Option<TaskId> {
+        let has_it = |task: &Task| task.target.as_ref().is_some_and(|target| target.slot == slot);
+        self.tasks.iter().find(|(_, task)| has_it(task)).map(|(id, _)| id.clone())
     }
 
     fn look_after_tasks(&mut self) {
@@ -315,18 +369,6 @@ impl Node {
             target.cgroup.kill()?;
             task.record.kill_at_boottime_ns = None;
         }
-        if let Some(bpf) = &self.bpf {
-            task.samples.push_back(bpf.counters(target.slot)?);
-            if task.samples.len() > SAMPLES {
-                task.samples.pop_front();
-            }
-        }
-        if task.record.origin == Origin::Adopted
-            && let Err(error) = target.cgroup.is_populated()
-            && error.is_gone()
-        {
-            return self.end(id, Phase::Ended { status: ExitStatus::Unknown, at: now() });
-        }
         Ok(())
     }
 
@@ -338,7 +380,6 @@ impl Node {
             record,
             target,
             started: None,
-            samples: VecDeque::new(),
             over: false,
             unsaved: false,
             ended,

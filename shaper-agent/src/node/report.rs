@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use shaper_core::{
     doctor::Report,
     id::TaskId,
+    snapshot::NodeSnapshot,
     task::{Enforcement, Origin, TaskStatus, Usage},
 };
 use shaper_proto::peer::Caller;
 use tokio::sync::watch;
 
-use super::{Node, NodeError, Task};
+use super::{Node, NodeError, Task, now};
 use crate::{
     actuate::{self, ActuateError},
     kernel::{bpf::Counters, features},
@@ -28,6 +29,25 @@ impl Node {
     pub fn get(&self, caller: &Caller, id: &TaskId) -> Result<TaskStatus, NodeError> {
         self.visible(caller, id)?;
         self.status(id)
+    }
+
+    /// What the node and the caller's running tasks use.
+    pub fn snapshot(&mut self, caller: &Caller) -> NodeSnapshot {
+        let mut snapshot = self.meter.node(&self.config.node, self.bpf.as_ref(), now());
+        if let Some(bpf) = &self.bpf {
+            for task in self.tasks.values().filter(|task| task.is_running()) {
+                let Some(target) = task.target.as_ref().filter(|_| caller.may_use(&task.record.owner)) else {
+                    continue;
+                };
+                snapshot.tasks.extend(self.meter.task(target.slot, bpf, &task.record));
+            }
+        }
+        snapshot
+    }
+
+    /// Changes whenever there is a new snapshot.
+    pub fn stocks(&self) -> watch::Receiver<u64> {
+        self.stocks.subscribe()
     }
 
     /// Turns true when the task has ended.
@@ -65,7 +85,8 @@ impl Node {
         let mut rungs =
             features::probe().map_err(|source| NodeError::System { verb: "probe the kernel", source })?;
         if let Some(bpf) = &self.bpf {
-            rungs.extend(features::slot_table(bpf.cgroups_without_slot()?));
+            rungs.extend(features::slot_table(bpf.control().without_entry));
+            rungs.extend(bpf.without().iter().map(|(name, why)| features::program(name, why)));
         }
         Ok(Report {
             kernel: features::release(),
@@ -124,12 +145,12 @@ impl Node {
             return Ok(usage);
         }
         let (Some(target), Some(bpf)) = (&task.target, &self.bpf) else { return Ok(Usage::default()) };
-        let counters = bpf.counters(target.slot)?;
+        let counters = bpf.counters(target.slot);
         let memory_bytes = match actuate::memory_in_use(target) {
             Err(ActuateError::Cgroup(error)) if error.is_gone() => None,
             other => other?.map(|bytes| bytes.0),
         };
-        Ok(usage_of(&counters, task.samples.front(), memory_bytes))
+        Ok(usage_of(&counters, self.meter.counters_before(target.slot), memory_bytes))
     }
 }
 

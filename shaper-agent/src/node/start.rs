@@ -5,7 +5,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use shaper_common::abi::{SLOT_FIRST, SLOTS};
+use shaper_common::abi::SLOT_FIRST;
 use shaper_core::{
     id::{ExecutionId, TaskId},
     limits::{Limits, LimitsChange},
@@ -175,8 +175,8 @@ impl Node {
         self.establish()?;
         let Some(slot) = self.free_slots.pop_first() else {
             return Err(NodeError::Exhausted(format!(
-                "this node has {} tasks, the most it can hold",
-                SLOTS - SLOT_FIRST
+                "this node has {} tasks, the most it can hold (see shaper-agent --max-tasks)",
+                self.bpf.as_ref().map_or(0, |bpf| bpf.slots() - SLOT_FIRST)
             )));
         };
         record.slot = slot;
@@ -216,7 +216,19 @@ impl Node {
         bpf.assign(slot, cgroup_id)?;
         let ids = self.task(id)?.target.as_ref().ok_or_else(not_established)?.cgroup.ids()?;
         self.bpf.as_mut().ok_or_else(not_established)?.join(slot, &ids)?;
+        self.meter_task(id)?;
         self.change(id, &limits.as_change())
+    }
+
+    /// Measures a task whose slot has its cgroups.
+    pub(super) fn meter_task(&mut self, id: &TaskId) -> Result<(), NodeError> {
+        let target = self.tasks.get(id).and_then(|task| task.target.as_ref()).ok_or_else(not_established)?;
+        let bpf = self.bpf.as_mut().ok_or_else(not_established)?;
+        if let Some(group) = &target.v1_io {
+            bpf.join_v1(target.slot, group.id()?)?;
+        }
+        self.meter.add(bpf, target);
+        Ok(())
     }
 
     fn launch(
@@ -230,7 +242,7 @@ impl Node {
         let target = task.target.as_mut().ok_or_else(not_established)?;
         target.has_sockets = true;
         spec.cgroup = target.cgroup.path().to_owned();
-        let groups = [&target.v1_cpu, &target.v1_memory];
+        let groups = [&target.v1_cpu, &target.v1_memory, &target.v1_io];
         spec.join = groups.into_iter().flatten().map(|group| group.directory().to_owned()).collect();
         let execution = spec.execution.clone();
         let directory = record::directory(self.state_dir(), &execution);
@@ -500,6 +512,12 @@ impl Node {
             task.record.limits = before;
             task.record.save(&self.config.state_dir)?;
             return Err(error.into());
+        }
+        if change.cpu.is_some()
+            && let Err(error) = self.watch_quota(id)
+        {
+            // The limit holds all the same; what is lost is the warning.
+            tracing::warn!(task = %id, error = %launch::chain(&error), "cannot watch a CPU quota");
         }
         Ok(())
     }

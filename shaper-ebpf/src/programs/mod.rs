@@ -1,6 +1,7 @@
 //! The programs, a file per subject.
 
 mod cpu;
+mod io;
 mod lifecycle;
 mod net;
 mod pacing;

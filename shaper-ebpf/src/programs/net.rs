@@ -1,14 +1,20 @@
-//! Traffic of every managed socket, both ways, as bytes on the wire.
+//! Traffic of every managed socket, both ways, as bytes on the wire; and what TCP had to send again.
 
-use aya_ebpf::{helpers::generated::bpf_skb_cgroup_id, macros::cgroup_skb, programs::SkBuffContext};
+use aya_ebpf::{
+    helpers::generated::bpf_skc_to_tcp_sock,
+    macros::{btf_tracepoint, cgroup_skb},
+    programs::{BtfTracePointContext, SkBuffContext},
+};
 use shaper_common::{
-    abi::{PACE_ON, PacketCount, SLOT_FIRST},
+    abi::{PACE_ON, SLOT_FIRST},
     wire::{wire_bytes, wire_packets},
 };
 
 use crate::{
     atomic,
-    maps::{NET_STAT, PACE, slot_of},
+    kernel::TcpSock,
+    maps::{NET_STAT, PACE, is_on_duty, of_slot, touch},
+    slots,
 };
 
 /// cgroup_skb: let the packet pass.
@@ -19,28 +25,38 @@ const LOOPBACK: u32 = 1;
 const IPPROTO_TCP: u8 = 6;
 const UDP_HEADER: u64 = 8;
 const IPV6_HEADER: u64 = 40;
+/// ECN field of a packet that met congestion.
+const CE: u8 = 3;
 
 /// Counts what leaves, and charges it to the pacing loop.
 #[cgroup_skb(egress)]
 pub fn net_egress(ctx: SkBuffContext) -> i32 {
     // SAFETY: the context is an skb; a socket is attached to it at this hook.
-    let slot = slot_of(unsafe { bpf_skb_cgroup_id(ctx.skb.skb) });
+    let slot = unsafe { slots::of_packet(ctx.skb.skb) };
     if slot < SLOT_FIRST {
         return PASS;
     }
-    let (bytes, packets) = on_the_wire(&ctx);
-    if let Some(stat) = NET_STAT.get_ptr_mut(slot) {
-        // SAFETY: this CPU's value.
-        unsafe { count(&mut (*stat).egress, bytes, packets) };
+    let seen = look_at(&ctx);
+    if let Some(stat) = of_slot(&NET_STAT, slot) {
+        // SAFETY: aligned words of a live map value. Here a packet may come in between: the count of a
+        // process that sends can be interrupted by one that acknowledges.
+        unsafe {
+            atomic::fetch_add(&raw mut (*stat).egress.bytes, seen.bytes);
+            atomic::fetch_add(&raw mut (*stat).egress.packets, seen.packets);
+            if seen.marked {
+                atomic::fetch_add(&raw mut (*stat).egress_marks, 1);
+            }
+        }
     }
     if let Some(pace) = PACE.get_ptr_mut(slot) {
         // SAFETY: a field of the context; a live map value, whose `sent` is only ever changed atomically.
         unsafe {
             if (*ctx.skb.skb).ifindex != LOOPBACK && atomic::load(&raw const (*pace).mode) == PACE_ON {
-                atomic::fetch_add(&raw mut (*pace).sent, bytes);
+                atomic::fetch_add(&raw mut (*pace).sent, seen.bytes);
             }
         }
     }
+    touch(slot);
     PASS
 }
 
@@ -48,39 +64,86 @@ pub fn net_egress(ctx: SkBuffContext) -> i32 {
 #[cgroup_skb(ingress)]
 pub fn net_ingress(ctx: SkBuffContext) -> i32 {
     // SAFETY: as above.
-    let slot = slot_of(unsafe { bpf_skb_cgroup_id(ctx.skb.skb) });
+    let slot = unsafe { slots::of_packet(ctx.skb.skb) };
     if slot < SLOT_FIRST {
         return PASS;
     }
-    let (bytes, packets) = on_the_wire(&ctx);
-    if let Some(stat) = NET_STAT.get_ptr_mut(slot) {
-        // SAFETY: this CPU's value.
-        unsafe { count(&mut (*stat).ingress, bytes, packets) };
+    let seen = look_at(&ctx);
+    if let Some(stat) = of_slot(&NET_STAT, slot) {
+        // SAFETY: this CPU's value; packets arrive one after the other, with soft interrupts off.
+        unsafe {
+            (*stat).ingress.bytes += seen.bytes;
+            (*stat).ingress.packets += seen.packets;
+            (*stat).ingress_marks += seen.marked as u64;
+        }
     }
+    touch(slot);
     PASS
 }
 
-#[inline(always)]
-fn count(into: &mut PacketCount, bytes: u64, packets: u64) {
-    into.bytes += bytes;
-    into.packets += packets;
+/// Counts what TCP sends again.
+#[btf_tracepoint(function = "tcp_retransmit_skb")]
+pub fn tcp_retransmit_skb(ctx: BtfTracePointContext) -> i32 {
+    if !is_on_duty() {
+        return 0;
+    }
+    // SAFETY: the arguments are (socket, buffer, …) on every kernel; the verifier demands the null check.
+    let cgroup = unsafe {
+        let tcp = bpf_skc_to_tcp_sock(ctx.arg(0));
+        if tcp.is_null() {
+            return 0;
+        }
+        TcpSock::from_ptr(tcp.cast()).cgroup()
+    };
+    let Some(cgroup) = cgroup else { return 0 };
+    let slot = slots::of(cgroup, cgroup.id());
+    if slot < SLOT_FIRST {
+        return 0;
+    }
+    if let Some(stat) = of_slot(&NET_STAT, slot) {
+        // SAFETY: an aligned word of a live map value.
+        unsafe { atomic::fetch_add(&raw mut (*stat).retransmits, 1) };
+    }
+    0
 }
 
-/// Bytes and packets that this buffer is, or will become, on the wire.
+/// What a buffer is, or will become, on the wire.
+struct Seen {
+    bytes: u64,
+    packets: u64,
+    marked: bool,
+}
+
 #[inline(always)]
-fn on_the_wire(ctx: &SkBuffContext) -> (u64, u64) {
+fn look_at(ctx: &SkBuffContext) -> Seen {
     // SAFETY: plain fields of the context.
     let (len, segments) = unsafe { ((*ctx.skb.skb).len as u64, (*ctx.skb.skb).gso_segs as u64) };
-    let headers = if segments > 1 { headers(ctx) } else { 0 };
-    (wire_bytes(len, segments, headers), wire_packets(segments))
+    let first_two = first_two_bytes(ctx);
+    let is_v4 = first_two[0] >> 4 == 4;
+    // IPv4 has the type of service in its second byte, IPv6 the traffic class across the first two.
+    let ecn = if is_v4 { first_two[1] & 3 } else { first_two[1] >> 4 & 3 };
+    let headers = if segments > 1 { headers(ctx, first_two[0]) } else { 0 };
+    Seen { bytes: wire_bytes(len, segments, headers), packets: wire_packets(segments), marked: ecn == CE }
+}
+
+/// Of the network header, with which the buffer begins at these hooks; 0 if they are not at hand.
+#[inline(always)]
+fn first_two_bytes(ctx: &SkBuffContext) -> [u8; 2] {
+    // SAFETY: fields of the context, which the verifier knows as the bounds of the packet; it is read within them.
+    unsafe {
+        let (data, end) = ((*ctx.skb.skb).data as usize, (*ctx.skb.skb).data_end as usize);
+        if data + 2 > end {
+            return [0, 0];
+        }
+        [*(data as *const u8), *((data + 1) as *const u8)]
+    }
 }
 
 /// Length of the network and transport headers of a segmented buffer. (IPv6 extension headers do
 /// not occur in one: the kernel does not segment behind them.)
 #[inline(always)]
-fn headers(ctx: &SkBuffContext) -> u64 {
+fn headers(ctx: &SkBuffContext, first: u8) -> u64 {
     let byte = |offset: u64| ctx.load::<u8>(offset as usize).unwrap_or(0);
-    let first = byte(0);
     let (network, protocol) =
         if first >> 4 == 4 { ((first as u64 & 15) * 4, byte(9)) } else { (IPV6_HEADER, byte(6)) };
     let transport = if protocol == IPPROTO_TCP { (byte(network + 12) >> 4) as u64 * 4 } else { UDP_HEADER };

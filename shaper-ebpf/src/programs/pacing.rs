@@ -17,13 +17,15 @@ use aya_log_ebpf::debug;
 use core::{ffi::c_void, ptr};
 use shaper_common::{
     abi::{PACE_OFF, PACE_ON, Pace, SLOT_FIRST, SocketState},
+    hist,
     pace::{self, ACTIVE_MAX, Epoch, Loop},
 };
 
 use crate::{
     atomic,
     kernel::TcpSock,
-    maps::{PACE, SOCKET_STATE, slot_of},
+    maps::{PACE, ROUND_TRIP, SOCKET_STATE, record},
+    slots,
 };
 
 const ACTIVE_ESTABLISHED: u32 = 4;
@@ -69,8 +71,12 @@ pub fn pace_tcp(ctx: SockOpsContext) -> u32 {
         debug!(&ctx, "slot {} has a new connection", slot);
     }
     let Some(pace) = PACE.get_ptr_mut(slot) else { return 1 };
-    // SAFETY: a live map value, and the context, which is what bpf_setsockopt takes here.
+    // SAFETY: a live map value, and the context, which is what bpf_setsockopt takes here; acknowledgements are
+    // handled one after the other on a CPU, with soft interrupts off.
     unsafe {
+        if op == RTT {
+            record(&ROUND_TRIP, slot, ((*ctx.ops).srtt_us >> 3) as u64 * 1000, hist::RTT_SHIFT);
+        }
         if atomic::load(&raw const (*pace).mode) == PACE_ON {
             close_epoch_if_over(pace, ((*ctx.ops).srtt_us >> 3) as u64);
             count_as_active(sk, pace);
@@ -123,7 +129,8 @@ pub extern "C" fn walk_tcp(ctx: *mut TcpIterator) -> i32 {
 
 #[inline(always)]
 fn slot_of_socket(socket: TcpSock) -> Option<u32> {
-    let slot = slot_of(socket.cgroup()?.id());
+    let cgroup = socket.cgroup()?;
+    let slot = slots::of(cgroup, cgroup.id());
     if slot < SLOT_FIRST { None } else { Some(slot) }
 }
 

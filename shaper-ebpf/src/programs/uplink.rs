@@ -1,9 +1,12 @@
 //! What leaves the node's uplinks: exact bytes on the wire, by task, and what no task owns.
 
-use aya_ebpf::{helpers::generated::bpf_skb_cgroup_id, macros::classifier, programs::TcContext};
+use aya_ebpf::{macros::classifier, programs::TcContext};
 use shaper_common::wire::wire_packets;
 
-use crate::maps::{UPLINK_STAT, slot_of};
+use crate::{
+    maps::{UPLINK_STAT, of_slot},
+    slots,
+};
 
 /// TCX_NEXT, and TC_ACT_UNSPEC of a direct-action filter: no verdict, the next one decides.
 const NEXT: i32 = -1;
@@ -11,11 +14,11 @@ const NEXT: i32 = -1;
 /// Counts every frame that leaves, forwarded ones and those of raw sockets included.
 #[classifier]
 pub fn uplink_egress(ctx: TcContext) -> i32 {
-    // SAFETY: plain fields of the context; the helper answers 0 for a frame without a socket.
+    // SAFETY: the context and plain fields of it; this CPU's value, and soft interrupts are off.
     unsafe {
         let skb = ctx.skb.skb;
-        let slot = slot_of(bpf_skb_cgroup_id(skb));
-        if let Some(stat) = UPLINK_STAT.get_ptr_mut(slot) {
+        let slot = slots::of_packet(skb);
+        if let Some(stat) = of_slot(&UPLINK_STAT, slot) {
             (*stat).bytes += (*skb).wire_len as u64;
             (*stat).packets += wire_packets((*skb).gso_segs as u64);
         }

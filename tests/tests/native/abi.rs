@@ -4,7 +4,13 @@ use std::{fs, mem::offset_of};
 
 use object::{File, Object, ObjectSection};
 use shaper_agent::kernel::btf::Btf;
-use shaper_common::abi::{CpuStat, CpuState, NetStat, Pace, PacketCount, SocketState};
+use shaper_common::{
+    abi::{
+        Budget, CgroupSlot, Control, CpuStat, CpuState, Event, IoKey, IoStat, NetStat, Pace, PacketCount,
+        SocketState,
+    },
+    hist::Histogram,
+};
 use shaper_tests::bins::bpf_object;
 
 fn btf_of_the_object() -> Btf {
@@ -31,10 +37,32 @@ macro_rules! assert_same_layout {
 #[test]
 fn the_kernel_programs_have_the_layout_of_the_agents_structs() {
     let btf = btf_of_the_object();
-    assert_same_layout!(btf, CpuState { since_ns, slot, pid });
-    assert_same_layout!(btf, CpuStat { run_ns, switches });
+    assert_same_layout!(btf, CgroupSlot { slot, inherited });
+    assert_same_layout!(
+        btf,
+        Control {
+            epoch,
+            generation,
+            without_entry,
+            inherited,
+            events_lost,
+            io_uncounted,
+            instance,
+            reserved
+        }
+    );
+    assert_same_layout!(btf, CpuState { since_ns, slot, pid, cgroup_id, cgroup_slot, generation });
+    assert_same_layout!(
+        btf,
+        CpuStat { run_ns, switches, preemptions, preemptions_by_others, wait_ns, preempted_by, reserved }
+    );
+    assert_same_layout!(btf, Histogram { counts });
+    assert_same_layout!(btf, Budget { warn_ns, window_ns, start_ns, used_ns });
+    assert_same_layout!(btf, Event { at_ns, value, kind, slot });
+    assert_same_layout!(btf, IoKey { slot, device, direction });
+    assert_same_layout!(btf, IoStat { latency, bytes, operations, latency_ns, untimed });
     assert_same_layout!(btf, PacketCount { bytes, packets });
-    assert_same_layout!(btf, NetStat { egress, ingress });
+    assert_same_layout!(btf, NetStat { egress, ingress, egress_marks, ingress_marks, retransmits, reserved });
     assert_same_layout!(
         btf,
         Pace { rate, mode, active_before, gain, aim, debt, epoch_start_ns, epoch, sent, active }

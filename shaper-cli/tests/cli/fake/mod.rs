@@ -276,6 +276,22 @@ impl agent_server::Agent for Service {
         Err(Status::permission_denied("only root may release all tasks"))
     }
 
+    async fn get_snapshot(
+        &self,
+        _: Request<v1::GetSnapshotRequest>,
+    ) -> Result<Response<v1::NodeSnapshot>, Status> {
+        Err(Status::unavailable("it measures nothing"))
+    }
+
+    type WatchSnapshotsStream = ReceiverStream<Result<v1::NodeSnapshot, Status>>;
+
+    async fn watch_snapshots(
+        &self,
+        _: Request<v1::WatchSnapshotsRequest>,
+    ) -> Result<Response<Self::WatchSnapshotsStream>, Status> {
+        Err(Status::unavailable("it measures nothing"))
+    }
+
     async fn doctor(&self, _: Request<v1::DoctorRequest>) -> Result<Response<v1::DoctorReport>, Status> {
         Ok(Response::new(report().into()))
     }

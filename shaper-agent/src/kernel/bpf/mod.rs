@@ -1,0 +1,577 @@
+//! The kernel programs from the agent's side: loading, pinning, adopting what an earlier agent left,
+//! and the one translation between units and the structs of the maps.
+
+mod attach;
+mod counters;
+mod table;
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    mem::offset_of,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::atomic::Ordering::SeqCst,
+};
+
+use aya::{
+    Btf as AyaBtf, Ebpf, EbpfLoader, Pod,
+    maps::{HashMap, Map, MapData, MapError, MapInfo, PerCpuHashMap, RingBuf},
+    programs::{
+        BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Iter, ProgramError, SchedClassifier,
+        SockOps, links::LinkError,
+    },
+};
+use shaper_common::{
+    abi::{
+        self, Activity, Budget, CgroupSlot, Control, CpuStat, CpuState, Event, IoKey, IoStat, NetStat, Pace,
+        PacketCount, SLOTS_MAX,
+    },
+    hist::Histogram,
+};
+use shaper_core::units::BitsPerSec;
+
+use crate::launch::chain;
+
+use super::{
+    btf::{Btf, BtfError, IO_OFFSETS, OFFSETS},
+    mapped::{Mapped, monotonic_ns},
+    netns,
+    pace_table::PaceTable,
+    qdisc::{self, UplinkError, UplinkForm},
+    sys,
+};
+use attach::{
+    attach_beside, failed, layout_directory, links_directory, prepare_directories, program, remove_pins,
+};
+pub(super) use attach::{pin_link, replace};
+pub use counters::{Counters, Histograms, Looker};
+
+/// What went wrong with the kernel programs.
+#[derive(Debug, thiserror::Error)]
+pub enum BpfError {
+    /// The object file.
+    #[error(
+        "cannot read the kernel programs from {path}; build them with `cargo xtask build-ebpf`, or say --bpf-object"
+    )]
+    Object {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// What went wrong.
+        source: io::Error,
+    },
+    /// The kernel's BTF.
+    #[error(transparent)]
+    Btf(#[from] BtfError),
+    /// The kernel's BTF, as aya reads it.
+    #[error("cannot read the kernel's BTF")]
+    AyaBtf(#[from] aya::BtfError),
+    /// bpffs.
+    #[error("{0} is not on a BPF file system; mount one: mount -t bpf bpf /sys/fs/bpf")]
+    NoBpfFs(PathBuf),
+    /// The maps or the object.
+    #[error("cannot load the kernel programs")]
+    Load(#[from] aya::EbpfError),
+    /// One program: the verifier, or the attachment.
+    #[error("cannot {verb} the kernel program {program}")]
+    Program {
+        /// What was tried.
+        verb: &'static str,
+        /// The program.
+        program: &'static str,
+        /// What went wrong.
+        source: ProgramError,
+    },
+    /// A link.
+    #[error("cannot {verb} the link of {program}")]
+    Link {
+        /// What was tried.
+        verb: &'static str,
+        /// Its program.
+        program: &'static str,
+        /// What went wrong.
+        source: io::Error,
+    },
+    /// A link, as aya reports it.
+    #[error("cannot take the link of {program}")]
+    AyaLink {
+        /// Its program.
+        program: &'static str,
+        /// What went wrong.
+        source: LinkError,
+    },
+    /// A map.
+    #[error("cannot use the map {map}")]
+    Map {
+        /// Its name.
+        map: &'static str,
+        /// What went wrong.
+        source: MapError,
+    },
+    /// A map, as a whole.
+    #[error("cannot read the entries of the map {map}")]
+    Entries {
+        /// Its name.
+        map: &'static str,
+        /// What went wrong.
+        source: io::Error,
+    },
+    /// The object lacks something: it belongs to another version.
+    #[error("the kernel programs in {path} have no {name}: agent and object are of different versions")]
+    Foreign {
+        /// The object.
+        path: PathBuf,
+        /// What was not found.
+        name: &'static str,
+    },
+    /// A file or directory of ours.
+    #[error("cannot {verb} {path}")]
+    File {
+        /// What was tried.
+        verb: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// What went wrong.
+        source: io::Error,
+    },
+    /// A walk of the TCP sockets.
+    #[error("cannot walk the TCP sockets")]
+    Walk(#[source] io::Error),
+    /// An uplink.
+    #[error(transparent)]
+    Uplink(#[from] UplinkError),
+    /// The programs count something else than what happens.
+    #[error("the kernel programs fail their test of themselves: {0}; please report this with `uname -r`")]
+    SelfTest(String),
+}
+
+/// A struct of `shaper_common::abi` as aya wants it.
+#[repr(transparent)]
+#[derive(Clone, Copy, Default)]
+struct Abi<T>(T);
+
+// SAFETY: all are repr(C), made of integers, without padding (asserted beside their definition).
+unsafe impl Pod for Abi<CgroupSlot> {}
+// SAFETY: as above.
+unsafe impl Pod for Abi<IoKey> {}
+// SAFETY: as above.
+unsafe impl Pod for Abi<IoStat> {}
+
+/// Where the programs are attached and pinned.
+#[derive(Clone, Debug)]
+pub struct BpfConfig {
+    /// The object file.
+    pub object: PathBuf,
+    /// Directory of this agent below a bpffs; the pins are below `v<layout>` in it.
+    pub directory: PathBuf,
+    /// Mount point of cgroup v2: the cgroup programs are attached there, once, so that a cgroup
+    /// can be adopted wherever it is (docs/decisions/0002).
+    pub cgroup_mount: PathBuf,
+    /// Devices whose egress is counted.
+    pub uplinks: Vec<String>,
+    /// Slots wanted; programs that are pinned already keep theirs.
+    pub slots: u32,
+    /// Where what must be undone later is noted.
+    pub state_dir: PathBuf,
+    /// Whether the programs' debug messages are wanted.
+    pub debug: bool,
+}
+
+/// The loaded, attached and pinned programs.
+pub struct Bpf {
+    config: BpfConfig,
+    slots: u32,
+    cpus: usize,
+    // Holds the programs; the maps below are taken out of it.
+    ebpf: Ebpf,
+    aya_btf: AyaBtf,
+    cgroup_slot: HashMap<MapData, u64, Abi<CgroupSlot>>,
+    v1_slot: HashMap<MapData, u64, Abi<CgroupSlot>>,
+    io_stat: PerCpuHashMap<MapData, Abi<IoKey>, Abi<IoStat>>,
+    control: Mapped<Control>,
+    activity: Mapped<Activity>,
+    cpu_state: Mapped<CpuState>,
+    cpu_stat: Mapped<CpuStat>,
+    cpu_wait: Mapped<Histogram>,
+    budget: Mapped<Budget>,
+    net_stat: Mapped<NetStat>,
+    round_trip: Mapped<Histogram>,
+    uplink_stat: Mapped<PacketCount>,
+    pace: PaceTable,
+    iterator: OwnedFd,
+    uplinks: Vec<(String, Result<UplinkForm, String>)>,
+    /// Why a program that others do without is not attached.
+    without: Vec<(&'static str, String)>,
+    /// `sched_stat_runtime` is attached while a slot has a quota to be warned of.
+    budget_link: Option<OwnedFd>,
+    budgets: BTreeSet<u32>,
+}
+
+/// Tracing programs without which nothing is measured …
+const TRACING: [&str; 3] = ["sched_switch", "cgroup_mkdir", "cgroup_release"];
+/// … and those without which one thing is not.
+const OPTIONAL: [&str; 3] = [BLOCK_IO, "tcp_retransmit_skb", "cgroup_rmdir"];
+const BLOCK_IO: &str = "block_rq_complete";
+const BUDGET_PROGRAM: &str = "sched_stat_runtime";
+
+/// What the size of a map depends on.
+enum Size {
+    Slots,
+    Cpus,
+    SlotsAndCpus,
+}
+
+const SIZES: [(&str, Size); 9] = [
+    ("ACTIVITY", Size::Slots),
+    ("BUDGET", Size::Slots),
+    ("PACE", Size::Slots),
+    ("CPU_STATE", Size::Cpus),
+    ("CPU_STAT", Size::SlotsAndCpus),
+    ("CPU_WAIT", Size::SlotsAndCpus),
+    ("NET_STAT", Size::SlotsAndCpus),
+    ("ROUND_TRIP", Size::SlotsAndCpus),
+    ("UPLINK_STAT", Size::SlotsAndCpus),
+];
+
+impl Bpf {
+    /// Whether an earlier agent left pins in `directory`.
+    pub fn is_pinned(directory: &Path) -> bool {
+        layout_directory(directory).exists()
+    }
+
+    /// The slots that the maps pinned in `directory` have, if there are any.
+    pub fn pinned_slots(directory: &Path) -> Result<Option<u32>, BpfError> {
+        let pin = layout_directory(directory).join("maps/PACE");
+        if !pin.exists() {
+            return Ok(None);
+        }
+        let info = MapInfo::from_pin(&pin).map_err(|source| BpfError::Map { map: "PACE", source })?;
+        Ok(Some(info.max_entries()))
+    }
+
+    /// Loads the programs on the maps that are pinned, or new ones, and puts them behind the links
+    /// that are pinned, or new ones: enforcement by an earlier agent goes on without a gap.
+    pub fn establish(config: BpfConfig) -> Result<Bpf, BpfError> {
+        let object = fs::read(&config.object)
+            .map_err(|source| BpfError::Object { path: config.object.clone(), source })?;
+        let kernel_btf = Btf::of_kernel()?;
+        let aya_btf = AyaBtf::from_sys_fs()?;
+        let maps = prepare_directories(&config.directory)?;
+        let slots = Bpf::pinned_slots(&config.directory)?.unwrap_or(config.slots).min(SLOTS_MAX);
+        let cpus = aya::util::nr_cpus()
+            .map_err(|(_, source)| BpfError::Map { map: "CPU_STATE", source: source.into() })?;
+        let entries = |size: &Size| match size {
+            Size::Slots => slots,
+            Size::Cpus => cpus as u32,
+            Size::SlotsAndCpus => slots * cpus as u32,
+        };
+        let size_of =
+            |map: &str| SIZES.iter().find(|(name, _)| *name == map).map_or(1, |(_, size)| entries(size));
+
+        let mut without = Vec::new();
+        let mut offsets = Vec::new();
+        for (global, name, path) in OFFSETS {
+            offsets.push((*global, kernel_btf.offset_of(name, path)?));
+        }
+        for (global, name, path) in IO_OFFSETS {
+            match kernel_btf.offset_of(name, path) {
+                Ok(offset) => offsets.push((*global, offset)),
+                Err(error) => without.push((BLOCK_IO, chain(&error))),
+            }
+        }
+        let log_level: u8 = if config.debug { aya_log::Level::Debug as u8 } else { 0 };
+        let mut loader = EbpfLoader::new();
+        loader.btf(Some(&aya_btf)).default_map_pin_directory(&maps);
+        loader.override_global(aya_log::LEVEL, &log_level, true);
+        // Any number that no earlier agent of this boot has had.
+        let instance = monotonic_ns() as u32 | 1;
+        loader.override_global("SLOT_COUNT", &slots, true);
+        loader.override_global("INSTANCE", &instance, true);
+        for (global, offset) in &offsets {
+            loader.override_global(global, offset, true);
+        }
+        for (name, size) in &SIZES {
+            loader.map_max_entries(name, entries(size));
+        }
+        let mut ebpf = loader.load(&object)?;
+
+        let object = config.object.clone();
+        let links = links_directory(&config.directory);
+        let trace = |ebpf: &mut Ebpf, name: &'static str| {
+            let program: &mut BtfTracePoint = program(ebpf, name, &object)?;
+            program.load(name, &aya_btf).map_err(|source| failed("load", name, source))?;
+            let fd = program.fd().map_err(|source| failed("load", name, source))?;
+            attach_beside(links.join(name), fd.as_fd(), name)
+        };
+        let mut beside = Vec::new();
+        for name in TRACING {
+            beside.push(trace(&mut ebpf, name)?);
+        }
+        for name in OPTIONAL {
+            if without.iter().any(|(program, _)| *program == name) {
+                continue;
+            }
+            match trace(&mut ebpf, name) {
+                Ok(attached) => beside.push(attached),
+                Err(error) => {
+                    let error = chain(&error);
+                    tracing::error!(program = name, error, "a kernel program is not attached");
+                    without.push((name, error));
+                }
+            }
+        }
+        let cgroup = fs::File::open(&config.cgroup_mount).map_err(|source| BpfError::File {
+            verb: "open",
+            path: config.cgroup_mount.clone(),
+            source,
+        })?;
+        for (name, direction) in
+            [("net_egress", CgroupSkbAttachType::Egress), ("net_ingress", CgroupSkbAttachType::Ingress)]
+        {
+            let program: &mut CgroupSkb = program(&mut ebpf, name, &object)?;
+            program.load().map_err(|source| failed("load", name, source))?;
+            let pin = links.join(name);
+            if !replace(&pin, program.fd().map_err(|source| failed("load", name, source))?.as_fd(), name)? {
+                let link = program
+                    .attach(&cgroup, direction, CgroupAttachMode::default())
+                    .and_then(|link| program.take_link(link))
+                    .map_err(|source| failed("attach", name, source))?;
+                pin_link(link, &pin, name)?;
+            }
+        }
+        {
+            let name = "pace_tcp";
+            let program: &mut SockOps = program(&mut ebpf, name, &object)?;
+            program.load().map_err(|source| failed("load", name, source))?;
+            let pin = links.join(name);
+            if !replace(&pin, program.fd().map_err(|source| failed("load", name, source))?.as_fd(), name)? {
+                let link = program
+                    .attach(&cgroup, CgroupAttachMode::default())
+                    .and_then(|link| program.take_link(link))
+                    .map_err(|source| failed("attach", name, source))?;
+                pin_link(link, &pin, name)?;
+            }
+        }
+        let iterator = {
+            let name = "walk_tcp";
+            let program: &mut Iter = program(&mut ebpf, name, &object)?;
+            program.load("tcp", &aya_btf).map_err(|source| failed("load", name, source))?;
+            let fd = program.fd().map_err(|source| failed("load", name, source))?;
+            sys::attach_iterator(fd.as_fd()).map_err(|source| BpfError::Link {
+                verb: "attach",
+                program: name,
+                source,
+            })?
+        };
+        let mut uplinks = Vec::new();
+        {
+            let name = "uplink_egress";
+            let program: &mut SchedClassifier = program(&mut ebpf, name, &object)?;
+            program.load().map_err(|source| failed("load", name, source))?;
+            for device in &config.uplinks {
+                match qdisc::attach_egress(program, device, &links, &config.state_dir) {
+                    Ok(form) => uplinks.push((device.clone(), Ok(form))),
+                    // Counting there is not worth everything else; status and doctor say so.
+                    Err(error) => {
+                        let error = chain(&error);
+                        tracing::error!(device, error, "an uplink is not counted");
+                        uplinks.push((device.clone(), Err(error)));
+                    }
+                }
+            }
+        }
+        if config.debug {
+            forward_messages(&mut ebpf);
+        }
+
+        let mut take = |name: &'static str| {
+            ebpf.take_map(name).ok_or_else(|| BpfError::Foreign { path: object.clone(), name })
+        };
+        fn typed<T: TryFrom<Map, Error = MapError>>(map: Map, name: &'static str) -> Result<T, BpfError> {
+            T::try_from(map).map_err(|source| BpfError::Map { map: name, source })
+        }
+        fn mapped<T>(map: Map, name: &'static str, entries: u32, maps: &Path) -> Result<Mapped<T>, BpfError> {
+            match map {
+                Map::Array(data) => Mapped::map(data.fd(), entries),
+                _ => Err(io::ErrorKind::InvalidData.into()),
+            }
+            .map_err(|source| BpfError::File { verb: "map", path: maps.join(name), source })
+        }
+        macro_rules! mapped {
+            ($name:literal) => {
+                mapped(take($name)?, $name, size_of($name), &maps)?
+            };
+        }
+        let control: Mapped<Control> = mapped!("CONTROL");
+        // From here on the new tracing programs count, and the old ones do not.
+        control.half(0, offset_of!(Control, instance)).store(instance, SeqCst);
+        for attached in beside {
+            attached.replace()?;
+        }
+        Ok(Bpf {
+            cgroup_slot: typed(take("CGROUP_SLOT")?, "CGROUP_SLOT")?,
+            v1_slot: typed(take("V1_SLOT")?, "V1_SLOT")?,
+            io_stat: typed(take("IO_STAT")?, "IO_STAT")?,
+            control,
+            activity: mapped!("ACTIVITY"),
+            cpu_state: mapped!("CPU_STATE"),
+            cpu_stat: mapped!("CPU_STAT"),
+            cpu_wait: mapped!("CPU_WAIT"),
+            budget: mapped!("BUDGET"),
+            net_stat: mapped!("NET_STAT"),
+            round_trip: mapped!("ROUND_TRIP"),
+            uplink_stat: mapped!("UPLINK_STAT"),
+            pace: PaceTable(mapped!("PACE")),
+            config,
+            slots,
+            cpus,
+            ebpf,
+            aya_btf,
+            iterator,
+            uplinks,
+            without,
+            budget_link: None,
+            budgets: BTreeSet::new(),
+        })
+    }
+
+    /// The uplinks, and how each is attached, or why not.
+    pub fn uplinks(&self) -> &[(String, Result<UplinkForm, String>)] {
+        &self.uplinks
+    }
+
+    /// Programs that are not attached, and why.
+    pub fn without(&self) -> &[(&'static str, String)] {
+        &self.without
+    }
+
+    /// Whether block IO is counted by program.
+    pub fn counts_io(&self) -> bool {
+        self.without.iter().all(|(name, _)| *name != BLOCK_IO)
+    }
+
+    /// Slots, the reserved ones included.
+    pub fn slots(&self) -> u32 {
+        self.slots
+    }
+
+    /// The ring of events, once: whoever has it reads them.
+    pub fn take_events(&mut self) -> Result<RingBuf<MapData>, BpfError> {
+        let map = self
+            .ebpf
+            .take_map("EVENTS")
+            .ok_or_else(|| BpfError::Foreign { path: self.config.object.clone(), name: "EVENTS" })?;
+        RingBuf::try_from(map).map_err(|source| BpfError::Map { map: "EVENTS", source })
+    }
+
+    /// Sets or lifts the ceiling on what the TCP sockets of a slot send. In force when this returns:
+    /// sockets follow at their next acknowledgement, and a walk brings those along that have none.
+    /// `has_sockets` is false for a cgroup in which nothing has run.
+    pub fn limit_egress(
+        &mut self,
+        slot: u32,
+        ceiling: Option<BitsPerSec>,
+        has_sockets: bool,
+    ) -> Result<(), BpfError> {
+        match ceiling {
+            Some(rate) => self.pace.limit(slot, rate.bytes_per_sec()),
+            None if self.pace.read(slot).mode == abi::PACE_OFF => return Ok(()),
+            None => self.pace.open(slot),
+        }
+        if has_sockets { self.walk_tcp() } else { Ok(()) }
+    }
+
+    /// The pacing of a slot, as the kernel has it.
+    pub fn pacing(&self, slot: u32) -> Pace {
+        self.pace.read(slot)
+    }
+
+    /// Walks the TCP sockets of every network namespace once.
+    pub fn walk_tcp(&self) -> Result<(), BpfError> {
+        let iterator = self.iterator.as_fd();
+        let walk = || {
+            let walk = sys::create_iterator(iterator)?;
+            io::copy(&mut fs::File::from(walk), &mut io::sink()).map(drop)
+        };
+        netns::in_each(walk, |namespace, error| {
+            // Its sockets follow at their next acknowledgement.
+            tracing::warn!(namespace = %namespace.display(), %error, "cannot walk the TCP sockets of a namespace");
+        })
+        .map_err(BpfError::Walk)
+    }
+
+    /// Asks to be told when a slot has used `warn_ns` of CPU time in `window_ns`, or no longer. The program that
+    /// tells runs at each tick of every task, so it is attached only while somebody asks.
+    pub fn watch_budget(&mut self, slot: u32, limit: Option<(u64, u64)>) -> Result<(), BpfError> {
+        self.write_budget(slot, limit);
+        let Some(_) = limit else {
+            self.budgets.remove(&slot);
+            if self.budgets.is_empty() {
+                self.budget_link = None;
+            }
+            return Ok(());
+        };
+        self.budgets.insert(slot);
+        if self.budget_link.is_none() {
+            let path = self.config.object.clone();
+            let program: &mut BtfTracePoint = program(&mut self.ebpf, BUDGET_PROGRAM, &path)?;
+            if program.fd().is_err() {
+                program
+                    .load(BUDGET_PROGRAM, &self.aya_btf)
+                    .map_err(|source| failed("load", BUDGET_PROGRAM, source))?;
+            }
+            let fd = program.fd().map_err(|source| failed("load", BUDGET_PROGRAM, source))?;
+            let link = sys::attach_tracing(fd.as_fd()).map_err(|source| BpfError::Link {
+                verb: "attach",
+                program: BUDGET_PROGRAM,
+                source,
+            })?;
+            self.budget_link = Some(link);
+        }
+        Ok(())
+    }
+
+    /// Takes everything away: links, pins, uplink filters. The slots must have been retired.
+    pub fn remove(self) -> Result<Vec<String>, BpfError> {
+        let Bpf { config, ebpf, budget_link, .. } = self;
+        drop(budget_link);
+        drop(ebpf);
+        remove_pins(&config)
+    }
+}
+
+/// Reads an event out of the ring.
+pub fn event(item: &[u8]) -> Option<Event> {
+    let word = |at: usize| Some(u64::from_ne_bytes(item.get(at..at + 8)?.try_into().ok()?));
+    let half = |at: usize| Some(u32::from_ne_bytes(item.get(at..at + 4)?.try_into().ok()?));
+    Some(Event { at_ns: word(0)?, value: word(8)?, kind: half(16)?, slot: half(20)? })
+}
+
+/// Hands the programs' debug messages to the log, on a thread that waits for them.
+fn forward_messages(ebpf: &mut Ebpf) {
+    let mut logger = match aya_log::EbpfLogger::init(ebpf) {
+        Ok(logger) => logger,
+        Err(error) => {
+            tracing::warn!("no debug messages from the kernel programs: {error}");
+            return;
+        }
+    };
+    let wait = move || {
+        loop {
+            let fd = logger.as_raw_fd();
+            // SAFETY: the ring buffer's descriptor, open as long as the logger that this thread owns.
+            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+            let mut ready = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::IN)];
+            match rustix::event::poll(&mut ready, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => logger.flush(),
+                Err(error) => {
+                    tracing::warn!("no more debug messages from the kernel programs: {error}");
+                    return;
+                }
+            }
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("bpf-log".into()).spawn(wait) {
+        tracing::warn!("no debug messages from the kernel programs: {error}");
+    }
+}

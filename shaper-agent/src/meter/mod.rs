@@ -1,0 +1,169 @@
+//! What the tasks use: the counters of the kernel programs, and beside them the files of the cgroups.
+//!
+//! Every 100 ms the meter *looks*: it reads the counters of the slots that were active, out of memory that it
+//! shares with the programs. Once a second it *takes stock*: the histograms and block IO of what was active in
+//! that second, and the files of those cgroups; of the others, a part each second, so that each has its turn
+//! within ten. Two stocks make the interval that rates and quantiles are of.
+//!
+//! Counters never go back while a slot is a task's: a slot is cleared before it is given out again, and forgotten
+//! here with its task.
+
+pub mod files;
+mod machine;
+mod snapshot;
+
+use std::collections::{BTreeMap, HashMap};
+
+use shaper_common::abi::{IoKey, IoStat};
+
+use crate::{
+    actuate::Target,
+    kernel::{
+        bpf::{Bpf, BpfError, Counters, Histograms},
+        mapped::monotonic_ns,
+    },
+};
+use files::{Files, Reading};
+pub use machine::{Machine, busy_ns};
+
+/// A cgroup that does nothing has its files read once in so many seconds.
+const TURNS: u64 = 10;
+
+/// The counters of a task at one moment, with what makes quantiles.
+#[derive(Clone, Copy, Debug, Default)]
+struct Stock {
+    counters: Counters,
+    histograms: Histograms,
+}
+
+/// What is known of one task.
+struct Metered {
+    files: Files,
+    /// As of the last look.
+    counters: Counters,
+    /// Whether it did anything since stock was taken.
+    active: bool,
+    stock: Stock,
+    before: Option<Stock>,
+    reading: Reading,
+    read_at_ns: u64,
+    /// Throttled time when the files were read before, and when that was.
+    throttled_before: Option<(u64, u64)>,
+}
+
+/// A block device.
+struct Device {
+    name: String,
+    /// It lies on others, which count the same IO again.
+    stacked: bool,
+}
+
+/// The meter of a node.
+#[derive(Default)]
+pub struct Meter {
+    tasks: BTreeMap<u32, Metered>,
+    io: BTreeMap<IoKey, IoStat>,
+    io_before: BTreeMap<IoKey, IoStat>,
+    machine: Option<Machine>,
+    machine_before: Option<Machine>,
+    stocks: u64,
+    devices: HashMap<u32, Device>,
+}
+
+impl Meter {
+    /// Begins to measure a task, or goes on with one that an earlier agent had.
+    pub fn add(&mut self, bpf: &Bpf, target: &Target) {
+        let counters = bpf.counters(target.slot);
+        let files = Files::open(target, !bpf.counts_io());
+        let reading = files.read();
+        let stock = Stock { counters, histograms: bpf.histograms(target.slot) };
+        let metered = Metered {
+            files,
+            counters,
+            active: true,
+            stock,
+            before: None,
+            reading,
+            read_at_ns: monotonic_ns(),
+            throttled_before: None,
+        };
+        self.tasks.insert(target.slot, metered);
+    }
+
+    /// Forgets a task.
+    pub fn remove(&mut self, slot: u32) {
+        self.tasks.remove(&slot);
+        self.io.retain(|key, _| key.slot != slot);
+        self.io_before.retain(|key, _| key.slot != slot);
+    }
+
+    /// Reads the counters of every task that was active since the last look.
+    pub fn look(&mut self, bpf: &Bpf) {
+        let looker = bpf.look();
+        let now = monotonic_ns();
+        for (slot, task) in &mut self.tasks {
+            if bpf.is_active(&looker, *slot) {
+                task.counters = bpf.counters(*slot);
+                task.active = true;
+            } else {
+                task.counters.at_ns = now;
+            }
+        }
+    }
+
+    /// The counters of a task as of the last look.
+    pub fn counters(&self, slot: u32) -> Option<&Counters> {
+        Some(&self.tasks.get(&slot)?.counters)
+    }
+
+    /// The counters of a task one or two seconds ago.
+    pub fn counters_before(&self, slot: u32) -> Option<&Counters> {
+        let task = self.tasks.get(&slot)?;
+        Some(&task.before.as_ref().unwrap_or(&task.stock).counters)
+    }
+
+    /// How long the CPU limit has stopped a task so far, ns, as of now.
+    pub fn throttled_ns(&self, slot: u32) -> Option<u64> {
+        self.tasks.get(&slot)?.files.throttled_ns()
+    }
+
+    /// The same for a node that measures nothing yet.
+    pub fn take_stock_of_machine(&mut self) {
+        self.machine_before = self.machine.replace(Machine::read());
+    }
+
+    /// Takes stock: once a second, after a look. Returns the slots whose cgroups have gone.
+    pub fn take_stock(&mut self, bpf: &Bpf) -> Result<Vec<u32>, BpfError> {
+        self.stocks += 1;
+        let turn = self.stocks % TURNS;
+        let mut gone = Vec::new();
+        let mut has_io = false;
+        for (slot, task) in &mut self.tasks {
+            let is_its_turn = u64::from(*slot) % TURNS == turn;
+            let histograms = if task.active { bpf.histograms(*slot) } else { task.stock.histograms };
+            let stock = Stock { counters: task.counters, histograms };
+            task.before = Some(std::mem::replace(&mut task.stock, stock));
+            if task.active || is_its_turn {
+                let now = monotonic_ns();
+                let reading = task.files.read();
+                if reading.is_gone {
+                    gone.push(*slot);
+                }
+                let before = std::mem::replace(&mut task.reading, reading);
+                task.throttled_before = before.throttled_ns.map(|ns| (task.read_at_ns, ns));
+                task.read_at_ns = now;
+            }
+            has_io |= task.active;
+            task.active = false;
+        }
+        if has_io && bpf.counts_io() {
+            let mut now = bpf.block_io()?;
+            now.retain(|key, _| self.tasks.contains_key(&key.slot));
+            self.io_before = std::mem::replace(&mut self.io, now);
+        } else {
+            self.io_before.clone_from(&self.io);
+        }
+        self.take_stock_of_machine();
+        Ok(gone)
+    }
+}

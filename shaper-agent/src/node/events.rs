@@ -1,0 +1,138 @@
+//! What the kernel programs tell at once, rather than be found at the next look.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    thread::JoinHandle,
+};
+
+use aya::maps::{MapData, RingBuf};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use shaper_common::abi::{EVENT_BUDGET, EVENT_GONE, Event};
+use shaper_core::{
+    id::TaskId,
+    limits::Limit,
+    task::{ExitStatus, Origin, Phase},
+    units::Millicores,
+};
+
+use super::{Node, NodeError, not_established, now};
+use crate::{actor::Handle, kernel::bpf, launch};
+
+/// Length of a CPU quota's period, ns; a window of the warning is as long.
+const PERIOD_NS: u64 = 100_000_000;
+/// The kernel charges CPU time at ticks, and a tick is 4 ms on most kernels: the warning comes two of them before
+/// the quota is used up, where that leaves half of it.
+const TICKS_NS: u64 = 8_000_000;
+/// Turns that events ask for come no closer than this: a rate of less time says nothing.
+const TURN_NS: u64 = 20_000_000;
+
+/// The thread that waits for events. It ends with this, and then nothing of it holds the ring any more.
+pub(super) struct Follower {
+    stop: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Follower {
+    /// Follows the ring for as long as the node has this.
+    pub(super) fn start(ring: RingBuf<MapData>, handle: Handle) -> io::Result<Follower> {
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+        let stopped = Arc::clone(&stop);
+        let follow = move || {
+            if let Err(error) = follow(ring, &stopped, &handle) {
+                tracing::error!(%error, "cannot wait for the kernel programs' events: what they tell is found by looking");
+            }
+        };
+        let thread = std::thread::Builder::new().name("bpf-events".into()).spawn(follow)?;
+        Ok(Follower { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let told = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
+        if told.is_ok()
+            && let Some(thread) = self.thread.take()
+        {
+            // It has not panicked, or has said so itself.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn follow(mut ring: RingBuf<MapData>, stop: &OwnedFd, handle: &Handle) -> io::Result<()> {
+    let fd = ring.as_fd().try_clone_to_owned()?;
+    loop {
+        let mut ready = [PollFd::new(&fd, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
+        match poll(&mut ready, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if !ready[1].revents().is_empty() {
+            return Ok(());
+        }
+        let mut events = Vec::new();
+        while let Some(item) = ring.next() {
+            events.extend(bpf::event(&item));
+        }
+        if !events.is_empty() {
+            // A node with a full queue finds by looking what it is not told.
+            handle.try_tell(move |node| node.told(&events));
+        }
+    }
+}
+
+impl Node {
+    fn told(&mut self, events: &[Event]) {
+        let mut turn = false;
+        for event in events {
+            match event.kind {
+                EVENT_BUDGET => turn = true,
+                EVENT_GONE => self.cgroup_gone(event.slot, event.value),
+                kind => tracing::debug!(kind, "a kernel program tells what this agent does not know"),
+            }
+        }
+        if turn && self.adjustment.last_turn_ns() + TURN_NS <= crate::kernel::mapped::monotonic_ns() {
+            self.adjust();
+        }
+    }
+
+    /// A managed cgroup was removed by somebody else.
+    fn cgroup_gone(&mut self, slot: u32, cgroup_id: u64) {
+        let of_event = self.tasks.iter().find(|(_, task)| {
+            task.target.as_ref().is_some_and(|target| target.slot == slot && target.cgroup.id() == cgroup_id)
+        });
+        if let Some(id) = of_event.map(|(id, _)| id.clone()) {
+            self.end_if_gone(&id);
+        }
+    }
+
+    /// Ends an adopted task whose cgroup is not there any more. (Others end with their main process.)
+    pub(super) fn end_if_gone(&mut self, id: &TaskId) {
+        let Some(task) = self.tasks.get(id) else { return };
+        let Some(target) = &task.target else { return };
+        if !task.is_running() || task.record.origin != Origin::Adopted {
+            return;
+        }
+        let is_gone = target.cgroup.is_populated().is_err_and(|error| error.is_gone());
+        if is_gone && let Err(error) = self.end(id, Phase::Ended { status: ExitStatus::Unknown, at: now() }) {
+            tracing::warn!(task = %id, error = %launch::chain(&error), "cannot end a task whose cgroup is gone");
+        }
+    }
+
+    /// Asks the kernel to warn before the CPU quota that a task has now is used up.
+    pub(super) fn watch_quota(&mut self, id: &TaskId) -> Result<(), NodeError> {
+        let task = self.tasks.get(id).ok_or_else(|| NodeError::NoSuchTask(id.clone()))?;
+        let target = task.target.as_ref().ok_or_else(not_established)?;
+        let bpf = self.bpf.as_mut().ok_or_else(not_established)?;
+        let budget = match task.record.limits.cpu {
+            Limit::At(Millicores(milli)) => {
+                let quota = PERIOD_NS / 1000 * milli;
+                Some((quota.saturating_sub(TICKS_NS).max(quota / 2), PERIOD_NS))
+            }
+            Limit::Unlimited => None,
+        };
+        Ok(bpf.watch_budget(target.slot, budget)?)
+    }
+}
