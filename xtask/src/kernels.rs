@@ -1,4 +1,4 @@
-//! Kernels for the VM: Debian's, fetched once by this machine's own apt, unpacked and never installed.
+//! Kernels for the VM: Debian's, fetched once by apt, unpacked and never installed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,6 +7,7 @@ use std::{env, fmt};
 
 use anyhow::{Context, Result, bail};
 
+use crate::apt::Apt;
 use crate::{process, setup, workspace};
 
 /// A kernel to boot.
@@ -41,10 +42,7 @@ pub(crate) fn debian(series: &str) -> Result<Kernel> {
     let folder = cache().join(series);
     if !folder.exists() {
         fetch(series, &folder).with_context(|| {
-            format!(
-                "no Linux {series} for the VM (bring one with `--kernel-image FILE --modules DIR`, or add Debian \
-                 sources that have linux-image-{series}…-cloud-amd64)"
-            )
+            format!("no Linux {series} for the VM (bring one with `--kernel-image FILE --modules DIR`)")
         })?;
     }
     unpacked(series, &folder)
@@ -62,10 +60,10 @@ fn cache() -> PathBuf {
 fn unpacked(series: &str, folder: &Path) -> Result<Kernel> {
     let modules = only_entry(&folder.join("lib/modules"))?;
     let release = file_name(&modules)?;
-    let image = folder.join("boot").join(format!("vmlinuz-{release}"));
-    if !image.is_file() {
-        bail!("there is no {}", image.display());
-    }
+    // From 7.0 on it is beside its modules.
+    let images = [folder.join("boot").join(format!("vmlinuz-{release}")), modules.join("vmlinuz")];
+    let image = images.into_iter().find(|image| image.is_file());
+    let image = image.with_context(|| format!("there is no kernel {release} in it"))?;
     Ok(Kernel { series: series.to_owned(), release, image, modules })
 }
 
@@ -74,13 +72,7 @@ fn fetch(series: &str, folder: &Path) -> Result<()> {
     if process::find("apt-get").is_none() {
         bail!("there is no apt-get here");
     }
-    let package = match newest_package(series)? {
-        Some(package) => package,
-        None if setup::apt_update()? => {
-            newest_package(series)?.with_context(|| format!("apt knows no cloud kernel {series}"))?
-        }
-        None => bail!("apt knows no cloud kernel {series} (as root: apt-get update)"),
-    };
+    let (apt, package) = find(series)?;
     eprintln!("fetching {package} into {}: a kernel for the VM, which is not installed", folder.display());
 
     let partial = folder.with_file_name(format!("{series}.partial"));
@@ -88,15 +80,13 @@ fn fetch(series: &str, folder: &Path) -> Result<()> {
         fs::remove_dir_all(&partial).with_context(|| format!("cannot remove {}", partial.display()))?;
     }
     fs::create_dir_all(&partial).with_context(|| format!("cannot create {}", partial.display()))?;
-    let mut download = Command::new("apt-get");
-    download.args(["download", "-q"]).arg(&package).current_dir(&partial);
-    if setup::is_root() {
-        download.args(["-o", "APT::Sandbox::User=root"]); // apt's own user cannot write to our folder
+    let mut packages = parts(&package, &apt.depends(&package)?);
+    packages.push(package);
+    apt.download(&packages, &partial)?;
+    for deb in entries(&partial)? {
+        process::run(Command::new("dpkg").arg("-x").arg(&deb).arg(&partial))?;
+        fs::remove_file(&deb).with_context(|| format!("cannot remove {}", deb.display()))?;
     }
-    process::run(&mut download)?;
-    let deb = only_entry(&partial)?;
-    process::run(Command::new("dpkg").arg("-x").arg(&deb).arg(&partial))?;
-    fs::remove_file(&deb).with_context(|| format!("cannot remove {}", deb.display()))?;
 
     // Debian moves modules from /lib to /usr/lib, and kmod looks in one of them: serve both.
     if !partial.join("lib").exists() {
@@ -115,10 +105,43 @@ fn tool(name: &str) -> PathBuf {
     process::find(name).unwrap_or_else(|| name.into())
 }
 
-fn newest_package(series: &str) -> Result<Option<String>> {
-    let pattern = format!("^linux-image-{}\\.[0-9]+.*-cloud-amd64$", series.replace('.', "\\."));
-    let found = process::read(Command::new("apt-cache").args(["search", "--names-only", &pattern]))?;
+/// The newest package of `series`, and the sources that have it: this machine's, or else a suite beside them.
+fn find(series: &str) -> Result<(Apt, String)> {
+    let machine = Apt::of_machine();
+    let mut package = newest_package(&machine, series)?;
+    if package.is_none() && setup::apt_update()? {
+        package = newest_package(&machine, series)?;
+    }
+    if let Some(package) = package {
+        return Ok((machine, package));
+    }
+    let suite = suite(series);
+    let beside = Apt::of_suite(suite)?;
+    let package = newest_package(&beside, series)?;
+    let package = package.with_context(|| format!("neither this machine's apt nor {suite} has one"))?;
+    Ok((beside, package))
+}
+
+/// The suite of Debian with the newest kernel of `series`.
+fn suite(series: &str) -> &'static str {
+    match series {
+        "6.1" => "bookworm",
+        "6.12" => "trixie",
+        _ => "trixie-backports",
+    }
+}
+
+fn newest_package(apt: &Apt, series: &str) -> Result<Option<String>> {
+    let found =
+        apt.search(&format!("^linux-image-{}\\.[0-9]+.*-cloud-amd64$", series.replace('.', "\\.")))?;
     Ok(newest(series, &found))
+}
+
+/// The packages of the same release that a kernel's package needs: from 7.0 on, the image and the modules are in such.
+fn parts(package: &str, depends: &str) -> Vec<String> {
+    let release = package.trim_start_matches("linux-image");
+    let needed = depends.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+    needed.filter(|name| name.ends_with(release)).map(str::to_owned).collect()
 }
 
 /// The package with the greatest version in what `apt-cache search` printed.
@@ -137,11 +160,15 @@ fn numbers(version: &str) -> Vec<u64> {
     version.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
 }
 
-fn only_entry(folder: &Path) -> Result<PathBuf> {
+fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(folder).and_then(|entries| {
         entries.map(|entry| entry.map(|entry| entry.path())).collect::<std::io::Result<Vec<_>>>()
     });
-    match entries.with_context(|| format!("cannot list {}", folder.display()))?.as_slice() {
+    entries.with_context(|| format!("cannot list {}", folder.display()))
+}
+
+fn only_entry(folder: &Path) -> Result<PathBuf> {
+    match entries(folder)?.as_slice() {
         [entry] => Ok(entry.clone()),
         entries => bail!("{} has {} entries where one is expected", folder.display(), entries.len()),
     }
@@ -174,6 +201,21 @@ linux-image-6.12-cloud-amd64 - Linux for x86-64 cloud (meta-package)
 
         let found = "linux-image-6.1.0-9-cloud-amd64 - x\nlinux-image-6.1.0-56-cloud-amd64 - x\n";
         assert_eq!(newest("6.1", found).as_deref(), Some("linux-image-6.1.0-56-cloud-amd64"));
+    }
+
+    #[test]
+    fn a_kernel_in_several_packages_is_fetched_whole() {
+        let depends = "\
+linux-image-7.3.4+deb13-cloud-amd64
+ |Depends: initramfs-tools
+  Depends: linux-binary-7.3.4+deb13-cloud-amd64
+  Depends: linux-modules-7.3.4+deb13-cloud-amd64
+  Suggests: linux-doc-7.3
+";
+        let expected = ["linux-binary-7.3.4+deb13-cloud-amd64", "linux-modules-7.3.4+deb13-cloud-amd64"];
+        assert_eq!(parts("linux-image-7.3.4+deb13-cloud-amd64", depends), expected);
+        let depends = "linux-image-6.1.0-56-cloud-amd64\n  Depends: kmod\n  Depends: linux-base\n";
+        assert!(parts("linux-image-6.1.0-56-cloud-amd64", depends).is_empty());
     }
 
     #[test]

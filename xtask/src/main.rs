@@ -2,6 +2,7 @@
 //! toolchain yet. This file only wires; each command lives in the module of its subject.
 #![forbid(unsafe_code)]
 
+mod apt;
 mod atomics;
 mod bins;
 mod cpio;

@@ -18,8 +18,8 @@ use crate::setup::{self, Need};
 use crate::tally::Tally;
 use crate::{bins, ebpf, workspace};
 
-/// The kernels that are tested, in this order: the default one, and the floor.
-pub(crate) const SERIES: [&str; 2] = ["6.12", "6.1"];
+/// The kernels that are tested, in this order: the default one, the floor, and the newest.
+pub(crate) const SERIES: [&str; 3] = ["6.12", "6.1", "6.18"];
 
 /// What PID 1 (`tests/src/bin/vm-init.rs`) prints: that it runs, then uptime and kernel release …
 const UP: &str = "shaper-vm: up ";
@@ -31,7 +31,7 @@ const TAIL: usize = 30;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A series of Debian's kernels; may be given more than once [default: 6.12 and 6.1]
+    /// A series of Debian's kernels; may be given more than once [default: 6.12, 6.1 and 6.18]
     #[arg(long, value_name = "SERIES")]
     kernel: Vec<String>,
     /// Boot this kernel in place of Debian's
