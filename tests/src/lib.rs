@@ -11,6 +11,7 @@ pub mod cgroup;
 pub mod checker;
 pub mod cluster;
 pub mod cut;
+pub mod disk;
 pub mod leftovers;
 pub mod net;
 pub mod pins;

@@ -12,6 +12,7 @@ use shaper_tests::{
     agent::{Agent, Options},
     assert_close,
     cgroup::{TestCgroup, cpu_time, read, write},
+    disk::Disk,
     kernel_is_at_least,
     leftovers::Leftovers,
     net::{DEVICE, NetPair},
@@ -118,6 +119,22 @@ fn a_qdisc_that_was_there_stays() {
     agent.shaper().ok(&["release", "--all"]);
     assert!(filters().is_empty(), "{}", filters());
     assert!(network.near.tc(&["qdisc", "show", "dev", DEVICE]).contains("clsact"));
+}
+
+#[test]
+fn what_a_cgroup_writes_is_in_its_io_stat_under_the_number_of_the_disk() {
+    let disk = Disk::format_and_mount();
+    let group = TestCgroup::new();
+    // +memory: what is written later is charged to the group that the memory was charged to.
+    write(group.path(), "cgroup.subtree_control", "+io +memory");
+    for way in ["direct", "buffered"] {
+        let child = group.make_child(way);
+        let path = disk.file(way).display().to_string();
+        let mut load = TestCgroup::run(&child, None, &["write", &path, "1024", way]);
+        assert!(load.wait().unwrap().success(), "{way}");
+        let written = disk.io_stat(&child, "wbytes");
+        assert!(written >= 1 << 20, "{way}: {written} of 1 MiB: {}", read(&child, "io.stat"));
+    }
 }
 
 #[test]

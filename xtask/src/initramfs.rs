@@ -16,7 +16,7 @@ use crate::{modules, process};
 const BPF_OBJECT: &str = "/lib/shaper/shaper.bpf.o";
 
 /// Programs of this machine that the tests start beside busybox's applets.
-const TOOLS: [&str; 2] = ["ip", "tc"];
+const TOOLS: [&str; 3] = ["ip", "tc", "mkfs.ext4"];
 
 /// What the tests run as a task.
 const LOAD: &str = "test-load";

@@ -39,11 +39,12 @@ const WANTED: &[&str] = &[
     "inet_diag",
     "tcp_bbr",
     "tcp_diag",
-    // a machine of QEMU's
+    // a machine of QEMU's, and what is on its disk
     "virtio_pci",
     "virtio_blk",
     "virtio_net",
     "virtio_rng",
+    "ext4",
 ];
 
 /// The modules of one kernel, as depmod describes them.

@@ -1,7 +1,7 @@
 //! QEMU: whether it may use KVM here, and one boot from start to end.
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -56,9 +56,41 @@ impl fmt::Display for Accel {
 pub(crate) struct Machine<'a> {
     pub(crate) kernel: &'a Kernel,
     pub(crate) initrd: &'a Path,
+    /// `/dev/vda`.
+    pub(crate) disk: Option<&'a Disk>,
     pub(crate) accel: Accel,
     /// What PID 1 gets as its arguments.
     pub(crate) init_args: &'a [String],
+}
+
+/// An empty disk, whose file is gone with it.
+pub(crate) struct Disk(PathBuf);
+
+impl Disk {
+    const SIZE: u64 = 256 << 20;
+
+    /// A new one in the file `path`, which takes as much room as the guest writes.
+    pub(crate) fn create(path: PathBuf) -> Result<Self> {
+        let cannot = || format!("cannot create {}", path.display());
+        let file = File::create(&path).with_context(cannot)?;
+        file.set_len(Self::SIZE).with_context(cannot)?;
+        Ok(Self(path))
+    }
+
+    /// QEMU's description of it. Its text has commas between options, and two for one in a file's name.
+    fn argument(&self) -> Result<String> {
+        let path = self.0.to_str().with_context(|| format!("{} is not UTF-8", self.0.display()))?;
+        // What the guest flushes need not reach this machine's disk: it is for this one boot.
+        Ok(format!("file={},if=virtio,format=raw,cache=unsafe", path.replace(',', ",,")))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.0) {
+            eprintln!("cannot remove {}: {error}", self.0.display());
+        }
+    }
 }
 
 /// How a boot ended.
@@ -134,6 +166,9 @@ impl Machine<'_> {
             .arg("-initrd")
             .arg(self.initrd)
             .args(["-append", &parameters]);
+        if let Some(disk) = self.disk {
+            command.args(["-drive", &disk.argument()?]);
+        }
         Ok(command)
     }
 }
@@ -168,7 +203,7 @@ fn boots_with_kvm(kernel: &Kernel, init: &Path) -> Result<bool> {
     let initrd = workspace::target().join("vm/probe.cpio");
     initramfs::write_probe(init, &initrd)?;
     let init_args = ["--probe".to_owned()];
-    let machine = Machine { kernel, initrd: &initrd, accel: Accel::Kvm, init_args: &init_args };
+    let machine = Machine { kernel, initrd: &initrd, disk: None, accel: Accel::Kvm, init_args: &init_args };
     let end = machine.boot(PROBE_DEADLINE, io::sink(), Stdio::null(), |line| {
         if vm::is_up(line) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
@@ -195,6 +230,17 @@ mod tests {
         assert_eq!(quoted("two words").unwrap(), "\"two words\"");
         assert!(quoted("a\"b").is_err());
         assert!(quoted("").is_err());
+    }
+
+    #[test]
+    fn a_disk_is_empty_and_goes_with_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a,b.img");
+        let disk = Disk::create(path.clone()).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().len(), Disk::SIZE);
+        assert!(disk.argument().unwrap().contains("/a,,b.img,if=virtio"));
+        drop(disk);
+        assert!(!path.exists());
     }
 
     #[test]

@@ -77,6 +77,7 @@ const REQUIREMENTS: &[Requirement] = &[
     program(Need::Vm, "busybox", "busybox-static"),
     program(Need::Vm, "depmod", "kmod"),
     program(Need::Vm, "xz", "xz-utils"),
+    program(Need::Vm, "mkfs.ext4", "e2fsprogs"),
     program(Need::Native, "ip", "iproute2"),
     program(Need::Native, "tc", "iproute2"),
 ];
@@ -86,7 +87,7 @@ impl Need {
         match self {
             Self::BpfRust => "a Rust toolchain with its library sources, to build the kernel programs",
             Self::BpfLinker => "LLVM, to build bpf-linker, which links the kernel programs",
-            Self::Vm => "QEMU and kernel tools, to run the VM tests",
+            Self::Vm => "QEMU, kernel tools and mkfs, to run the VM tests",
             Self::Native => "ip and tc, to set up network namespaces for tests and the demo",
         }
     }

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::initramfs::{self, Contents};
 use crate::kernels::{self, Kernel};
-use crate::qemu::{self, Accel, End, Machine};
+use crate::qemu::{self, Accel, Disk, End, Machine};
 use crate::setup::{self, Need};
 use crate::tally::Tally;
 use crate::{bins, ebpf, workspace};
@@ -141,10 +141,11 @@ fn run_kernel(kernel: &Kernel, contents: &Contents, timeout: Duration, filter: &
     let initrd = folder.join(format!("{}.cpio", kernel.release));
     let log = folder.join(format!("{}.log", kernel.release));
     initramfs::write(kernel, contents, &initrd)?;
+    let disk = Disk::create(folder.join(format!("{}.img", kernel.release)))?;
 
     println!("vm {kernel}, {accel}: booting");
     let log_file = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
-    let machine = Machine { kernel, initrd: &initrd, accel, init_args: filter };
+    let machine = Machine { kernel, initrd: &initrd, disk: Some(&disk), accel, init_args: filter };
     let start = Instant::now();
     let mut transcript = Transcript::default();
     let end = machine.boot(timeout, Both(io::stdout(), log_file), Stdio::inherit(), |line| {

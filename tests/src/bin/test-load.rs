@@ -7,7 +7,7 @@ use std::{
     hint::black_box,
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
-    os::unix::process::CommandExt,
+    os::unix::{fs::OpenOptionsExt, process::CommandExt},
     path::Path,
     process::{self, Command, ExitCode},
     thread,
@@ -21,11 +21,15 @@ usage: test-load spin                 uses one CPU
        test-load fork                 starts processes that end at once, one after the other
        test-load send ADDRESS FLOWS   sends zeros on that many connections
        test-load eat MIB              takes memory, says so, and keeps it
+       test-load write PATH KIB direct|buffered
+                                      writes that much in pieces of 4 KiB, brings it to the disk, says so
        test-load tick COUNT CODE      prints a line every 100 ms, and exits with CODE
        test-load witness LOG spin     notes in LOG that it runs, and uses one CPU
        test-load witness LOG until PATH CODE
                                       notes in LOG that it runs; once PATH is there, that it ends, and
                                       exits with CODE";
+
+const PIECE_KIB: u32 = 4;
 
 const TICK: Duration = Duration::from_millis(100);
 
@@ -42,6 +46,10 @@ fn main() -> ExitCode {
         ["eat", mib] => match mib.parse() {
             Ok(mib) => eat(mib),
             Err(_) => return usage(),
+        },
+        ["write", path, kib, way @ ("direct" | "buffered")] => match kib.parse::<u32>() {
+            Ok(kib) if kib % PIECE_KIB == 0 => write(path, kib, *way == "direct"),
+            _ => return usage(),
         },
         ["tick", count, code] => match (count.parse(), code.parse::<u8>()) {
             (Ok(count), Ok(code)) => tick(count).map(|()| ExitCode::from(code)),
@@ -107,6 +115,21 @@ fn eat(mib: usize) -> io::Result<ExitCode> {
         thread::park();
         black_box(&eaten);
     }
+}
+
+fn write(path: &str, kib: u32, direct: bool) -> io::Result<ExitCode> {
+    /// Aligned as direct IO wants it.
+    #[repr(align(4096))]
+    struct Piece([u8; PIECE_KIB as usize * 1024]);
+    let piece = Piece([1; PIECE_KIB as usize * 1024]);
+
+    let flags = if direct { libc::O_DIRECT } else { 0 };
+    let mut file = File::options().write(true).create(true).truncate(true).custom_flags(flags).open(path)?;
+    for _ in 0..kib / PIECE_KIB {
+        file.write_all(&piece.0)?;
+    }
+    file.sync_all()?;
+    say(&format!("wrote {kib} KiB")).map(|()| ExitCode::SUCCESS)
 }
 
 fn tick(count: u32) -> io::Result<()> {
