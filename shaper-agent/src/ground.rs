@@ -117,7 +117,16 @@ impl Ground {
             group.set_cpu_shares(shares_of_weight(AGENT_WEIGHT))?;
             group.add(std::process::id())?;
         }
+        if let Some(group) = ground.v1_group("blkio", AGENT)? {
+            group.add(std::process::id())?;
+        }
         Ok(ground)
+    }
+
+    /// The agent's own cgroup, and its group of the v1 controller for block IO.
+    pub fn agent(&self) -> Result<(Cgroup, Option<V1Group>), GroundError> {
+        let (cgroup, _) = self.root.make_child(AGENT)?;
+        Ok((cgroup, self.v1_group("blkio", AGENT)?))
     }
 
     /// The cgroup of an execution, made if it is not there.

@@ -26,8 +26,10 @@ pub const EVENT_BYTES: u32 = 256 << 10;
 pub const SLOT_NOBODY: u32 = 0;
 /// Everything in a cgroup that this agent does not manage.
 pub const SLOT_UNMANAGED: u32 = 1;
+/// The agent itself. From here on everything is counted of a slot.
+pub const SLOT_AGENT: u32 = 2;
 /// The first slot that a task can have.
-pub const SLOT_FIRST: u32 = 2;
+pub const SLOT_FIRST: u32 = 3;
 
 /// An entry of the table cgroup id → slot.
 #[repr(C)]

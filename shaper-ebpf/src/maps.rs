@@ -15,7 +15,7 @@ use core::{arch::asm, ptr::read_volatile};
 use shaper_common::{
     abi::{
         Activity, Budget, CGROUPS, CgroupSlot, Control, CpuStat, CpuState, EVENT_BYTES, Event, IO_ENTRIES,
-        IoKey, IoStat, NetStat, Pace, PacketCount, SLOT_FIRST, SLOTS, SocketState,
+        IoKey, IoStat, NetStat, Pace, PacketCount, SLOT_AGENT, SLOTS, SocketState,
     },
     hist::{self, BUCKETS, Histogram},
 };
@@ -145,7 +145,7 @@ pub unsafe fn count(counts: *mut [u32; BUCKETS], ns: u64, shift: u32) {
 /// Notes that a slot was active since the agent last looked.
 #[inline(always)]
 pub fn touch(slot: u32) {
-    if slot < SLOT_FIRST {
+    if slot < SLOT_AGENT {
         return;
     }
     if let (Some(control), Some(activity)) = (CONTROL.get_ptr(0), ACTIVITY.get_ptr_mut(slot)) {

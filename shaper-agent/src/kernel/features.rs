@@ -5,7 +5,7 @@ use std::{fs, io};
 
 use shaper_core::doctor::{Availability, Rung};
 
-use super::{hierarchy::Hierarchies, qdisc};
+use super::{bpf::Measure, hierarchy::Hierarchies, qdisc};
 
 /// One row of the table.
 pub struct Feature {
@@ -136,6 +136,21 @@ pub fn slot_table(cgroups_without_entry: u64) -> Option<Rung> {
                       each switch and packet; release what makes cgroups by the thousand"
                 .into(),
     })
+}
+
+/// A row for what the kernel programs count wrongly.
+pub fn distrusted(measure: Measure, why: &str) -> Rung {
+    let (used_for, degrades_to) = match measure {
+        Measure::Cpu => ("CPU time by task", "CPU time from cpu.stat"),
+        Measure::RunQueue => ("waiting for a CPU by task", "not measured"),
+        Measure::Io => ("block IO and its latency by task", "bytes and operations from io.stat, no latency"),
+    };
+    Rung {
+        feature: format!("self-test: {measure}"),
+        used_for: used_for.into(),
+        availability: Availability::Unusable { reason: format!("{why}; please report this with `uname -r`") },
+        degrades_to: degrades_to.into(),
+    }
 }
 
 /// A row for a kernel program that could not be attached.

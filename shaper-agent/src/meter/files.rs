@@ -117,6 +117,13 @@ impl Files {
         reading
     }
 
+    /// CPU time, ns.
+    pub fn cpu_ns(&self) -> Option<u64> {
+        let mut buffer = [0; BUFFER];
+        let length = self.cpu_stat.as_ref()?.read_at(&mut buffer, 0).ok()?;
+        value(std::str::from_utf8(&buffer[..length]).ok()?, "usage_usec").map(|us| us * 1000)
+    }
+
     /// How long the CPU limit has stopped the task so far, ns.
     pub fn throttled_ns(&self) -> Option<u64> {
         let mut buffer = [0; BUFFER];

@@ -19,7 +19,7 @@ use shaper_common::abi::{IoKey, IoStat};
 use crate::{
     actuate::Target,
     kernel::{
-        bpf::{Bpf, BpfError, Counters, Histograms},
+        bpf::{Bpf, BpfError, Counters, Histograms, Measure},
         mapped::monotonic_ns,
     },
 };
@@ -73,8 +73,8 @@ pub struct Meter {
 impl Meter {
     /// Begins to measure a task, or goes on with one that an earlier agent had.
     pub fn add(&mut self, bpf: &Bpf, target: &Target) {
-        let counters = bpf.counters(target.slot);
         let files = Files::open(target, !bpf.counts_io());
+        let counters = counters(bpf, target.slot, &files);
         let reading = files.read();
         let stock = Stock { counters, histograms: bpf.histograms(target.slot) };
         let metered = Metered {
@@ -103,12 +103,17 @@ impl Meter {
         let now = monotonic_ns();
         for (slot, task) in &mut self.tasks {
             if bpf.is_active(&looker, *slot) {
-                task.counters = bpf.counters(*slot);
+                task.counters = counters(bpf, *slot, &task.files);
                 task.active = true;
             } else {
                 task.counters.at_ns = now;
             }
         }
+    }
+
+    /// The counters of a task as of now.
+    pub fn counters_now(&self, slot: u32, bpf: &Bpf) -> Option<Counters> {
+        Some(counters(bpf, slot, &self.tasks.get(&slot)?.files))
     }
 
     /// The counters of a task as of the last look.
@@ -166,4 +171,13 @@ impl Meter {
         self.take_stock_of_machine();
         Ok(gone)
     }
+}
+
+/// The counters of a slot; CPU time by its cgroup's file if the programs are not believed.
+fn counters(bpf: &Bpf, slot: u32, files: &Files) -> Counters {
+    let counted = bpf.counters(slot);
+    if bpf.trusts(Measure::Cpu) {
+        return counted;
+    }
+    Counters { cpu_ns: files.cpu_ns().unwrap_or(0), ..counted }
 }

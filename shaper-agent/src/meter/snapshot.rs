@@ -18,7 +18,7 @@ use shaper_core::{
 use super::{Device, Meter, Metered, files::DeviceIo};
 use crate::{
     kernel::{
-        bpf::{Bpf, Counters},
+        bpf::{Bpf, Counters, Measure},
         mapped::monotonic_ns,
     },
     record::Record,
@@ -90,8 +90,11 @@ impl Meter {
         let any = |has: fn(&Metered) -> bool| self.tasks.values().any(has);
         let counts_io = bpf.is_some_and(Bpf::counts_io);
         Sources {
-            cpu: program(bpf.is_some()),
-            run_queue: program(bpf.is_some()),
+            cpu: match bpf {
+                Some(bpf) if bpf.trusts(Measure::Cpu) => Source::Program,
+                other => file(other.is_some()),
+            },
+            run_queue: program(bpf.is_some_and(|bpf| bpf.trusts(Measure::RunQueue))),
             memory: file(any(|task| task.reading.memory.is_some())),
             io: if counts_io { Source::Program } else { file(any(|task| task.reading.io.is_some())) },
             io_latency: program(counts_io),
@@ -130,11 +133,9 @@ impl Meter {
                     1,
                 ),
                 throttled_permille,
-                run_queue: Some(latency(
-                    &task.stock.histograms.run_queue,
-                    &before.histograms.run_queue,
-                    QUEUE_SHIFT,
-                )),
+                run_queue: bpf.trusts(Measure::RunQueue).then(|| {
+                    latency(&task.stock.histograms.run_queue, &before.histograms.run_queue, QUEUE_SHIFT)
+                }),
                 pressure: reading.cpu_pressure,
             },
             memory: reading.memory.map(|bytes| MemoryUsage {

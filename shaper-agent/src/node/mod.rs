@@ -273,6 +273,11 @@ impl Node {
                 state_dir: state_dir.clone(),
                 debug: self.config.debug_bpf,
             })?;
+            if let Some(ground) = &self.ground {
+                let (cgroup, v1_io) = ground.agent()?;
+                let v1_io = v1_io.map(|group| group.id()).transpose()?;
+                bpf.self_test(cgroup.id(), v1_io, &self.config.state_dir)?;
+            }
             let events = bpf.take_events()?;
             self.bpf = Some(bpf);
             let follower = events::Follower::start(events, self.handle.clone());

@@ -86,6 +86,8 @@ impl Node {
             features::probe().map_err(|source| NodeError::System { verb: "probe the kernel", source })?;
         if let Some(bpf) = &self.bpf {
             rungs.extend(features::slot_table(bpf.control().without_entry));
+            let distrusted = bpf.distrusted().iter();
+            rungs.extend(distrusted.map(|(measure, why)| features::distrusted(*measure, why)));
             rungs.extend(bpf.without().iter().map(|(name, why)| features::program(name, why)));
         }
         Ok(Report {
@@ -145,7 +147,7 @@ impl Node {
             return Ok(usage);
         }
         let (Some(target), Some(bpf)) = (&task.target, &self.bpf) else { return Ok(Usage::default()) };
-        let counters = bpf.counters(target.slot);
+        let counters = self.meter.counters_now(target.slot, bpf).unwrap_or_else(|| bpf.counters(target.slot));
         let memory_bytes = match actuate::memory_in_use(target) {
             Err(ActuateError::Cgroup(error)) if error.is_gone() => None,
             other => other?.map(|bytes| bytes.0),

@@ -3,7 +3,7 @@
 
 use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
 use shaper_common::{
-    abi::{CpuState, EVENT_BUDGET, Event, SLOT_FIRST, SLOT_NOBODY},
+    abi::{CpuState, EVENT_BUDGET, Event, SLOT_AGENT, SLOT_NOBODY},
     hist,
 };
 
@@ -57,7 +57,7 @@ pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
         (*cpu).slot = next_slot;
         (*cpu).pid = next_pid;
         (*cpu).since_ns = now;
-        if next_slot >= SLOT_FIRST {
+        if next_slot >= SLOT_AGENT {
             let waited = next.waited();
             if waited != 0 {
                 if let Some(stat) = of_slot(&CPU_STAT, next_slot) {
@@ -123,7 +123,7 @@ pub fn sched_stat_runtime(ctx: BtfTracePointContext) -> i32 {
         let (task, ran) = (Task::from_ptr(ctx.arg(0)), ctx.arg::<u64>(1));
         let cgroup = task.cgroup();
         let slot = slots::of(cgroup, cgroup.id());
-        if slot < SLOT_FIRST {
+        if slot < SLOT_AGENT {
             return 0;
         }
         let Some(budget) = BUDGET.get_ptr_mut(slot) else { return 0 };

@@ -3,7 +3,7 @@
 
 use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
 use shaper_common::{
-    abi::{IoKey, IoStat, SLOT_FIRST},
+    abi::{IoKey, IoStat, SLOT_AGENT},
     hist::{self, Histogram},
 };
 
@@ -32,7 +32,7 @@ pub fn block_rq_complete(ctx: BtfTracePointContext) -> i32 {
     let (request, bytes) = unsafe { (Request::from_ptr(ctx.arg(0)), ctx.arg::<u64>(2) as u32) };
     let Some(cgroup) = request.cgroup() else { return 0 };
     let slot = slots::of_any(cgroup);
-    if slot < SLOT_FIRST {
+    if slot < SLOT_AGENT {
         return 0;
     }
     let key = IoKey { slot, device: request.device(), direction: request.direction() };

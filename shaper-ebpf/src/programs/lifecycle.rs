@@ -2,7 +2,7 @@
 
 use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
 use aya_log_ebpf::debug;
-use shaper_common::abi::{CGROUPS_INHERITED, CgroupSlot, EVENT_GONE, Event, SLOT_FIRST};
+use shaper_common::abi::{CGROUPS_INHERITED, CgroupSlot, EVENT_GONE, Event, SLOT_AGENT};
 
 use crate::{
     atomic,
@@ -21,7 +21,7 @@ pub fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
     let cgroup = unsafe { Cgroup::from_ptr(ctx.arg(0)) };
     let Some(parent) = cgroup.parent() else { return 0 };
     let slot = slots::of_any(parent);
-    if slot < SLOT_FIRST {
+    if slot < SLOT_AGENT {
         return 0;
     }
     let Some(control) = CONTROL.get_ptr_mut(0) else { return 0 };

@@ -6,7 +6,7 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, SkBuffContext},
 };
 use shaper_common::{
-    abi::{PACE_ON, SLOT_FIRST},
+    abi::{PACE_ON, SLOT_AGENT},
     wire::{wire_bytes, wire_packets},
 };
 
@@ -33,7 +33,7 @@ const CE: u8 = 3;
 pub fn net_egress(ctx: SkBuffContext) -> i32 {
     // SAFETY: the context is an skb; a socket is attached to it at this hook.
     let slot = unsafe { slots::of_packet(ctx.skb.skb) };
-    if slot < SLOT_FIRST {
+    if slot < SLOT_AGENT {
         return PASS;
     }
     let seen = look_at(&ctx);
@@ -65,7 +65,7 @@ pub fn net_egress(ctx: SkBuffContext) -> i32 {
 pub fn net_ingress(ctx: SkBuffContext) -> i32 {
     // SAFETY: as above.
     let slot = unsafe { slots::of_packet(ctx.skb.skb) };
-    if slot < SLOT_FIRST {
+    if slot < SLOT_AGENT {
         return PASS;
     }
     let seen = look_at(&ctx);
@@ -97,7 +97,7 @@ pub fn tcp_retransmit_skb(ctx: BtfTracePointContext) -> i32 {
     };
     let Some(cgroup) = cgroup else { return 0 };
     let slot = slots::of(cgroup, cgroup.id());
-    if slot < SLOT_FIRST {
+    if slot < SLOT_AGENT {
         return 0;
     }
     if let Some(stat) = of_slot(&NET_STAT, slot) {

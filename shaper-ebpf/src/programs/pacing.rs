@@ -16,7 +16,7 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use core::{ffi::c_void, ptr};
 use shaper_common::{
-    abi::{PACE_OFF, PACE_ON, Pace, SLOT_FIRST, SocketState},
+    abi::{PACE_OFF, PACE_ON, Pace, SLOT_AGENT, SocketState},
     hist,
     pace::{self, ACTIVE_MAX, Epoch, Loop},
 };
@@ -131,7 +131,7 @@ pub extern "C" fn walk_tcp(ctx: *mut TcpIterator) -> i32 {
 fn slot_of_socket(socket: TcpSock) -> Option<u32> {
     let cgroup = socket.cgroup()?;
     let slot = slots::of(cgroup, cgroup.id());
-    if slot < SLOT_FIRST { None } else { Some(slot) }
+    if slot < SLOT_AGENT { None } else { Some(slot) }
 }
 
 /// Brings one socket to what its task may send now. `target` is what `bpf_setsockopt` takes.

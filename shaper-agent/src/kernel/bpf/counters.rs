@@ -190,7 +190,7 @@ impl Bpf {
         cpu * self.slots as usize + slot as usize
     }
 
-    fn cpu_states(&self) -> Vec<CpuState> {
+    pub(super) fn cpu_states(&self) -> Vec<CpuState> {
         (0..self.cpus).map(|cpu| self.cpu_state.read(cpu)).collect()
     }
 

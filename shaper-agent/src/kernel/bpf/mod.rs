@@ -3,11 +3,12 @@
 
 mod attach;
 mod counters;
+mod selftest;
 mod table;
 
 use std::{
     collections::BTreeSet,
-    fs, io,
+    fmt, fs, io,
     mem::offset_of,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
@@ -140,9 +141,6 @@ pub enum BpfError {
     /// An uplink.
     #[error(transparent)]
     Uplink(#[from] UplinkError),
-    /// The programs count something else than what happens.
-    #[error("the kernel programs fail their test of themselves: {0}; please report this with `uname -r`")]
-    SelfTest(String),
 }
 
 /// A struct of `shaper_common::abi` as aya wants it.
@@ -202,6 +200,8 @@ pub struct Bpf {
     uplinks: Vec<(String, Result<UplinkForm, String>)>,
     /// Why a program that others do without is not attached.
     without: Vec<(&'static str, String)>,
+    /// What the test of the programs found wrong.
+    distrusted: Vec<(Measure, String)>,
     /// `sched_stat_runtime` is attached while a slot has a quota to be warned of.
     budget_link: Option<OwnedFd>,
     budgets: BTreeSet<u32>,
@@ -213,6 +213,27 @@ const TRACING: [&str; 3] = ["sched_switch", "cgroup_mkdir", "cgroup_release"];
 const OPTIONAL: [&str; 3] = [BLOCK_IO, "tcp_retransmit_skb", "cgroup_rmdir"];
 const BLOCK_IO: &str = "block_rq_complete";
 const BUDGET_PROGRAM: &str = "sched_stat_runtime";
+
+/// What the programs measure, as far as it can be tested.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Measure {
+    /// CPU time.
+    Cpu,
+    /// Run-queue delay.
+    RunQueue,
+    /// Block IO.
+    Io,
+}
+
+impl fmt::Display for Measure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Measure::Cpu => "CPU time",
+            Measure::RunQueue => "run-queue delay",
+            Measure::Io => "block IO",
+        })
+    }
+}
 
 /// What the size of a map depends on.
 enum Size {
@@ -287,6 +308,7 @@ impl Bpf {
         let instance = monotonic_ns() as u32 | 1;
         loader.override_global("SLOT_COUNT", &slots, true);
         loader.override_global("INSTANCE", &instance, true);
+        skew(&mut offsets);
         for (global, offset) in &offsets {
             loader.override_global(global, offset, true);
         }
@@ -430,6 +452,7 @@ impl Bpf {
             iterator,
             uplinks,
             without,
+            distrusted: Vec::new(),
             budget_link: None,
             budgets: BTreeSet::new(),
         })
@@ -447,7 +470,36 @@ impl Bpf {
 
     /// Whether block IO is counted by program.
     pub fn counts_io(&self) -> bool {
-        self.without.iter().all(|(name, _)| *name != BLOCK_IO)
+        self.without.iter().all(|(name, _)| *name != BLOCK_IO) && self.trusts(Measure::Io)
+    }
+
+    /// Tests the programs on this process, whose cgroup (and v1 group for block IO) is given. What they count wrongly
+    /// is not believed from then on.
+    pub fn self_test(
+        &mut self,
+        cgroup_id: u64,
+        v1_io: Option<u64>,
+        scratch: &Path,
+    ) -> Result<&[(Measure, String)], BpfError> {
+        self.assign(abi::SLOT_AGENT, cgroup_id)?;
+        if let Some(id) = v1_io {
+            self.join_v1(abi::SLOT_AGENT, id)?;
+        }
+        self.distrusted = selftest::run(self, scratch);
+        for (measure, why) in &self.distrusted {
+            tracing::error!(%measure, why, "the kernel programs count wrongly: this is not believed");
+        }
+        Ok(&self.distrusted)
+    }
+
+    /// Whether what the programs say of this is believed.
+    pub fn trusts(&self, measure: Measure) -> bool {
+        self.distrusted.iter().all(|(wrong, _)| *wrong != measure)
+    }
+
+    /// What is not believed, and why.
+    pub fn distrusted(&self) -> &[(Measure, String)] {
+        &self.distrusted
     }
 
     /// Slots, the reserved ones included.
@@ -539,6 +591,23 @@ impl Bpf {
         remove_pins(&config)
     }
 }
+
+/// Makes an offset wrong, for tests of what happens then: `SHAPER_SKEW=OFF_TASK_PID=8`.
+#[cfg(feature = "failpoints")]
+fn skew(offsets: &mut [(&str, u64)]) {
+    let Ok(skew) = std::env::var("SHAPER_SKEW") else { return };
+    let by = skew.split_once('=').and_then(|(name, by)| Some((name, by.parse::<u64>().ok()?)));
+    for (name, offset) in offsets {
+        if let Some((skewed, by)) = by
+            && *name == skewed
+        {
+            *offset += by;
+        }
+    }
+}
+
+#[cfg(not(feature = "failpoints"))]
+fn skew(_: &mut [(&str, u64)]) {}
 
 /// Reads an event out of the ring.
 pub fn event(item: &[u8]) -> Option<Event> {
