@@ -75,8 +75,22 @@ fn unavailable(error: ActorError) -> Status {
     Status::unavailable(error.to_string())
 }
 
+/// What a verifier has to say can be longer than an answer may be: most of it is in the log only.
+const TEXT_MAX: usize = 2048;
+
+fn shortened(text: String) -> String {
+    if text.len() <= TEXT_MAX {
+        return text;
+    }
+    let letters = text.chars().count();
+    let start: String = text.chars().take(letters.min(TEXT_MAX / 8)).collect();
+    let end: String = text.chars().skip(letters.saturating_sub(TEXT_MAX / 8)).collect();
+    format!("{start} [… the agent's log has all of it …] {end}")
+}
+
 fn refused(error: NodeError) -> Status {
-    let text = launch::chain(&error);
+    let whole = launch::chain(&error);
+    let text = shortened(whole.clone());
     match &error {
         NodeError::Invalid(_) | NodeError::TaskId(_) => Status::invalid_argument(text),
         NodeError::NoSuchTask(_) => Status::not_found(text),
@@ -92,7 +106,7 @@ fn refused(error: NodeError) -> Status {
             Status::invalid_argument(text)
         }
         _ => {
-            tracing::error!(error = %text, "a request failed");
+            tracing::error!(error = %whole, "a request failed");
             Status::internal(text)
         }
     }
@@ -349,5 +363,18 @@ fn wire_record(record: LogRecord) -> v1::log_chunk::Record {
             lost_bytes: 0,
         },
         LogRecord::Gap { bytes } => Record { lost_bytes: bytes, ..Record::default() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_text_keeps_its_beginning_and_its_end() {
+        let long = format!("begin{}end", "ä".repeat(10_000));
+        let text = shortened(long);
+        assert!(text.len() < TEXT_MAX && text.starts_with("begin") && text.ends_with("end"), "{text}");
+        assert_eq!(shortened("short".into()), "short");
     }
 }

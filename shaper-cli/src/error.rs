@@ -45,6 +45,20 @@ pub(crate) enum Error {
     /// Only a broker tells of changes.
     #[error("--watch needs a broker: name its socket with --broker")]
     WatchWithoutBroker,
+    /// There is nowhere to draw.
+    #[error(
+        "standard output is not a terminal on which figures can be drawn anew: use `shaper top --once` for one table, \
+         or `shaper top -o json` for an object a second"
+    )]
+    NotATerminal,
+    /// The terminal does not do its part.
+    #[error("cannot {operation} the terminal; `shaper top --once` does without one")]
+    Terminal {
+        /// What it was to do.
+        operation: &'static str,
+        /// Why it did not.
+        source: io::Error,
+    },
     /// The task has not been on a node.
     #[error("task `{id}` has no log yet: it is {phase}")]
     NoLog {

@@ -56,6 +56,7 @@ fn code(error: &Error) -> u8 {
         | Error::Read { .. }
         | Error::NoCommand(_)
         | Error::WatchWithoutBroker
+        | Error::NotATerminal
         | Error::NoLog { .. }
         | Error::LogElsewhere { .. }
         | Error::User(_)
@@ -65,6 +66,7 @@ fn code(error: &Error) -> u8 {
         | Error::Call(_)
         | Error::CurrentDirectory(_)
         | Error::Output(_)
+        | Error::Terminal { .. }
         | Error::Signals(_)
         | Error::Runtime(_)
         | Error::NotEnded(_)

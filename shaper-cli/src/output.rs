@@ -58,6 +58,7 @@ pub(crate) fn printable(text: &str) -> String {
 }
 
 /// A column of a table.
+#[derive(Clone, Copy)]
 pub(crate) enum Column {
     /// Of words.
     Text(&'static str),
@@ -66,7 +67,7 @@ pub(crate) enum Column {
 }
 
 impl Column {
-    fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             Column::Text(name) | Column::Number(name) => name,
         }
@@ -78,6 +79,11 @@ pub(crate) fn table<const N: usize>(
     columns: [Column; N],
     rows: impl IntoIterator<Item = [String; N]>,
 ) -> String {
+    table_of(&columns, rows)
+}
+
+/// The same where the number of columns is not known before; a row has a text for each.
+pub(crate) fn table_of<R: AsRef<[String]>>(columns: &[Column], rows: impl IntoIterator<Item = R>) -> String {
     let aligned = |index: usize, text: &str| {
         let alignment = match columns[index] {
             Column::Text(_) => CellAlignment::Left,
@@ -89,7 +95,7 @@ pub(crate) fn table<const N: usize>(
     table.load_preset(presets::NOTHING);
     table.set_header(columns.iter().enumerate().map(|(index, column)| aligned(index, column.name())));
     for row in rows {
-        table.add_row(row.iter().enumerate().map(|(index, text)| aligned(index, text)));
+        table.add_row(row.as_ref().iter().enumerate().map(|(index, text)| aligned(index, text)));
     }
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));

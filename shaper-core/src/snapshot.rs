@@ -183,6 +183,8 @@ pub struct TaskSnapshot {
     pub io_pressure: Option<Pressure>,
     /// Network.
     pub network: NetUsage,
+    /// How often the kernel has told that it waited for memory or block IO for a tenth of the time, over two seconds.
+    pub pressure_alarms: u64,
     /// How long ago its cgroup's files were read, ns: those of a task that does nothing are read less often.
     pub files_age_ns: u64,
 }

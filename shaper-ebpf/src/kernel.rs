@@ -158,19 +158,20 @@ impl Task {
     }
 
     /// How long it has waited in the run queue of the CPU that it is about to run on, ns, by that queue's own clock:
-    /// since it was woken, made or preempted. 0 if that is not known.
+    /// since it was woken, made or preempted; the kernel's `run_delay` is the sum of these. (A queue does not look at
+    /// its clock twice where a task is woken on an idle CPU: then it is 0.) `None` if that is not known.
     #[inline(always)]
-    pub fn waited(self) -> u64 {
+    pub fn waited(self) -> Option<u64> {
         // SAFETY: plain words; whatever class a task has, se.cfs_rq is that of its group on its CPU, and its queue
         // is locked by whoever switches to it, who has just brought the clock up to date.
         unsafe {
             let queued: u64 = field(self.0, &OFF_TASK_LAST_QUEUED);
             if queued == 0 {
-                return 0;
+                return None;
             }
             let cfs_rq: *const u8 = field(self.0, &OFF_TASK_CFS_RQ);
             let rq: *const u8 = field(cfs_rq, &OFF_CFS_RQ_RQ);
-            field::<u64>(rq, &OFF_RQ_CLOCK).saturating_sub(queued)
+            Some(field::<u64>(rq, &OFF_RQ_CLOCK).saturating_sub(queued))
         }
     }
 

@@ -31,6 +31,8 @@ pub struct Options<'a> {
     arguments: Vec<String>,
     namespace: Option<&'a Netns>,
     failpoint: Option<String>,
+    environment: Vec<(String, String)>,
+    without_btf: bool,
 }
 
 impl<'a> Options<'a> {
@@ -58,6 +60,18 @@ impl<'a> Options<'a> {
         self
     }
 
+    /// With an offset of a kernel field that is wrong by so many bytes.
+    pub fn skewed(mut self, offset: &str, by: i64) -> Options<'a> {
+        self.environment.push(("SHAPER_SKEW".into(), format!("{offset}={by}")));
+        self
+    }
+
+    /// On a kernel that has no BTF, as far as it can see.
+    pub fn without_btf(mut self) -> Options<'a> {
+        self.without_btf = true;
+        self
+    }
+
     /// Starts it, and waits until it answers.
     pub fn start(self) -> Agent<'a> {
         let directory = tempfile::Builder::new().prefix("shaper-test-").tempdir();
@@ -68,10 +82,18 @@ impl<'a> Options<'a> {
             let copied = fs::copy(binary(name), directory.path().join(name));
             copied.unwrap_or_else(|error| panic!("cannot copy {name}: {error}"));
         }
-        let Options { arguments, namespace, failpoint } = self;
+        let Options { arguments, namespace, failpoint, environment, without_btf } = self;
         let name = unique_name();
-        let mut agent =
-            Agent { name, directory, arguments, namespace, server: None, tasks: RefCell::default() };
+        let mut agent = Agent {
+            name,
+            directory,
+            arguments,
+            environment,
+            without_btf,
+            namespace,
+            server: None,
+            tasks: RefCell::default(),
+        };
         agent.launch(failpoint.as_deref());
         agent
     }
@@ -82,6 +104,8 @@ pub struct Agent<'a> {
     name: String,
     directory: TempDir,
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+    without_btf: bool,
     namespace: Option<&'a Netns>,
     server: Option<Child>,
     tasks: RefCell<Vec<Process>>,
@@ -235,10 +259,18 @@ impl<'a> Agent<'a> {
 
     /// The agent's program with everything that says where it works; `arguments` come first.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(binary("shaper-agent"));
+        let mut command = if self.without_btf {
+            let mut command = Command::new("unshare");
+            command.args(["--mount", "sh", "-c", "mount -t tmpfs none /sys/kernel/btf && exec \"$@\"", "sh"]);
+            command.arg(binary("shaper-agent"));
+            command
+        } else {
+            Command::new(binary("shaper-agent"))
+        };
         command.args(arguments).arg("--listen").arg(self.socket()).arg("--state-dir").arg(self.state_dir());
         command.arg("--cgroup-root").arg(self.cgroup_root()).arg("--bpffs-dir").arg(self.bpffs_dir());
         command.arg("--bpf-object").arg(bpf_object()).args(&self.arguments).env("RUST_LOG", "info");
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 

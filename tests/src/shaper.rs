@@ -9,6 +9,7 @@ use std::{
 
 use shaper_core::{
     doctor::Report,
+    snapshot::{NodeSnapshot, TaskSnapshot},
     task::{Enforcement, TaskStatus},
 };
 
@@ -127,6 +128,20 @@ impl Shaper {
     /// Waits for the end of a task; its exit code.
     pub fn wait(&self, id: &str) -> i32 {
         self.call(&["wait", id]).code
+    }
+
+    /// What the node and its tasks use.
+    #[track_caller]
+    pub fn top(&self) -> NodeSnapshot {
+        parse(&self.ok(&["top", "--once", "--output", "json"]))
+    }
+
+    /// What one task uses.
+    #[track_caller]
+    pub fn usage_of(&self, id: &str) -> TaskSnapshot {
+        let tasks = self.top().tasks;
+        let found = tasks.into_iter().find(|task| task.task_id.as_str() == id);
+        found.unwrap_or_else(|| panic!("{id} is not in the snapshot"))
     }
 
     /// What the node offers.

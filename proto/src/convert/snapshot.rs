@@ -236,6 +236,7 @@ impl From<TaskSnapshot> for v1::TaskSnapshot {
             io,
             io_pressure,
             network,
+            pressure_alarms,
             files_age_ns,
         } = task;
         v1::TaskSnapshot {
@@ -248,6 +249,7 @@ impl From<TaskSnapshot> for v1::TaskSnapshot {
             io: io.into_iter().map(Into::into).collect(),
             io_pressure: io_pressure.map(Into::into),
             network: Some(network.into()),
+            pressure_alarms,
             files_age_ns,
         }
     }
@@ -267,6 +269,7 @@ impl TryFrom<v1::TaskSnapshot> for TaskSnapshot {
             io: wire.io.into_iter().map(Into::into).collect(),
             io_pressure: wire.io_pressure.map(Into::into),
             network: wire.network.ok_or(WireError::Missing("tasks.network"))?.into(),
+            pressure_alarms: wire.pressure_alarms,
             files_age_ns: wire.files_age_ns,
         })
     }
@@ -460,6 +463,7 @@ mod tests {
                     retransmits: None,
                     round_trip: Some(latency),
                 },
+                pressure_alarms: 6,
                 files_age_ns: 7,
             }],
         }

@@ -160,6 +160,7 @@ pub fn program(name: &str, why: &str) -> Rung {
             ("block IO and its latency by task", "bytes and operations from io.stat, no latency")
         }
         "tcp_retransmit_skb" => ("TCP segments that were sent again", "not measured"),
+        "sched_stat_runtime" => ("a warning before a CPU quota is used up", "seen once it is, within 100 ms"),
         _ => ("the end of an adopted cgroup, at once", "it is found within ten seconds"),
     };
     Rung {

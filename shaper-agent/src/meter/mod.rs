@@ -8,6 +8,7 @@
 //! Counters never go back while a slot is a task's: a slot is cleared before it is given out again, and forgotten
 //! here with its task.
 
+mod alarm;
 pub mod files;
 mod machine;
 mod snapshot;
@@ -23,6 +24,7 @@ use crate::{
         mapped::monotonic_ns,
     },
 };
+pub use alarm::Alarms;
 use files::{Files, Reading};
 pub use machine::{Machine, busy_ns};
 
@@ -47,8 +49,19 @@ struct Metered {
     before: Option<Stock>,
     reading: Reading,
     read_at_ns: u64,
+    /// How often its pressure has rung.
+    alarms: u64,
     /// Throttled time when the files were read before, and when that was.
     throttled_before: Option<(u64, u64)>,
+}
+
+impl Metered {
+    fn read_files(&mut self) {
+        let now = monotonic_ns();
+        let before = std::mem::replace(&mut self.reading, self.files.read());
+        self.throttled_before = before.throttled_ns.map(|ns| (self.read_at_ns, ns));
+        self.read_at_ns = now;
+    }
 }
 
 /// A block device.
@@ -68,6 +81,7 @@ pub struct Meter {
     machine_before: Option<Machine>,
     stocks: u64,
     devices: HashMap<u32, Device>,
+    alarms: Option<Alarms>,
 }
 
 impl Meter {
@@ -85,14 +99,34 @@ impl Meter {
             before: None,
             reading,
             read_at_ns: monotonic_ns(),
+            alarms: 0,
             throttled_before: None,
         };
         self.tasks.insert(target.slot, metered);
+        if let Some(alarms) = &mut self.alarms {
+            alarms.set(target.slot, &target.cgroup);
+        }
+    }
+
+    /// Has the kernel tell of pressure, through these, for each task that is added from now on; `None`: not any more.
+    pub fn tell_by(&mut self, alarms: Option<Alarms>) {
+        self.alarms = alarms;
+    }
+
+    /// The pressure of a task has rung: its files are read at once.
+    pub fn alarm(&mut self, slot: u32) {
+        if let Some(task) = self.tasks.get_mut(&slot) {
+            task.alarms += 1;
+            task.read_files();
+        }
     }
 
     /// Forgets a task.
     pub fn remove(&mut self, slot: u32) {
         self.tasks.remove(&slot);
+        if let Some(alarms) = &mut self.alarms {
+            alarms.forget(slot);
+        }
         self.io.retain(|key, _| key.slot != slot);
         self.io_before.retain(|key, _| key.slot != slot);
     }
@@ -149,14 +183,10 @@ impl Meter {
             let stock = Stock { counters: task.counters, histograms };
             task.before = Some(std::mem::replace(&mut task.stock, stock));
             if task.active || is_its_turn {
-                let now = monotonic_ns();
-                let reading = task.files.read();
-                if reading.is_gone {
+                task.read_files();
+                if task.reading.is_gone {
                     gone.push(*slot);
                 }
-                let before = std::mem::replace(&mut task.reading, reading);
-                task.throttled_before = before.throttled_ns.map(|ns| (task.read_at_ns, ns));
-                task.read_at_ns = now;
             }
             has_io |= task.active;
             task.active = false;

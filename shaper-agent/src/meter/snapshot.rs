@@ -147,6 +147,7 @@ impl Meter {
             io,
             io_pressure: reading.io_pressure,
             network: network(now, then, per, task, &before.histograms.round_trip),
+            pressure_alarms: task.alarms,
             files_age_ns: monotonic_ns().saturating_sub(task.read_at_ns),
         })
     }

@@ -234,6 +234,7 @@ impl Node {
         // What could not be released keeps its place, and the programs that serve it.
         if failed.is_empty() {
             self.events = None;
+            self.meter.tell_by(None);
             if let Some(bpf) = self.bpf.take() {
                 done.extend(bpf.remove()?);
             }

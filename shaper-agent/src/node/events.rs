@@ -18,7 +18,12 @@ use shaper_core::{
 };
 
 use super::{Node, NodeError, not_established, now};
-use crate::{actor::Handle, kernel::bpf, launch};
+use crate::{
+    actor::Handle,
+    kernel::{bpf, mapped::monotonic_ns},
+    launch,
+    meter::Alarms,
+};
 
 /// Length of a CPU quota's period, ns; a window of the warning is as long.
 const PERIOD_NS: u64 = 100_000_000;
@@ -93,7 +98,29 @@ impl Node {
                 kind => tracing::debug!(kind, "a kernel program tells what this agent does not know"),
             }
         }
-        if turn && self.adjustment.last_turn_ns() + TURN_NS <= crate::kernel::mapped::monotonic_ns() {
+        if turn {
+            self.turn();
+        }
+    }
+
+    /// Has the kernel tell when a task waits too long for memory or block IO.
+    pub(super) fn set_alarms(&mut self) {
+        let handle = self.handle.clone();
+        let ring = move |slot| handle.try_tell(move |node| node.pressed(slot));
+        match Alarms::start(ring) {
+            Ok(alarms) => self.meter.tell_by(Some(alarms)),
+            Err(error) => tracing::error!(%error, "no alarms of pressure: it is read once a second"),
+        }
+    }
+
+    fn pressed(&mut self, slot: u32) {
+        self.meter.alarm(slot);
+        self.turn();
+    }
+
+    /// Adjusts at once, unless that was done just now.
+    fn turn(&mut self) {
+        if self.adjustment.last_turn_ns() + TURN_NS <= monotonic_ns() {
             self.adjust();
         }
     }

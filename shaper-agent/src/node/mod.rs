@@ -280,6 +280,7 @@ impl Node {
             }
             let events = bpf.take_events()?;
             self.bpf = Some(bpf);
+            self.set_alarms();
             let follower = events::Follower::start(events, self.handle.clone());
             self.events = Some(follower.map_err(|source| NodeError::System {
                 verb: "start the thread that waits for events",

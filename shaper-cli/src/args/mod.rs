@@ -1,6 +1,7 @@
 //! The command line: what can be said, and its help.
 
 mod cluster;
+mod top;
 
 use std::{path::PathBuf, str::FromStr};
 
@@ -11,7 +12,10 @@ use shaper_core::{
     units::{BitsPerSec, Bytes, Millicores, ParseQuantityError, Weight},
 };
 
-pub(crate) use self::cluster::{Apply, Explain, GetNodes, GetPolicies, Profile, Submit};
+pub(crate) use self::{
+    cluster::{Apply, Explain, GetNodes, GetPolicies, Profile, Submit},
+    top::{SortKey, Top},
+};
 use crate::{servers::BrokerAddress, time::Span, users::UserSpec};
 
 const AFTER_HELP: &str = "\
@@ -19,6 +23,7 @@ Examples:
   shaper run --cpu 0.5 --net 10mbit -- ./backup.sh    run with limits, stay until it ends
   shaper run -d --id etl --memory 2Gi -- ./etl        run in the background
   shaper get tasks                                    what runs, and what it uses
+  shaper top                                          watch where its CPUs, memory and IO go
   shaper set etl --cpu 2 --net max                    change limits while it runs
   shaper logs -f etl                                  follow its output
   shaper release --all                                lift every limit, leave no trace
@@ -108,6 +113,8 @@ pub(crate) enum Command {
     Apply(Apply),
     /// Print what tasks of a name have used, as a profile for the next one
     Profile(Profile),
+    /// Show what this node and its tasks use, each second
+    Top(Top),
     /// Show what this node offers, and what degrades
     Doctor(Doctor),
 }

@@ -6,12 +6,15 @@ use shaper_core::{
     doctor::Report,
     id::TaskId,
     limits::{Limits, LimitsChange},
+    snapshot::NodeSnapshot,
     task::TaskStatus,
 };
 use shaper_proto::v1::{self, agent_client::AgentClient, log_chunk::Record};
 use tonic::{Streaming, transport::Channel};
 
-use super::{CallError, ConnectError, Link, Outage, Peer};
+use super::{CallError, ConnectError, Failure, Link, Outage, Peer};
+
+const SNAPSHOT: &str = "read what the node uses";
 
 /// A connection to the agent. Clones share it; it connects again by itself when it is next used.
 #[derive(Clone)]
@@ -85,6 +88,16 @@ impl Client {
     pub(crate) async fn doctor(&self) -> Result<Report, CallError> {
         const OPERATION: &str = "examine the node";
         self.link.read(OPERATION, self.agent().doctor(v1::DoctorRequest {}).await)
+    }
+
+    /// What the node and the caller's tasks use, over the last second.
+    pub(crate) async fn snapshot(&self) -> Result<NodeSnapshot, CallError> {
+        self.link.read(SNAPSHOT, self.agent().get_snapshot(v1::GetSnapshotRequest {}).await)
+    }
+
+    /// The same at once, and again each second.
+    pub(crate) fn watch_snapshots(&self) -> SnapshotWatch {
+        SnapshotWatch { client: self.clone(), snapshots: None, outage: Outage::default(), delay: None }
     }
 
     /// Asks a task to end. Outlives the agent.
@@ -164,5 +177,71 @@ impl LogReader<'_> {
             }
         };
         chunks.message().await.map_err(|status| self.client.link.failed(operation(), &status))
+    }
+}
+
+/// Reads snapshots, across restarts of the agent.
+pub(crate) struct SnapshotWatch {
+    client: Client,
+    snapshots: Option<Streaming<v1::NodeSnapshot>>,
+    outage: Outage,
+    /// What to wait for before the agent is asked again.
+    delay: Option<Duration>,
+}
+
+impl SnapshotWatch {
+    /// The next snapshot. That the agent is away is said on standard error, and borne for a while.
+    pub(crate) async fn next(&mut self) -> Result<NodeSnapshot, CallError> {
+        loop {
+            match self.snapshot().await {
+                Ok(snapshot) => {
+                    self.outage = Outage::default();
+                    self.client.link.is_back();
+                    return Ok(snapshot);
+                }
+                Err(error) if error.is_loss() => {
+                    self.snapshots = None;
+                    self.client.link.sit_out(&mut self.outage, error).await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The next snapshot, or `None` at each attempt that finds the agent away: for those who say so
+    /// themselves, and whose patience has no end.
+    pub(crate) async fn attempt(&mut self) -> Result<Option<NodeSnapshot>, CallError> {
+        if let Some(delay) = self.delay.take() {
+            tokio::time::sleep(delay).await;
+        }
+        match self.snapshot().await {
+            Ok(snapshot) => {
+                self.outage = Outage::default();
+                Ok(Some(snapshot))
+            }
+            Err(error) if error.is_loss() => {
+                self.snapshots = None;
+                self.delay = Some(self.outage.delay().unwrap_or(Outage::LONGEST_DELAY));
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn snapshot(&mut self) -> Result<NodeSnapshot, CallError> {
+        let link = &self.client.link;
+        let snapshots = match &mut self.snapshots {
+            Some(snapshots) => snapshots,
+            none => {
+                let response = self.client.agent().watch_snapshots(v1::WatchSnapshotsRequest {}).await;
+                none.insert(link.answer(SNAPSHOT, response)?)
+            }
+        };
+        match snapshots.message().await {
+            Ok(Some(snapshot)) => link.domain(SNAPSHOT, snapshot),
+            // The stream has no end of its own.
+            Ok(None) => Err(CallError { operation: SNAPSHOT.into(), failure: Failure::Lost(link.peer) }),
+            Err(status) => Err(link.failed(SNAPSHOT, &status)),
+        }
     }
 }

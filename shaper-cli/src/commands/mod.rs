@@ -14,6 +14,7 @@ mod release;
 pub(crate) mod run;
 mod set;
 mod submit;
+mod top;
 mod wait;
 
 use std::{
@@ -34,6 +35,7 @@ pub(crate) async fn execute(args: Args) -> Result<ExitCode, Error> {
     match command {
         Command::Run(args) => return run::run(&servers, args).await,
         Command::Submit(args) => return submit::submit(&servers, args).await,
+        Command::Top(args) => return top::top(&servers, &args).await,
         Command::Wait(args) => return wait::wait(&servers, &args).await,
         Command::Get(Get::Tasks(args)) => get::tasks(&servers, &args).await?,
         Command::Get(Get::Nodes(args)) => get::nodes(&servers.broker().await?, &args).await?,

@@ -7,3 +7,5 @@ mod cluster;
 mod documents;
 mod fake;
 mod host;
+mod terminal;
+mod top;

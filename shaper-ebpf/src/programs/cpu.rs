@@ -58,8 +58,7 @@ pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
         (*cpu).pid = next_pid;
         (*cpu).since_ns = now;
         if next_slot >= SLOT_AGENT {
-            let waited = next.waited();
-            if waited != 0 {
+            if let Some(waited) = next.waited() {
                 if let Some(stat) = of_slot(&CPU_STAT, next_slot) {
                     (*stat).wait_ns += waited;
                 }

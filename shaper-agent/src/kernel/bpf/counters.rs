@@ -90,10 +90,10 @@ impl Bpf {
         for cpu in 0..self.cpus {
             let index = self.index(cpu, slot);
             let stat = self.cpu_stat.read(index);
-            sum.switches += stat.switches;
-            sum.preemptions += stat.preemptions;
-            sum.preemptions_by_others += stat.preemptions_by_others;
-            sum.wait_ns += stat.wait_ns;
+            sum.switches = sum.switches.wrapping_add(stat.switches);
+            sum.preemptions = sum.preemptions.wrapping_add(stat.preemptions);
+            sum.preemptions_by_others = sum.preemptions_by_others.wrapping_add(stat.preemptions_by_others);
+            sum.wait_ns = sum.wait_ns.wrapping_add(stat.wait_ns);
             let net = self.net_stat.read(index);
             sum.egress.bytes += net.egress.bytes;
             sum.egress.packets += net.egress.packets;

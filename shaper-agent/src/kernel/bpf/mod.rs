@@ -182,7 +182,6 @@ pub struct Bpf {
     cpus: usize,
     // Holds the programs; the maps below are taken out of it.
     ebpf: Ebpf,
-    aya_btf: AyaBtf,
     cgroup_slot: HashMap<MapData, u64, Abi<CgroupSlot>>,
     v1_slot: HashMap<MapData, u64, Abi<CgroupSlot>>,
     io_stat: PerCpuHashMap<MapData, Abi<IoKey>, Abi<IoStat>>,
@@ -342,6 +341,13 @@ impl Bpf {
                 }
             }
         }
+        // Loaded while the maps are at hand, and attached when somebody asks.
+        let budget: &mut BtfTracePoint = program(&mut ebpf, BUDGET_PROGRAM, &object)?;
+        if let Err(error) = budget.load(BUDGET_PROGRAM, &aya_btf) {
+            let error = chain(&error);
+            tracing::error!(program = BUDGET_PROGRAM, error, "a kernel program cannot be used");
+            without.push((BUDGET_PROGRAM, error));
+        }
         let cgroup = fs::File::open(&config.cgroup_mount).map_err(|source| BpfError::File {
             verb: "open",
             path: config.cgroup_mount.clone(),
@@ -448,7 +454,6 @@ impl Bpf {
             slots,
             cpus,
             ebpf,
-            aya_btf,
             iterator,
             uplinks,
             without,
@@ -556,6 +561,9 @@ impl Bpf {
     /// tells runs at each tick of every task, so it is attached only while somebody asks.
     pub fn watch_budget(&mut self, slot: u32, limit: Option<(u64, u64)>) -> Result<(), BpfError> {
         self.write_budget(slot, limit);
+        if self.without.iter().any(|(name, _)| *name == BUDGET_PROGRAM) {
+            return Ok(());
+        }
         let Some(_) = limit else {
             self.budgets.remove(&slot);
             if self.budgets.is_empty() {
@@ -567,11 +575,6 @@ impl Bpf {
         if self.budget_link.is_none() {
             let path = self.config.object.clone();
             let program: &mut BtfTracePoint = program(&mut self.ebpf, BUDGET_PROGRAM, &path)?;
-            if program.fd().is_err() {
-                program
-                    .load(BUDGET_PROGRAM, &self.aya_btf)
-                    .map_err(|source| failed("load", BUDGET_PROGRAM, source))?;
-            }
             let fd = program.fd().map_err(|source| failed("load", BUDGET_PROGRAM, source))?;
             let link = sys::attach_tracing(fd.as_fd()).map_err(|source| BpfError::Link {
                 verb: "attach",
@@ -596,12 +599,12 @@ impl Bpf {
 #[cfg(feature = "failpoints")]
 fn skew(offsets: &mut [(&str, u64)]) {
     let Ok(skew) = std::env::var("SHAPER_SKEW") else { return };
-    let by = skew.split_once('=').and_then(|(name, by)| Some((name, by.parse::<u64>().ok()?)));
+    let by = skew.split_once('=').and_then(|(name, by)| Some((name, by.parse::<i64>().ok()?)));
     for (name, offset) in offsets {
         if let Some((skewed, by)) = by
             && *name == skewed
         {
-            *offset += by;
+            *offset = offset.wrapping_add_signed(by);
         }
     }
 }

@@ -2,6 +2,7 @@
 //! the node. A [`Node`] outlives its agent, as tasks do.
 
 pub(crate) mod broker;
+pub(crate) mod snapshot;
 
 use std::{
     collections::BTreeMap,
@@ -13,6 +14,7 @@ use std::{
 use shaper_core::{
     doctor::{Availability, Report, Rung},
     limits::{Limits, LimitsChange},
+    snapshot::NodeSnapshot,
     task::{Enforcement, ExitStatus, Origin, Owner, Phase, TaskStatus, Usage},
 };
 use shaper_proto::v1::{
@@ -42,12 +44,16 @@ pub(crate) enum Call {
     ReadLogs { cursor: u64 },
     Wait,
     Cancel { grace_millis: u64 },
+    WatchSnapshots,
 }
 
 #[derive(Default)]
 struct State {
     tasks: BTreeMap<String, (TaskStatus, Vec<Record>)>,
     calls: Vec<Call>,
+    /// What was measured; otherwise [`snapshot::snapshot`].
+    snapshot: Option<NodeSnapshot>,
+    refuses_snapshots: bool,
 }
 
 /// What there is on the node, whether or not an agent runs.
@@ -87,6 +93,20 @@ impl Node {
     /// The task ends.
     pub(crate) fn end(&self, id: &str, status: ExitStatus) {
         self.update(|state| state.tasks.get_mut(id).unwrap().0.phase = Phase::Ended { status, at: 1 });
+    }
+
+    /// A second is over, and this was measured in it.
+    pub(crate) fn measure(&self, snapshot: NodeSnapshot) {
+        self.update(|state| state.snapshot = Some(snapshot));
+    }
+
+    /// As an agent that cannot measure.
+    pub(crate) fn refuse_snapshots(&self) {
+        self.update(|state| state.refuses_snapshots = true);
+    }
+
+    fn snapshot(&self) -> v1::NodeSnapshot {
+        self.state().snapshot.clone().unwrap_or_else(snapshot::snapshot).into()
     }
 
     pub(crate) fn calls(&self) -> Vec<Call> {
@@ -276,24 +296,36 @@ impl agent_server::Agent for Service {
         Err(Status::permission_denied("only root may release all tasks"))
     }
 
+    async fn doctor(&self, _: Request<v1::DoctorRequest>) -> Result<Response<v1::DoctorReport>, Status> {
+        Ok(Response::new(report().into()))
+    }
+
     async fn get_snapshot(
         &self,
         _: Request<v1::GetSnapshotRequest>,
     ) -> Result<Response<v1::NodeSnapshot>, Status> {
-        Err(Status::unavailable("it measures nothing"))
+        Ok(Response::new(self.0.snapshot()))
     }
 
     type WatchSnapshotsStream = ReceiverStream<Result<v1::NodeSnapshot, Status>>;
 
+    /// A change of the node stands for a second.
     async fn watch_snapshots(
         &self,
         _: Request<v1::WatchSnapshotsRequest>,
     ) -> Result<Response<Self::WatchSnapshotsStream>, Status> {
-        Err(Status::unavailable("it measures nothing"))
-    }
-
-    async fn doctor(&self, _: Request<v1::DoctorRequest>) -> Result<Response<v1::DoctorReport>, Status> {
-        Ok(Response::new(report().into()))
+        let mut version = self.0.version.subscribe();
+        let (sender, receiver) = mpsc::channel(1);
+        let node = self.0.clone();
+        node.called(Call::WatchSnapshots);
+        if node.state().refuses_snapshots {
+            return Err(Status::unimplemented("nobody measures here"));
+        }
+        tokio::spawn(async move {
+            version.mark_unchanged();
+            while sender.send(Ok(node.snapshot())).await.is_ok() && version.changed().await.is_ok() {}
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
     }
 }
 
