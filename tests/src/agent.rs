@@ -22,6 +22,7 @@ use crate::{
     net::{DEVICE, NetPair, Netns, within},
     process::Process,
     shaper::Shaper,
+    systemd::Unit,
     time::{Window, eventually, happens},
 };
 
@@ -73,7 +74,15 @@ impl<'a> Options<'a> {
     }
 
     /// Starts it, and waits until it answers.
-    pub fn start(self) -> Agent<'a> {
+    pub fn start(mut self) -> Agent<'a> {
+        let failpoint = self.failpoint.take();
+        let mut agent = self.prepare();
+        agent.launch(failpoint.as_deref());
+        agent
+    }
+
+    /// Makes its place, for [`Agent::start_as_unit`].
+    pub fn prepare(self) -> Agent<'a> {
         let directory = tempfile::Builder::new().prefix("shaper-test-").tempdir();
         let directory = directory.expect("a temporary directory can be made");
         // Tasks and callers of any user find what is in it.
@@ -82,10 +91,9 @@ impl<'a> Options<'a> {
             let copied = fs::copy(binary(name), directory.path().join(name));
             copied.unwrap_or_else(|error| panic!("cannot copy {name}: {error}"));
         }
-        let Options { arguments, namespace, failpoint, environment, without_btf } = self;
-        let name = unique_name();
-        let mut agent = Agent {
-            name,
+        let Options { arguments, namespace, failpoint: _, environment, without_btf } = self;
+        Agent {
+            name: unique_name(),
             directory,
             arguments,
             environment,
@@ -93,9 +101,7 @@ impl<'a> Options<'a> {
             namespace,
             server: None,
             tasks: RefCell::default(),
-        };
-        agent.launch(failpoint.as_deref());
-        agent
+        }
     }
 }
 
@@ -272,6 +278,16 @@ impl<'a> Agent<'a> {
         command.arg("--bpf-object").arg(bpf_object()).args(&self.arguments).env("RUST_LOG", "info");
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
+    }
+
+    /// Has systemd start it, as a service with these properties besides, and waits until it answers.
+    #[track_caller]
+    pub fn start_as_unit(&self, properties: &[&str]) -> Unit {
+        let log = format!("StandardError=append:{}", self.log().display());
+        let unit = Unit::start(&self.command(&[]), &[properties, &["StandardOutput=null", &log]].concat());
+        let answered = happens(|| UnixStream::connect(self.socket()).is_ok());
+        assert!(answered, "the unit shaper-agent does not answer: {}", self.said());
+        unit
     }
 
     /// Starts it again, where it was.

@@ -18,6 +18,7 @@ pub mod pins;
 pub mod process;
 pub mod shaper;
 pub mod sink;
+pub mod systemd;
 pub mod time;
 
 /// The user that tasks run as: nobody, on every Linux.

@@ -60,16 +60,24 @@ pub(crate) fn write(kernel: &Kernel, contents: &Contents, to: &Path) -> Result<(
         b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
     )?;
     archive.file("/etc/group", 0o644, b"root:x:0:\nnogroup:x:65534:\nnobody:x:65533:\n")?;
+    add_modules(&mut archive, kernel, &[])?;
+    archive.finish().map(drop)
+}
 
+/// Adds what is inserted at the start, and its order.
+pub(crate) fn add_modules(
+    archive: &mut Archive<impl Write>,
+    kernel: &Kernel,
+    required: &[&str],
+) -> Result<()> {
     let mut order = String::new();
-    for module in modules::wanted(&kernel.modules)? {
+    for module in modules::wanted(&kernel.modules, required)? {
         let path = format!("/modules/{}.ko", module.name);
         archive.file(&path, 0o644, &module.data)?;
         order += &path;
         order.push('\n');
     }
-    archive.file("/modules.order", 0o644, order.as_bytes())?;
-    archive.finish().map(drop)
+    archive.file("/modules.order", 0o644, order.as_bytes())
 }
 
 /// Writes an initramfs of PID 1 alone, for a boot that only shows that the machine can.
@@ -79,7 +87,7 @@ pub(crate) fn write_probe(init: &Path, to: &Path) -> Result<()> {
     archive.finish().map(drop)
 }
 
-fn create(to: &Path) -> Result<Archive<BufWriter<File>>> {
+pub(crate) fn create(to: &Path) -> Result<Archive<BufWriter<File>>> {
     let file = File::create(to).with_context(|| format!("cannot create {}", to.display()))?;
     Ok(Archive::new(BufWriter::new(file)))
 }
@@ -89,7 +97,7 @@ fn installed(program: &str) -> Result<PathBuf> {
 }
 
 /// Adds a program and the shared libraries it needs, these at their own paths.
-fn add_program(archive: &mut Archive<impl Write>, from: &Path, path: &str) -> Result<()> {
+pub(crate) fn add_program(archive: &mut Archive<impl Write>, from: &Path, path: &str) -> Result<()> {
     archive.copy(from, path)?;
     // Not `read`: ldd fails for a static program, and needs nothing then.
     let ldd = process::output(process::forget_outer_cargo(&mut Command::new("ldd")).arg(from))?;

@@ -27,6 +27,33 @@ impl fmt::Display for Kernel {
     }
 }
 
+/// Which of Debian's builds of a kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Build {
+    /// For virtual machines: a quarter of the size, without 9p.
+    Cloud,
+    /// With everything.
+    Full,
+}
+
+impl Build {
+    /// How the names of its packages end, behind the version.
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Cloud => "-cloud-amd64",
+            Self::Full => "-amd64",
+        }
+    }
+
+    /// What is between a version and the suffix in the names of other builds.
+    fn others(self) -> &'static [&'static str] {
+        match self {
+            Self::Cloud => &["-rt"],
+            Self::Full => &["-rt", "-cloud"],
+        }
+    }
+}
+
 /// A kernel that the caller brings.
 pub(crate) fn given(image: &Path, modules: &Path) -> Result<Kernel> {
     let absolute =
@@ -38,10 +65,13 @@ pub(crate) fn given(image: &Path, modules: &Path) -> Result<Kernel> {
 }
 
 /// The newest of Debian's kernels in `series`, from the cache or from apt.
-pub(crate) fn debian(series: &str) -> Result<Kernel> {
-    let folder = cache().join(series);
+pub(crate) fn debian(series: &str, build: Build) -> Result<Kernel> {
+    let folder = cache().join(match build {
+        Build::Cloud => series.to_owned(),
+        Build::Full => format!("{series}-full"),
+    });
     if !folder.exists() {
-        fetch(series, &folder).with_context(|| {
+        fetch(series, build, &folder).with_context(|| {
             format!("no Linux {series} for the VM (bring one with `--kernel-image FILE --modules DIR`)")
         })?;
     }
@@ -68,14 +98,16 @@ fn unpacked(series: &str, folder: &Path) -> Result<Kernel> {
 }
 
 /// Fetches the newest package of `series` and unpacks it to `folder`, which appears when it is complete.
-fn fetch(series: &str, folder: &Path) -> Result<()> {
+fn fetch(series: &str, build: Build, folder: &Path) -> Result<()> {
     if process::find("apt-get").is_none() {
         bail!("there is no apt-get here");
     }
-    let (apt, package) = find(series)?;
+    let (apt, package) = find(series, build)?;
     eprintln!("fetching {package} into {}: a kernel for the VM, which is not installed", folder.display());
 
-    let partial = folder.with_file_name(format!("{series}.partial"));
+    let mut partial = folder.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
     if partial.exists() {
         fs::remove_dir_all(&partial).with_context(|| format!("cannot remove {}", partial.display()))?;
     }
@@ -106,18 +138,18 @@ fn tool(name: &str) -> PathBuf {
 }
 
 /// The newest package of `series`, and the sources that have it: this machine's, or else a suite beside them.
-fn find(series: &str) -> Result<(Apt, String)> {
+fn find(series: &str, build: Build) -> Result<(Apt, String)> {
     let machine = Apt::of_machine();
-    let mut package = newest_package(&machine, series)?;
+    let mut package = newest_package(&machine, series, build)?;
     if package.is_none() && setup::apt_update()? {
-        package = newest_package(&machine, series)?;
+        package = newest_package(&machine, series, build)?;
     }
     if let Some(package) = package {
         return Ok((machine, package));
     }
     let suite = suite(series);
     let beside = Apt::of_suite(suite)?;
-    let package = newest_package(&beside, series)?;
+    let package = newest_package(&beside, series, build)?;
     let package = package.with_context(|| format!("neither this machine's apt nor {suite} has one"))?;
     Ok((beside, package))
 }
@@ -131,10 +163,10 @@ fn suite(series: &str) -> &'static str {
     }
 }
 
-fn newest_package(apt: &Apt, series: &str) -> Result<Option<String>> {
-    let found =
-        apt.search(&format!("^linux-image-{}\\.[0-9]+.*-cloud-amd64$", series.replace('.', "\\.")))?;
-    Ok(newest(series, &found))
+fn newest_package(apt: &Apt, series: &str, build: Build) -> Result<Option<String>> {
+    let (series_pattern, suffix) = (series.replace('.', "\\."), build.suffix());
+    let found = apt.search(&format!("^linux-image-{series_pattern}\\.[0-9]+.*{suffix}$"))?;
+    Ok(newest(series, build, &found))
 }
 
 /// The packages of the same release that a kernel's package needs: from 7.0 on, the image and the modules are in such.
@@ -145,14 +177,15 @@ fn parts(package: &str, depends: &str) -> Vec<String> {
 }
 
 /// The package with the greatest version in what `apt-cache search` printed.
-fn newest(series: &str, found: &str) -> Option<String> {
+fn newest(series: &str, build: Build, found: &str) -> Option<String> {
     let prefix = format!("linux-image-{series}.");
     found
         .lines()
         .filter_map(|line| line.split_whitespace().next())
-        .filter(|name| name.starts_with(&prefix) && name.ends_with("-cloud-amd64") && !name.contains("-rt-"))
-        .max_by_key(|name| numbers(name))
-        .map(str::to_owned)
+        .filter_map(|name| Some((name, name.strip_prefix(&prefix)?.strip_suffix(build.suffix())?)))
+        .filter(|(_, version)| !build.others().iter().any(|other| version.ends_with(other)))
+        .max_by_key(|(_, version)| numbers(version))
+        .map(|(name, _)| name.to_owned())
 }
 
 /// The numbers in a version, for comparison: `6.12.117+deb12` is newer than `6.12.12`.
@@ -192,15 +225,21 @@ mod tests {
         let found = "\
 linux-image-6.12.9+deb12-cloud-amd64 - Linux 6.12 for x86-64 cloud (signed)
 linux-image-6.12.117+deb12-cloud-amd64 - Linux 6.12 for x86-64 cloud (signed)
-linux-image-6.12.117+deb12-rt-cloud-amd64 - none such
+linux-image-6.12.118+deb12-rt-cloud-amd64 - none such
+linux-image-6.12.119+deb12-rt-amd64 - Linux 6.12 for 64-bit PCs (signed), PREEMPT_RT
+linux-image-6.12.116+deb12-amd64 - Linux 6.12 for 64-bit PCs (signed)
 linux-image-6.12.118+deb12-cloud-amd64-dbg - Debug symbols
 linux-image-6.12-cloud-amd64 - Linux for x86-64 cloud (meta-package)
 ";
-        assert_eq!(newest("6.12", found).as_deref(), Some("linux-image-6.12.117+deb12-cloud-amd64"));
-        assert_eq!(newest("6.1", found), None);
+        assert_eq!(
+            newest("6.12", Build::Cloud, found).as_deref(),
+            Some("linux-image-6.12.117+deb12-cloud-amd64")
+        );
+        assert_eq!(newest("6.12", Build::Full, found).as_deref(), Some("linux-image-6.12.116+deb12-amd64"));
+        assert_eq!(newest("6.1", Build::Cloud, found), None);
 
         let found = "linux-image-6.1.0-9-cloud-amd64 - x\nlinux-image-6.1.0-56-cloud-amd64 - x\n";
-        assert_eq!(newest("6.1", found).as_deref(), Some("linux-image-6.1.0-56-cloud-amd64"));
+        assert_eq!(newest("6.1", Build::Cloud, found).as_deref(), Some("linux-image-6.1.0-56-cloud-amd64"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod bins;
 mod cpio;
 mod demo;
 mod ebpf;
+mod host_root;
 mod initramfs;
 mod kernels;
 mod modules;

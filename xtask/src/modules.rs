@@ -47,6 +47,9 @@ const WANTED: &[&str] = &[
     "ext4",
 ];
 
+/// What a machine needs besides whose root is this machine's.
+pub(crate) const HOST_ROOT: &[&str] = &["9pnet_virtio", "9p", "overlay"];
+
 /// The modules of one kernel, as depmod describes them.
 struct Index {
     folder: PathBuf,
@@ -100,9 +103,15 @@ pub(crate) struct Module {
     pub(crate) data: Vec<u8>,
 }
 
-/// The modules that tests want of the kernel whose `/lib/modules/RELEASE` is `folder`, in the order to insert them.
-pub(crate) fn wanted(folder: &Path) -> Result<Vec<Module>> {
-    let (order, unknown) = Index::read(folder)?.resolve(WANTED);
+/// The modules that tests want of the kernel whose `/lib/modules/RELEASE` is `folder`, after the `required` ones, in the
+/// order to insert them.
+pub(crate) fn wanted(folder: &Path, required: &[&str]) -> Result<Vec<Module>> {
+    let index = Index::read(folder)?;
+    let (_, absent) = index.resolve(required);
+    if !absent.is_empty() {
+        bail!("the kernel of {} has no {}", folder.display(), absent.join(" "));
+    }
+    let (order, unknown) = index.resolve(&[required, WANTED].concat());
     if !unknown.is_empty() {
         eprintln!("not in this kernel: {}", unknown.join(" "));
     }

@@ -58,6 +58,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) initrd: &'a Path,
     /// `/dev/vda`.
     pub(crate) disk: Option<&'a Disk>,
+    /// Whether it may read all files of this machine, by 9p; not write.
+    pub(crate) host_root: bool,
     pub(crate) accel: Accel,
     /// What PID 1 gets as its arguments.
     pub(crate) init_args: &'a [String],
@@ -166,6 +168,10 @@ impl Machine<'_> {
             .arg("-initrd")
             .arg(self.initrd)
             .args(["-append", &parameters]);
+        if self.host_root {
+            command.args(["-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"]);
+            command.args(["-device", "virtio-9p-pci,fsdev=root,mount_tag=hostroot"]);
+        }
         if let Some(disk) = self.disk {
             command.args(["-drive", &disk.argument()?]);
         }
@@ -203,7 +209,14 @@ fn boots_with_kvm(kernel: &Kernel, init: &Path) -> Result<bool> {
     let initrd = workspace::target().join("vm/probe.cpio");
     initramfs::write_probe(init, &initrd)?;
     let init_args = ["--probe".to_owned()];
-    let machine = Machine { kernel, initrd: &initrd, disk: None, accel: Accel::Kvm, init_args: &init_args };
+    let machine = Machine {
+        kernel,
+        initrd: &initrd,
+        disk: None,
+        host_root: false,
+        accel: Accel::Kvm,
+        init_args: &init_args,
+    };
     let end = machine.boot(PROBE_DEADLINE, io::sink(), Stdio::null(), |line| {
         if vm::is_up(line) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;

@@ -13,6 +13,7 @@ use crate::initramfs::Contents;
 use crate::relay::relay;
 use crate::setup::{self, Need};
 use crate::tally::Tally;
+use crate::vm::{Job, Profile};
 use crate::{ebpf, process, vm, workspace};
 
 /// The package of the tests that need a kernel, and its target that only makes sense inside the VM.
@@ -47,7 +48,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 
     let tests = built(&mut stages, "build VM tests", bins::build_vm_tests)?;
     let contents = Contents { bins, tests, bpf_object };
-    for verdict in vm::run_series(&vm::SERIES, &contents, vm::DEFAULT_TIMEOUT, &[])? {
+    let job = Job { contents: &contents, profile: Profile::Bare, timeout: vm::DEFAULT_TIMEOUT, filter: &[] };
+    for verdict in job.run_series(&vm::SERIES)? {
         let name = format!("vm {}", verdict.series);
         stages.push(Stage { name, tally: Some(verdict.tally), took: verdict.total });
     }

@@ -1,4 +1,4 @@
-//! Runs the VM tests: `tests/tests/vm.rs` of shaper-tests, on Debian kernels in QEMU.
+//! Runs the VM tests: `tests/tests/vm` of shaper-tests, on Debian kernels in QEMU.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -10,16 +10,52 @@ use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
 
 use crate::initramfs::{self, Contents};
-use crate::kernels::{self, Kernel};
+use crate::kernels::{self, Build, Kernel};
 use crate::qemu::{self, Accel, Disk, End, Machine};
 use crate::setup::{self, Need};
 use crate::tally::Tally;
-use crate::{bins, ebpf, workspace};
+use crate::{bins, ebpf, host_root, workspace};
 
 /// The kernels that are tested, in this order: the default one, the floor, and the newest.
 pub(crate) const SERIES: [&str; 3] = ["6.12", "6.1", "6.18"];
+
+/// What a machine is besides its kernel.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
+pub(crate) enum Profile {
+    /// Nothing but the tests and what they start
+    Bare,
+    /// This machine's own root, unwritable, with systemd as PID 1; the tests of the module `systemd`
+    Systemd,
+}
+
+impl Profile {
+    /// The kernels that are tested with it.
+    fn series(self) -> &'static [&'static str] {
+        match self {
+            Self::Bare => &SERIES,
+            Self::Systemd => &SERIES[..1],
+        }
+    }
+
+    fn build(self) -> Build {
+        match self {
+            Self::Bare => Build::Cloud,
+            Self::Systemd => Build::Full,
+        }
+    }
+}
+
+/// What is run on each kernel.
+pub(crate) struct Job<'a> {
+    pub(crate) contents: &'a Contents,
+    pub(crate) profile: Profile,
+    /// For one machine.
+    pub(crate) timeout: Duration,
+    pub(crate) filter: &'a [String],
+}
 
 /// What PID 1 (`tests/src/bin/vm-init.rs`) prints: that it runs, then uptime and kernel release …
 const UP: &str = "shaper-vm: up ";
@@ -31,7 +67,10 @@ const TAIL: usize = 30;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A series of Debian's kernels; may be given more than once [default: 6.12, 6.1 and 6.18]
+    /// What the machine is besides its kernel
+    #[arg(long, value_enum, default_value_t = Profile::Bare)]
+    profile: Profile,
+    /// A series of Debian's kernels; may be given more than once [default: 6.12, 6.1 and 6.18; for systemd 6.12]
     #[arg(long, value_name = "SERIES")]
     kernel: Vec<String>,
     /// Boot this kernel in place of Debian's
@@ -81,14 +120,19 @@ impl fmt::Display for Verdict {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let contents =
         Contents { bins: bins::build()?, tests: bins::build_vm_tests()?, bpf_object: ebpf::build()? };
-    let timeout = Duration::from_secs(args.timeout);
+    let job = Job {
+        contents: &contents,
+        profile: args.profile,
+        timeout: Duration::from_secs(args.timeout),
+        filter: &args.filter,
+    };
     let verdicts = match (&args.kernel_image, &args.modules) {
         (Some(image), Some(modules)) => {
-            prepare()?;
-            vec![run_kernel(&kernels::given(image, modules)?, &contents, timeout, &args.filter)?]
+            prepare(job.profile)?;
+            vec![job.run_kernel(&kernels::given(image, modules)?)?]
         }
-        _ if args.kernel.is_empty() => run_series(&SERIES, &contents, timeout, &args.filter)?,
-        _ => run_series(&args.kernel, &contents, timeout, &args.filter)?,
+        _ if args.kernel.is_empty() => job.run_series(args.profile.series())?,
+        _ => job.run_series(&args.kernel)?,
     };
     let mut tally = Tally::default();
     for verdict in &verdicts {
@@ -98,83 +142,100 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs the tests on each series in turn. A series that cannot be run is a failed one, and the next has its turn.
-pub(crate) fn run_series(
-    series: &[impl AsRef<str>],
-    contents: &Contents,
-    timeout: Duration,
-    filter: &[String],
-) -> Result<Vec<Verdict>> {
-    prepare()?;
-    let run = |series: &str| {
+impl Job<'_> {
+    /// Runs it on each series in turn. A series that cannot be run is a failed one, and the next has its turn.
+    pub(crate) fn run_series(&self, series: &[impl AsRef<str>]) -> Result<Vec<Verdict>> {
+        prepare(self.profile)?;
+        let run = |series: &str| {
+            let start = Instant::now();
+            let kernel = kernels::debian(series, self.profile.build());
+            kernel.and_then(|kernel| self.run_kernel(&kernel)).unwrap_or_else(|error| {
+                let verdict = Verdict {
+                    series: series.to_owned(),
+                    machine: None,
+                    failure: Some(format!("{error:#}")),
+                    tally: Tally::FAILURE,
+                    boot: None,
+                    total: start.elapsed(),
+                };
+                println!("{verdict}");
+                verdict
+            })
+        };
+        Ok(series.iter().map(|series| run(series.as_ref())).collect())
+    }
+
+    fn run_kernel(&self, kernel: &Kernel) -> Result<Verdict> {
+        if std::env::consts::ARCH != "x86_64" {
+            bail!("the VM runs this machine's own binaries, on x86_64 so far");
+        }
+        let accel = qemu::accel(kernel, &self.contents.init())?;
+        let folder = workspace::target().join("vm");
+        let initrd = folder.join(format!("{}.cpio", kernel.release));
+        let log = folder.join(format!("{}.log", kernel.release));
+        let host_root = [host_root::ARGUMENT.to_owned()];
+        let init_args = match self.profile {
+            Profile::Bare => {
+                initramfs::write(kernel, self.contents, &initrd)?;
+                self.filter
+            }
+            Profile::Systemd => {
+                host_root::write(kernel, self.contents, self.filter, &initrd)?;
+                &host_root
+            }
+        };
+        let disk = Disk::create(folder.join(format!("{}.img", kernel.release)))?;
+
+        println!("vm {kernel}, {accel}: booting");
+        let log_file = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
+        let machine = Machine {
+            kernel,
+            initrd: &initrd,
+            disk: Some(&disk),
+            host_root: self.profile == Profile::Systemd,
+            accel,
+            init_args,
+        };
         let start = Instant::now();
-        let ran = kernels::debian(series).and_then(|kernel| run_kernel(&kernel, contents, timeout, filter));
-        ran.unwrap_or_else(|error| {
-            let verdict = Verdict {
-                series: series.to_owned(),
-                machine: None,
-                failure: Some(format!("{error:#}")),
-                tally: Tally::FAILURE,
-                boot: None,
-                total: start.elapsed(),
-            };
-            println!("{verdict}");
-            verdict
-        })
-    };
-    Ok(series.iter().map(|series| run(series.as_ref())).collect())
+        let mut transcript = Transcript::default();
+        let end = machine.boot(self.timeout, Both(io::stdout(), log_file), Stdio::inherit(), |line| {
+            transcript.read(line, start);
+            ControlFlow::Continue(())
+        })?;
+
+        let failure = transcript.failure(&end, self.timeout);
+        if transcript.exit.is_none() {
+            println!(); // the console may have stopped within a line
+            eprintln!("the last lines of {}:", log.display());
+            for line in &transcript.tail {
+                eprintln!("  {line}");
+            }
+        }
+        let mut tally = transcript.tally;
+        if failure.is_some() && tally.failed == 0 {
+            tally += Tally::FAILURE;
+        }
+        let verdict = Verdict {
+            series: kernel.series.clone(),
+            machine: Some((kernel.release.clone(), accel)),
+            failure,
+            tally,
+            boot: transcript.up,
+            total: start.elapsed(),
+        };
+        println!("{verdict}");
+        Ok(verdict)
+    }
 }
 
-fn prepare() -> Result<()> {
+fn prepare(profile: Profile) -> Result<()> {
     setup::ensure(Need::Vm)?;
     setup::ensure(Need::Native)?; // the guest has this machine's ip and tc
+    if profile == Profile::Systemd {
+        host_root::check()?;
+    }
     let folder = workspace::target().join("vm");
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))
-}
-
-fn run_kernel(kernel: &Kernel, contents: &Contents, timeout: Duration, filter: &[String]) -> Result<Verdict> {
-    if std::env::consts::ARCH != "x86_64" {
-        bail!("the VM runs this machine's own binaries, on x86_64 so far");
-    }
-    let accel = qemu::accel(kernel, &contents.init())?;
-    let folder = workspace::target().join("vm");
-    let initrd = folder.join(format!("{}.cpio", kernel.release));
-    let log = folder.join(format!("{}.log", kernel.release));
-    initramfs::write(kernel, contents, &initrd)?;
-    let disk = Disk::create(folder.join(format!("{}.img", kernel.release)))?;
-
-    println!("vm {kernel}, {accel}: booting");
-    let log_file = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
-    let machine = Machine { kernel, initrd: &initrd, disk: Some(&disk), accel, init_args: filter };
-    let start = Instant::now();
-    let mut transcript = Transcript::default();
-    let end = machine.boot(timeout, Both(io::stdout(), log_file), Stdio::inherit(), |line| {
-        transcript.read(line, start);
-        ControlFlow::Continue(())
-    })?;
-
-    let failure = transcript.failure(&end, timeout);
-    if transcript.exit.is_none() {
-        println!(); // the console may have stopped within a line
-        eprintln!("the last lines of {}:", log.display());
-        for line in &transcript.tail {
-            eprintln!("  {line}");
-        }
-    }
-    let mut tally = transcript.tally;
-    if failure.is_some() && tally.failed == 0 {
-        tally += Tally::FAILURE;
-    }
-    let verdict = Verdict {
-        series: kernel.series.clone(),
-        machine: Some((kernel.release.clone(), accel)),
-        failure,
-        tally,
-        boot: transcript.up,
-        total: start.elapsed(),
-    };
-    println!("{verdict}");
-    Ok(verdict)
 }
 
 /// Whether PID 1 prints in this line that it runs.

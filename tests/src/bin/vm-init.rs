@@ -3,21 +3,40 @@
 //! `cargo xtask vm` (xtask/src/vm.rs) reads two lines of it: `shaper-vm: up UPTIME RELEASE` when it runs, and
 //! `shaper-vm: exit CODE` at the end. Everything that goes wrong is printed and ends with a code that is not 0.
 //! Its arguments, which the kernel takes from behind `--` on its command line, are passed to the tests.
+//!
+//! With `--host-root` it makes way for systemd instead, on the root of the machine that QEMU runs on, read over 9p
+//! (xtask/src/host_root.rs); there a unit runs it with `--service`, and it runs the tests and prints the same lines.
 #![deny(unsafe_code)]
 
+use std::convert::Infallible;
 use std::env;
+use std::ffi::CStr;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::process::CommandExt;
 use std::panic;
+use std::path::Path;
 use std::process::{self, Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustix::mount::MountFlags;
 use rustix::net::{AddressFamily, SocketType};
 use rustix::process::{WaitOptions, WaitStatus};
 
 /// The argument that asks only whether the machine boots.
 const PROBE: &str = "--probe";
+
+/// The argument that asks for systemd on the host's root.
+const HOST_ROOT: &str = "--host-root";
+
+/// The argument of the unit that systemd starts there, and where that finds what to run, a line each.
+const SERVICE: &str = "--service";
+const SETTINGS: &str = "/etc/shaper-vm";
+
+const SYSTEMD: &str = "/usr/lib/systemd/systemd";
+
+/// The tests that need it as PID 1.
+const SYSTEMD_TESTS: &str = "systemd::";
 
 /// The exit code when not the tests failed, but what is here.
 const BROKEN: i32 = 70;
@@ -36,10 +55,26 @@ const MOUNTS: &[(&str, &str)] = &[
 ];
 
 fn main() {
+    if env::args().nth(1).is_some_and(|argument| argument == SERVICE) {
+        let code = verdict(run_as_service);
+        kernel::drain(std::io::stdout().as_fd());
+        process::exit(code); // at which the unit has systemd power off
+    }
     if process::id() != 1 {
         eprintln!("vm-init mounts, loads modules and powers off: it runs as PID 1 of a virtual machine only");
         process::exit(BROKEN);
     }
+    verdict(run);
+    let error = power_off();
+    println!("shaper-vm: cannot power off: {error}");
+    // PID 1 must not end. The console has all there is to say, and the harness has a deadline.
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Does it, and prints how that ended.
+fn verdict(run: fn() -> Result<i32>) -> i32 {
     let code = match panic::catch_unwind(run) {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
@@ -49,25 +84,18 @@ fn main() {
         Err(_) => BROKEN, // the panic's message is on the console
     };
     println!("shaper-vm: exit {code}");
-    let error = power_off();
-    println!("shaper-vm: cannot power off: {error}");
-    // PID 1 must not end. The console has all there is to say, and the harness has a deadline.
-    loop {
-        std::thread::park();
-    }
+    code
 }
 
 fn run() -> Result<i32> {
-    for (file_system, at) in MOUNTS {
-        fs::create_dir_all(at).with_context(|| format!("cannot create {at}"))?;
-        rustix::mount::mount(*file_system, *at, *file_system, MountFlags::empty(), None)
-            .with_context(|| format!("cannot mount {file_system} on {at}"))?;
-    }
-    let uptime = read("/proc/uptime")?;
-    let uptime = uptime.split_whitespace().next().unwrap_or("?");
-    println!("shaper-vm: up {uptime} {}", read("/proc/sys/kernel/osrelease")?.trim());
-
     let arguments: Vec<String> = env::args().skip(1).collect();
+    if arguments.iter().any(|argument| argument == HOST_ROOT) {
+        match enter_host_root()? {}
+    }
+    for (file_system, at) in MOUNTS {
+        mount(file_system, file_system, at, MountFlags::empty(), None)?;
+    }
+    say_up()?;
     if arguments.iter().any(|argument| argument == PROBE) {
         return Ok(0);
     }
@@ -75,7 +103,62 @@ fn run() -> Result<i32> {
     loopback_up()?;
     insert_modules()?;
     install_applets()?;
-    run_tests(&arguments)
+    let mut tests = tests("/bin/vm", "/bin", "/lib/shaper/shaper.bpf.o");
+    run_tests(tests.args(arguments).args(["--skip", SYSTEMD_TESTS]))
+}
+
+/// Lays the host's root under what systemd is to write and to run, and becomes systemd there.
+fn enter_host_root() -> Result<Infallible> {
+    const MEMORY: &str = "/memory";
+    const ROOT: &str = "/new";
+    insert_modules()?;
+    // Cached without asking again: nobody builds there while the tests run.
+    let share = c"trans=virtio,version=9p2000.L,msize=524288,cache=loose";
+    mount("9p", "hostroot", "/host", MountFlags::RDONLY, Some(share))?;
+    mount("tmpfs", "tmpfs", MEMORY, MountFlags::empty(), None)?;
+    for at in ["/memory/upper", "/memory/work"] {
+        fs::create_dir(at).with_context(|| format!("cannot create {at}"))?;
+    }
+    let layers = c"lowerdir=/over:/host,upperdir=/memory/upper,workdir=/memory/work";
+    mount("overlay", "overlay", ROOT, MountFlags::empty(), Some(layers))?;
+    enter(Path::new(ROOT)).with_context(|| format!("cannot make {ROOT} the root"))?;
+    let arguments =
+        ["--unit=shaper-vm.target", "--log-target=console", "--log-level=warning", "--show-status=0"];
+    let error = Command::new(SYSTEMD).args(arguments).env_clear().env("PATH", PATH).exec();
+    Err(error).with_context(|| format!("cannot start {SYSTEMD}"))
+}
+
+/// Makes a mount the root. The first root cannot be unmounted; its files stay, below the new one.
+fn enter(root: &Path) -> rustix::io::Result<()> {
+    rustix::process::chdir(root)?;
+    rustix::mount::mount_move(".", "/")?;
+    rustix::process::chroot(".")?;
+    rustix::process::chdir("/")
+}
+
+/// As a unit of systemd's: runs the tests where the host has them.
+fn run_as_service() -> Result<i32> {
+    say_up()?;
+    let settings = read(SETTINGS)?;
+    let mut lines = settings.lines();
+    let (Some(program), Some(binaries), Some(object)) = (lines.next(), lines.next(), lines.next()) else {
+        bail!("{SETTINGS} does not name the tests, the folder of binaries and the kernel programs");
+    };
+    run_tests(tests(program, binaries, object).args(lines))
+}
+
+fn say_up() -> Result<()> {
+    let uptime = read("/proc/uptime")?;
+    let uptime = uptime.split_whitespace().next().unwrap_or("?");
+    println!("shaper-vm: up {uptime} {}", read("/proc/sys/kernel/osrelease")?.trim());
+    Ok(())
+}
+
+/// Mounts a file system on a directory that it makes.
+fn mount(kind: &str, source: &str, at: &str, flags: MountFlags, options: Option<&CStr>) -> Result<()> {
+    fs::create_dir_all(at).with_context(|| format!("cannot create {at}"))?;
+    rustix::mount::mount(source, at, kind, flags, options)
+        .with_context(|| format!("cannot mount {kind} on {at}"))
 }
 
 fn read(path: &str) -> Result<String> {
@@ -115,22 +198,27 @@ fn install_applets() -> Result<()> {
     install.context("cannot run busybox --install").map(drop)
 }
 
-/// Runs the tests, and reaps every orphan meanwhile. The exit code, or 128 and the signal's number.
-fn run_tests(arguments: &[String]) -> Result<i32> {
-    let tests = Command::new("/bin/vm")
+/// The test binary with its environment.
+fn tests(program: &str, binaries: &str, object: &str) -> Command {
+    let mut tests = Command::new(program);
+    tests
         .arg("--test-threads=1")
-        .args(arguments)
         .current_dir("/tmp")
         .stdin(Stdio::null())
         .env_clear()
         .env("HOME", "/tmp")
         .env("PATH", PATH)
         .env("RUST_BACKTRACE", "1")
-        .env("SHAPER_BIN_DIR", "/bin")
-        .env("SHAPER_BPF_OBJECT", "/lib/shaper/shaper.bpf.o")
-        .env("SHAPER_VM", "1")
-        .spawn()
-        .context("cannot start /bin/vm")?;
+        .env("SHAPER_BIN_DIR", binaries)
+        .env("SHAPER_BPF_OBJECT", object)
+        .env("SHAPER_VM", "1");
+    tests
+}
+
+/// Runs the tests, and reaps every orphan meanwhile. The exit code, or 128 and the signal's number.
+fn run_tests(tests: &mut Command) -> Result<i32> {
+    let shown = tests.get_program().display().to_string();
+    let tests = tests.spawn().with_context(|| format!("cannot start {shown}"))?;
     loop {
         let Some((pid, status)) =
             rustix::process::wait(WaitOptions::empty()).context("cannot wait for children")?

@@ -1,6 +1,9 @@
 //! In a virtual machine, as root: cgroup v2 with every controller, on each kernel that is supported.
 //!
-//! The machine may be emulated, so that everything is slow and no rate is exact.
+//! The machine may be emulated, so that everything is slow and no rate is exact. The tests of the module `systemd` are
+//! those of a profile of their own, where systemd is PID 1; all others run below a PID 1 that does nothing.
+
+mod systemd;
 
 use std::time::Duration;
 
