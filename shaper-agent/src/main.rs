@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{self, IsTerminal},
+    io::{self, IsTerminal, Write},
     process::ExitCode,
 };
 
@@ -10,11 +10,13 @@ use clap::{Args, Parser, Subcommand};
 use shaper_agent::{
     actor::{self, Handle},
     config::{Config, OnExit, Options},
+    kernel::features,
     launch,
     node::Node,
     service::AgentService,
     session,
 };
+use shaper_core::doctor::Availability;
 use shaper_proto::{
     peer::{self, Caller},
     v1::agent_server::AgentServer,
@@ -34,8 +36,11 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Without a running agent: what this kernel has of what shaper uses, a line each: feature, tab, yes, no or
+    /// unusable, tab, why
+    Probe,
     /// Without a running agent: lifts every limit and removes all that an agent made in the kernel
-    Release(Release),
+    Release(Box<Release>),
 }
 
 #[derive(Args)]
@@ -57,6 +62,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.command {
         None => serve(arguments.options),
+        Some(Command::Probe) => probe(),
         Some(Command::Release(release)) => release_all(release.options),
     };
     match result {
@@ -71,6 +77,19 @@ fn main() -> ExitCode {
 /// Root, as which this program runs.
 fn operator() -> Caller {
     Caller { uid: 0, gid: 0, groups: Vec::new() }
+}
+
+fn probe() -> Result<(), Error> {
+    let mut stdout = io::stdout().lock();
+    for rung in features::probe()? {
+        let (state, why) = match rung.availability {
+            Availability::Available => ("yes", String::new()),
+            Availability::Missing { evidence } => ("no", evidence),
+            Availability::Unusable { reason } => ("unusable", reason),
+        };
+        writeln!(stdout, "{}\t{state}\t{why}", rung.feature)?;
+    }
+    Ok(())
 }
 
 fn release_all(options: Options) -> Result<(), Error> {

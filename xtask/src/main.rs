@@ -16,6 +16,7 @@ mod process;
 mod qemu;
 mod relay;
 mod setup;
+mod support;
 mod tally;
 mod test;
 mod tidy;

@@ -14,7 +14,7 @@ use crate::relay::relay;
 use crate::setup::{self, Need};
 use crate::tally::Tally;
 use crate::vm::{Job, Profile};
-use crate::{ebpf, process, vm, workspace};
+use crate::{ebpf, process, support, vm, workspace};
 
 /// The package of the tests that need a kernel, and its target that only makes sense inside the VM.
 const KERNEL_TESTS: &str = "shaper-tests";
@@ -49,10 +49,22 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let tests = built(&mut stages, "build VM tests", bins::build_vm_tests)?;
     let contents = Contents { bins, tests, bpf_object };
     let job = Job { contents: &contents, profile: Profile::Bare, timeout: vm::DEFAULT_TIMEOUT, filter: &[] };
-    for verdict in job.run_series(&vm::SERIES)? {
+    let verdicts = job.run_series(&vm::SERIES)?;
+    for verdict in &verdicts {
         let name = format!("vm {}", verdict.series);
         stages.push(Stage { name, tally: Some(verdict.tally), took: verdict.total });
     }
+    let mut found = vm::features(&verdicts);
+    found.push(support::of_this_machine(&contents.bins)?);
+    let compared = support::compare(&found, false);
+    let tally = match &compared {
+        Ok(()) => Tally { passed: 1, failed: 0 },
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            Tally::FAILURE
+        }
+    };
+    stages.push(Stage { name: "kernel-support.md".to_owned(), tally: Some(tally), took: Duration::ZERO });
     if args.all {
         println!("--all: there are no tests against frameworks, runtimes or a browser yet");
     }

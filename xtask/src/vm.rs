@@ -16,6 +16,7 @@ use crate::initramfs::{self, Contents};
 use crate::kernels::{self, Build, Kernel};
 use crate::qemu::{self, Accel, Disk, End, Machine};
 use crate::setup::{self, Need};
+use crate::support::{self, Features};
 use crate::tally::Tally;
 use crate::{bins, ebpf, host_root, workspace};
 
@@ -57,8 +58,16 @@ pub(crate) struct Job<'a> {
     pub(crate) filter: &'a [String],
 }
 
+/// What the kernels have, of those that have said so.
+pub(crate) fn features(verdicts: &[Verdict]) -> Vec<(String, Features)> {
+    let of_kernel = |verdict: &Verdict| (verdict.series.clone(), verdict.features.clone());
+    verdicts.iter().filter(|verdict| !verdict.features.is_empty()).map(of_kernel).collect()
+}
+
 /// What PID 1 (`tests/src/bin/vm-init.rs`) prints: that it runs, then uptime and kernel release …
 const UP: &str = "shaper-vm: up ";
+/// … what its kernel has …
+const FEATURE: &str = "shaper-vm: feature ";
 /// … and how the tests ended, then their exit code.
 const EXIT: &str = "shaper-vm: exit ";
 
@@ -79,6 +88,9 @@ pub(crate) struct Args {
     /// The modules of --kernel-image: its /lib/modules/RELEASE, after depmod
     #[arg(long, value_name = "DIR", requires = "kernel_image")]
     modules: Option<PathBuf>,
+    /// Write what each kernel has into docs/kernel-support.md, rather than compare
+    #[arg(long)]
+    write_table: bool,
     /// Seconds until a machine is given up
     #[arg(long, default_value_t = DEFAULT_TIMEOUT.as_secs())]
     timeout: u64,
@@ -98,6 +110,7 @@ pub(crate) struct Verdict {
     pub(crate) tally: Tally,
     boot: Option<Duration>,
     pub(crate) total: Duration,
+    features: Features,
 }
 
 impl fmt::Display for Verdict {
@@ -138,6 +151,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     for verdict in &verdicts {
         tally += verdict.tally;
     }
+    if args.profile == Profile::Bare && args.kernel_image.is_none() {
+        let mut found = features(&verdicts);
+        found.push(support::of_this_machine(&contents.bins)?);
+        support::compare(&found, args.write_table)?;
+    }
     println!("{tally}");
     Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -157,6 +175,7 @@ impl Job<'_> {
                     tally: Tally::FAILURE,
                     boot: None,
                     total: start.elapsed(),
+                    features: Features::new(),
                 };
                 println!("{verdict}");
                 verdict
@@ -222,6 +241,7 @@ impl Job<'_> {
             tally,
             boot: transcript.up,
             total: start.elapsed(),
+            features: transcript.features,
         };
         println!("{verdict}");
         Ok(verdict)
@@ -252,6 +272,7 @@ struct Transcript {
     exit: Option<i32>,
     panic: bool,
     tally: Tally,
+    features: Features,
     tail: VecDeque<String>,
 }
 
@@ -259,6 +280,8 @@ impl Transcript {
     fn read(&mut self, line: &str, start: Instant) {
         if self.up.is_none() && is_up(line) {
             self.up = Some(start.elapsed());
+        } else if let Some((_, found)) = line.split_once(FEATURE) {
+            self.features.extend(support::feature(found));
         } else if let Some((_, code)) = line.split_once(EXIT) {
             self.exit = code.trim().parse().ok();
         } else if let Some(tally) = Tally::of_libtest(line) {
@@ -353,6 +376,7 @@ mod tests {
             tally: Tally { passed: 12, failed: 0 },
             boot: Some(Duration::from_millis(3_210)),
             total: Duration::from_millis(41_400),
+            features: Features::new(),
         };
         let line = "vm 6.1 (6.1.0-56-cloud-amd64, tcg): ok, 12 passed, 0 failed, 3.2 s boot, 41 s";
         assert_eq!(verdict.to_string(), line);

@@ -5,7 +5,12 @@ use std::{fs, io};
 
 use shaper_core::doctor::{Availability, Rung};
 
-use super::{bpf::Measure, hierarchy::Hierarchies, qdisc};
+use super::{
+    bpf::Measure,
+    btf::{Btf, BtfError, IO_OFFSETS},
+    hierarchy::Hierarchies,
+    qdisc,
+};
 
 /// One row of the table.
 pub struct Feature {
@@ -22,6 +27,7 @@ pub struct Feature {
 pub struct Facts {
     hierarchies: Option<Hierarchies>,
     status: String,
+    btf: Result<Btf, BtfError>,
 }
 
 /// The table.
@@ -58,6 +64,24 @@ pub const LADDER: &[Feature] = &[
         used_for: "memory limit: memory.max",
         degrades_to: "the v1 memory controller, for launched tasks; adopted cgroups have no memory limit",
         probe: |facts| controller(facts, "memory"),
+    },
+    Feature {
+        name: "cgroup-v2-io",
+        used_for: "block IO is charged to the cgroup that caused it, written back or not",
+        degrades_to: "the v1 blkio controller, for launched tasks, which knows only who wrote",
+        probe: |facts| controller(facts, "io"),
+    },
+    Feature {
+        name: "block-io-program",
+        used_for: "bytes, operations and latency of block IO by task and device",
+        degrades_to: "bytes and operations from io.stat, no latency",
+        probe: |facts| fields(facts, IO_OFFSETS),
+    },
+    Feature {
+        name: "run-queue-delay",
+        used_for: "how long tasks wait for a CPU (CONFIG_SCHED_INFO)",
+        degrades_to: "nothing works: the agent refuses to start a task",
+        probe: |facts| fields(facts, &[("", "task_struct", &["sched_info", "last_queued"])]),
     },
     Feature {
         name: "cgroup-kill",
@@ -112,8 +136,11 @@ pub const LADDER: &[Feature] = &[
 
 /// Probes everything. Nothing is changed.
 pub fn probe() -> io::Result<Vec<Rung>> {
-    let facts =
-        Facts { hierarchies: Hierarchies::detect()?, status: fs::read_to_string("/proc/self/status")? };
+    let facts = Facts {
+        hierarchies: Hierarchies::detect()?,
+        status: fs::read_to_string("/proc/self/status")?,
+        btf: Btf::of_kernel(),
+    };
     let rung = |feature: &Feature| Rung {
         feature: feature.name.into(),
         used_for: feature.used_for.into(),
@@ -197,6 +224,20 @@ fn capabilities(facts: &Facts) -> Availability {
     } else {
         Availability::Unusable { reason: format!("this process lacks {}", missing.join(", ")) }
     }
+}
+
+/// Whether the kernel has these fields.
+fn fields(facts: &Facts, fields: &[(&str, &str, &[&str])]) -> Availability {
+    let btf = match &facts.btf {
+        Ok(btf) => btf,
+        Err(error) => return Availability::Missing { evidence: error.to_string() },
+    };
+    for (_, name, path) in fields {
+        if let Err(error) = btf.offset_of(name, path) {
+            return Availability::Missing { evidence: error.to_string() };
+        }
+    }
+    Availability::Available
 }
 
 fn controller(facts: &Facts, name: &str) -> Availability {

@@ -23,6 +23,7 @@ usage: test-load spin                 uses one CPU
        test-load eat MIB              takes memory, says so, and keeps it
        test-load write PATH KIB direct|buffered
                                       writes that much in pieces of 4 KiB, brings it to the disk, says so
+       test-load read PATH            reads that file from the disk, in pieces of 4 KiB
        test-load tick COUNT CODE      prints a line every 100 ms, and exits with CODE
        test-load witness LOG spin     notes in LOG that it runs, and uses one CPU
        test-load witness LOG until PATH CODE
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
             Ok(kib) if kib % PIECE_KIB == 0 => write(path, kib, *way == "direct"),
             _ => return usage(),
         },
+        ["read", path] => read(path),
         ["tick", count, code] => match (count.parse(), code.parse::<u8>()) {
             (Ok(count), Ok(code)) => tick(count).map(|()| ExitCode::from(code)),
             _ => return usage(),
@@ -117,11 +119,23 @@ fn eat(mib: usize) -> io::Result<ExitCode> {
     }
 }
 
+/// Aligned as direct IO wants it.
+#[repr(align(4096))]
+struct Piece([u8; PIECE_KIB as usize * 1024]);
+
+impl Piece {
+    const ONES: Piece = Piece([1; PIECE_KIB as usize * 1024]);
+}
+
+fn read(path: &str) -> io::Result<ExitCode> {
+    let mut file = File::options().read(true).custom_flags(libc::O_DIRECT).open(path)?;
+    let mut piece = Piece::ONES;
+    while file.read(&mut piece.0)? > 0 {}
+    say("read").map(|()| ExitCode::SUCCESS)
+}
+
 fn write(path: &str, kib: u32, direct: bool) -> io::Result<ExitCode> {
-    /// Aligned as direct IO wants it.
-    #[repr(align(4096))]
-    struct Piece([u8; PIECE_KIB as usize * 1024]);
-    let piece = Piece([1; PIECE_KIB as usize * 1024]);
+    let piece = Piece::ONES;
 
     let flags = if direct { libc::O_DIRECT } else { 0 };
     let mut file = File::options().write(true).create(true).truncate(true).custom_flags(flags).open(path)?;

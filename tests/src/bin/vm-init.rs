@@ -103,6 +103,7 @@ fn run() -> Result<i32> {
     loopback_up()?;
     insert_modules()?;
     install_applets()?;
+    say_features()?;
     let mut tests = tests("/bin/vm", "/bin", "/lib/shaper/shaper.bpf.o");
     run_tests(tests.args(arguments).args(["--skip", SYSTEMD_TESTS]))
 }
@@ -213,6 +214,16 @@ fn tests(program: &str, binaries: &str, object: &str) -> Command {
         .env("SHAPER_BPF_OBJECT", object)
         .env("SHAPER_VM", "1");
     tests
+}
+
+/// Prints what this kernel has, for the table in docs/kernel-support.md.
+fn say_features() -> Result<()> {
+    let probe =
+        Command::new("/bin/shaper-agent").arg("probe").output().context("cannot run shaper-agent probe")?;
+    for line in String::from_utf8_lossy(&probe.stdout).lines() {
+        println!("shaper-vm: feature {line}");
+    }
+    Ok(())
 }
 
 /// Runs the tests, and reaps every orphan meanwhile. The exit code, or 128 and the signal's number.

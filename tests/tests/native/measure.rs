@@ -17,7 +17,7 @@ use shaper_core::{
 use shaper_tests::{
     agent::{Agent, Options},
     assert_close,
-    cgroup::{TestCgroup, cpu_time, mounts, read, unique_name},
+    cgroup::{TestCgroup, cpu_time, mounts, unique_name},
     net::NetPair,
     sink::Sink,
     time::{Window, eventually},
