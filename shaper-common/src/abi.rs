@@ -200,8 +200,8 @@ pub struct NetStat {
     pub ingress_marks: u64,
     /// TCP segments that were sent again.
     pub retransmits: u64,
-    /// Nothing.
-    pub reserved: u64,
+    /// Buffers on their way out that the kernel threw away, whole ones: before they become segments.
+    pub drops: u64,
 }
 
 /// `Pace::mode`: the slot has no ceiling and its sockets are left alone.

@@ -154,7 +154,8 @@ pub struct NetUsage {
     pub ingress: NetCount,
     /// Of what was sent: what left through the node's uplinks.
     pub uplink_egress: Traffic,
-    /// Packets of its sockets that the kernel threw away, in all.
+    /// Buffers of its sockets that the kernel threw away on their way out, in all: a buffer that would have become
+    /// several segments counts once.
     pub drops: Option<u64>,
     /// TCP segments that were sent again, in all.
     pub retransmits: Option<u64>,
@@ -183,6 +184,10 @@ pub struct TaskSnapshot {
     pub io_pressure: Option<Pressure>,
     /// Network.
     pub network: NetUsage,
+    /// Who took a CPU from it last: another task by its id, or the empty text for what is not managed.
+    pub preempted_by: Option<String>,
+    /// How often the kernel has told that its CPU quota was about to be used up.
+    pub quota_warnings: u64,
     /// How often the kernel has told that it waited for memory or block IO for a tenth of the time, over two seconds.
     pub pressure_alarms: u64,
     /// How long ago its cgroup's files were read, ns: those of a task that does nothing are read less often.
@@ -207,6 +212,8 @@ pub struct Health {
     pub events_lost: u64,
     /// Cgroups below managed ones that the table had no room for: they are found by a walk to their ancestors.
     pub cgroups_without_entry: u64,
+    /// Times that a program was left out because it ran already on that CPU: something was not counted then.
+    pub runs_missed: u64,
     /// Block IO that could not be charged to its task because the table was full.
     pub io_uncounted: u64,
     /// CPU time of the agent itself, ns.

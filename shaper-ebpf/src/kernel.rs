@@ -45,6 +45,10 @@ offsets! {
     OFF_CSS_CGROUP;
     /// kernfs_node.id
     OFF_KERNFS_NODE_ID;
+    /// sk_buff.sk
+    OFF_SK_BUFF_SK;
+    /// sock.__sk_common.skc_state
+    OFF_SOCK_STATE;
     /// request.bio
     OFF_REQUEST_BIO;
     /// request.__data_len
@@ -195,6 +199,31 @@ impl Task {
             let set: *const u8 = field(self.0, &OFF_TASK_CGROUPS);
             Cgroup(field(set, &OFF_CSS_SET_DFL_CGRP))
         }
+    }
+}
+
+/// States of what is no full socket (`enum` of include/net/tcp_states.h): it has no cgroup.
+const TCP_TIME_WAIT: u8 = 6;
+const TCP_NEW_SYN_RECV: u8 = 12;
+
+/// The cgroup of the socket that a `struct sk_buff` of a tracepoint belongs to, if it still does.
+///
+/// # Safety
+/// `skb` is a `struct sk_buff *` from a tracepoint argument.
+#[inline(always)]
+pub unsafe fn cgroup_of_buffer(skb: *const u8) -> Option<Cgroup> {
+    // SAFETY: the verifier knows the types; a sock is the beginning of a tcp_sock, so that the offsets are the same.
+    unsafe {
+        let sk: *const u8 = field(skb, &OFF_SK_BUFF_SK);
+        if sk.is_null() {
+            return None;
+        }
+        let state: u8 = field(sk, &OFF_SOCK_STATE);
+        if state == TCP_TIME_WAIT || state == TCP_NEW_SYN_RECV {
+            return None;
+        }
+        let cgroup: *const u8 = field(sk, &OFF_TCP_SOCK_CGROUP);
+        if cgroup.is_null() { None } else { Some(Cgroup(cgroup)) }
     }
 }
 

@@ -236,6 +236,8 @@ impl From<TaskSnapshot> for v1::TaskSnapshot {
             io,
             io_pressure,
             network,
+            preempted_by,
+            quota_warnings,
             pressure_alarms,
             files_age_ns,
         } = task;
@@ -249,6 +251,8 @@ impl From<TaskSnapshot> for v1::TaskSnapshot {
             io: io.into_iter().map(Into::into).collect(),
             io_pressure: io_pressure.map(Into::into),
             network: Some(network.into()),
+            preempted_by,
+            quota_warnings,
             pressure_alarms,
             files_age_ns,
         }
@@ -269,6 +273,8 @@ impl TryFrom<v1::TaskSnapshot> for TaskSnapshot {
             io: wire.io.into_iter().map(Into::into).collect(),
             io_pressure: wire.io_pressure.map(Into::into),
             network: wire.network.ok_or(WireError::Missing("tasks.network"))?.into(),
+            preempted_by: wire.preempted_by,
+            quota_warnings: wire.quota_warnings,
             pressure_alarms: wire.pressure_alarms,
             files_age_ns: wire.files_age_ns,
         })
@@ -295,10 +301,18 @@ impl From<v1::UplinkUsage> for UplinkUsage {
 
 impl From<Health> for v1::Health {
     fn from(health: Health) -> v1::Health {
-        let Health { events_lost, cgroups_without_entry, io_uncounted, agent_cpu_ns, agent_memory } = health;
+        let Health {
+            events_lost,
+            cgroups_without_entry,
+            runs_missed,
+            io_uncounted,
+            agent_cpu_ns,
+            agent_memory,
+        } = health;
         v1::Health {
             events_lost,
             cgroups_without_entry,
+            runs_missed,
             io_uncounted,
             agent_cpu_ns,
             agent_memory_bytes: agent_memory.0,
@@ -308,11 +322,18 @@ impl From<Health> for v1::Health {
 
 impl From<v1::Health> for Health {
     fn from(wire: v1::Health) -> Health {
-        let v1::Health { events_lost, cgroups_without_entry, io_uncounted, agent_cpu_ns, agent_memory_bytes } =
-            wire;
+        let v1::Health {
+            events_lost,
+            cgroups_without_entry,
+            runs_missed,
+            io_uncounted,
+            agent_cpu_ns,
+            agent_memory_bytes,
+        } = wire;
         Health {
             events_lost,
             cgroups_without_entry,
+            runs_missed,
             io_uncounted,
             agent_cpu_ns,
             agent_memory: Bytes(agent_memory_bytes),
@@ -422,6 +443,7 @@ mod tests {
             health: Health {
                 events_lost: 1,
                 cgroups_without_entry: 2,
+                runs_missed: 9,
                 io_uncounted: 3,
                 agent_cpu_ns: 4,
                 agent_memory: Bytes(5),
@@ -463,6 +485,8 @@ mod tests {
                     retransmits: None,
                     round_trip: Some(latency),
                 },
+                preempted_by: Some("other".into()),
+                quota_warnings: 5,
                 pressure_alarms: 6,
                 files_age_ns: 7,
             }],

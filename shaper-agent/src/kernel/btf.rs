@@ -192,6 +192,8 @@ pub const OFFSETS: &[(&str, &str, &[&str])] = &[
     ("OFF_CGROUP_ROOT_HIERARCHY_ID", "cgroup_root", &["hierarchy_id"]),
     ("OFF_CSS_CGROUP", "cgroup_subsys_state", &["cgroup"]),
     ("OFF_KERNFS_NODE_ID", "kernfs_node", &["id"]),
+    ("OFF_SK_BUFF_SK", "sk_buff", &["sk"]),
+    ("OFF_SOCK_STATE", "sock", &["__sk_common", "skc_state"]),
     ("OFF_TCP_SOCK_CGROUP", "tcp_sock", &["inet_conn", "icsk_inet", "sk", "sk_cgrp_data", "cgroup"]),
     ("OFF_TCP_SOCK_MAX_PACING_RATE", "tcp_sock", &["inet_conn", "icsk_inet", "sk", "sk_max_pacing_rate"]),
     ("OFF_TCP_SOCK_FAMILY", "tcp_sock", &["inet_conn", "icsk_inet", "sk", "__sk_common", "skc_family"]),

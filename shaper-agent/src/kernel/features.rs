@@ -186,6 +186,7 @@ pub fn program(name: &str, why: &str) -> Rung {
         "block_rq_complete" => {
             ("block IO and its latency by task", "bytes and operations from io.stat, no latency")
         }
+        "kfree_skb" => ("packets that were thrown away on their way out", "not measured"),
         "tcp_retransmit_skb" => ("TCP segments that were sent again", "not measured"),
         "sched_stat_runtime" => ("a warning before a CPU quota is used up", "seen once it is, within 100 ms"),
         _ => ("the end of an adopted cgroup, at once", "it is found within ten seconds"),

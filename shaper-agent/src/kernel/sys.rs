@@ -14,6 +14,7 @@ use std::{
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_RAW_TRACEPOINT_OPEN: libc::c_long = 17;
 const BPF_LINK_CREATE: libc::c_long = 28;
@@ -143,6 +144,15 @@ pub(super) fn for_each_entry(
         }
         position = Some(to);
     }
+}
+
+/// How often a program was left out because it ran already on that CPU (`bpf_prog_info.recursion_misses`, 5.12).
+pub(super) fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
+    const AT: usize = 208;
+    let mut info = [0u8; AT + 8];
+    let mut attr = Attr::new().fd(0, program).u32(4, info.len() as u32).u64(8, info.as_mut_ptr() as u64);
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(u64::from_ne_bytes(info[AT..].try_into().unwrap_or_default()))
 }
 
 /// Asks which tcx programs a device has: EINVAL where the kernel has no tcx.

@@ -49,6 +49,8 @@ struct Metered {
     before: Option<Stock>,
     reading: Reading,
     read_at_ns: u64,
+    /// How often its CPU quota was about to be used up.
+    quota_warnings: u64,
     /// How often its pressure has rung.
     alarms: u64,
     /// Throttled time when the files were read before, and when that was.
@@ -99,6 +101,7 @@ impl Meter {
             before: None,
             reading,
             read_at_ns: monotonic_ns(),
+            quota_warnings: 0,
             alarms: 0,
             throttled_before: None,
         };
@@ -111,6 +114,13 @@ impl Meter {
     /// Has the kernel tell of pressure, through these, for each task that is added from now on; `None`: not any more.
     pub fn tell_by(&mut self, alarms: Option<Alarms>) {
         self.alarms = alarms;
+    }
+
+    /// The CPU quota of a task is about to be used up.
+    pub fn quota_warning(&mut self, slot: u32) {
+        if let Some(task) = self.tasks.get_mut(&slot) {
+            task.quota_warnings += 1;
+        }
     }
 
     /// The pressure of a task has rung: its files are read at once.

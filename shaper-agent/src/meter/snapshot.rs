@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf};
 
 use shaper_common::{
-    abi::{IO_READ, IO_WRITE, IoKey, IoStat},
+    abi::{IO_READ, IO_WRITE, IoKey, IoStat, SLOT_NOBODY},
     hist::{Histogram, IO_SHIFT, QUEUE_SHIFT, RTT_SHIFT},
 };
 use shaper_core::{
@@ -75,6 +75,7 @@ impl Meter {
             health: Health {
                 events_lost: control.events_lost,
                 cgroups_without_entry: control.without_entry,
+                runs_missed: bpf.map_or(0, Bpf::runs_missed),
                 io_uncounted: control.io_uncounted,
                 agent_cpu_ns: machine.agent_cpu_ns,
                 agent_memory: Bytes(machine.agent_memory),
@@ -104,7 +105,13 @@ impl Meter {
     }
 
     /// A task as of the last stock; `None` if it is not measured.
-    pub fn task(&mut self, slot: u32, bpf: &Bpf, record: &Record) -> Option<TaskSnapshot> {
+    pub fn task(
+        &mut self,
+        slot: u32,
+        bpf: &Bpf,
+        record: &Record,
+        name_of: impl FnOnce(u32) -> String,
+    ) -> Option<TaskSnapshot> {
         let io = self.devices(slot, bpf);
         let task = self.tasks.get(&slot)?;
         let before = task.before.unwrap_or(task.stock);
@@ -146,7 +153,12 @@ impl Meter {
             }),
             io,
             io_pressure: reading.io_pressure,
-            network: network(now, then, per, task, &before.histograms.round_trip),
+            network: NetUsage {
+                drops: bpf.counts_drops().then_some(now.drops),
+                ..network(now, then, per, task, &before.histograms.round_trip)
+            },
+            preempted_by: (now.preempted_by != SLOT_NOBODY).then(|| name_of(now.preempted_by)),
+            quota_warnings: task.quota_warnings,
             pressure_alarms: task.alarms,
             files_age_ns: monotonic_ns().saturating_sub(task.read_at_ns),
         })

@@ -93,7 +93,10 @@ impl Node {
         let mut turn = false;
         for event in events {
             match event.kind {
-                EVENT_BUDGET => turn = true,
+                EVENT_BUDGET => {
+                    self.meter.quota_warning(event.slot);
+                    turn = true;
+                }
                 EVENT_GONE => self.cgroup_gone(event.slot, event.value),
                 kind => tracing::debug!(kind, "a kernel program tells what this agent does not know"),
             }

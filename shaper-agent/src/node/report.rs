@@ -35,11 +35,17 @@ impl Node {
     pub fn snapshot(&mut self, caller: &Caller) -> NodeSnapshot {
         let mut snapshot = self.meter.node(&self.config.node, self.bpf.as_ref(), now());
         if let Some(bpf) = &self.bpf {
+            // Of others' tasks nothing is told, not even their names.
+            let name_of = |slot: u32| {
+                let has_it = |task: &&Task| task.target.as_ref().is_some_and(|target| target.slot == slot);
+                let task = self.tasks.values().find(has_it).filter(|task| caller.may_use(&task.record.owner));
+                task.map(|task| task.record.execution.task.to_string()).unwrap_or_default()
+            };
             for task in self.tasks.values().filter(|task| task.is_running()) {
                 let Some(target) = task.target.as_ref().filter(|_| caller.may_use(&task.record.owner)) else {
                     continue;
                 };
-                snapshot.tasks.extend(self.meter.task(target.slot, bpf, &task.record));
+                snapshot.tasks.extend(self.meter.task(target.slot, bpf, &task.record, name_of));
             }
         }
         snapshot

@@ -12,7 +12,7 @@ use shaper_common::{
 
 use crate::{
     atomic,
-    kernel::TcpSock,
+    kernel::{self, TcpSock},
     maps::{NET_STAT, PACE, is_on_duty, of_slot, touch},
     slots,
 };
@@ -103,6 +103,27 @@ pub fn tcp_retransmit_skb(ctx: BtfTracePointContext) -> i32 {
     if let Some(stat) = of_slot(&NET_STAT, slot) {
         // SAFETY: an aligned word of a live map value.
         unsafe { atomic::fetch_add(&raw mut (*stat).retransmits, 1) };
+    }
+    0
+}
+
+/// Counts what is thrown away on its way out. (What arrives belongs to no socket yet when it is.)
+#[btf_tracepoint(function = "kfree_skb")]
+pub fn kfree_skb(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: the arguments are (buffer, location, reason, …) on every kernel since 5.17.
+    let (cgroup, reason) = unsafe { (kernel::cgroup_of_buffer(ctx.arg(0)), ctx.arg::<u64>(2) as u32) };
+    // 0: no drop after all; 1: consumed.
+    if reason < 2 || !is_on_duty() {
+        return 0;
+    }
+    let Some(cgroup) = cgroup else { return 0 };
+    let slot = slots::of(cgroup, cgroup.id());
+    if slot < SLOT_AGENT {
+        return 0;
+    }
+    if let Some(stat) = of_slot(&NET_STAT, slot) {
+        // SAFETY: an aligned word of a live map value.
+        unsafe { atomic::fetch_add(&raw mut (*stat).drops, 1) };
     }
     0
 }

@@ -6,7 +6,7 @@ use std::{
     fs::{self, File},
     hint::black_box,
     io::{self, Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, TcpStream, UdpSocket},
     os::unix::{fs::OpenOptionsExt, process::CommandExt},
     path::Path,
     process::{self, Command, ExitCode},
@@ -20,6 +20,8 @@ const USAGE: &str = "\
 usage: test-load spin                 uses one CPU
        test-load fork                 starts processes that end at once, one after the other
        test-load send ADDRESS FLOWS   sends zeros on that many connections
+       test-load datagrams ADDRESS COUNT BYTES
+                                      sends that many datagrams of that many bytes at once, and stays
        test-load eat MIB              takes memory, says so, and keeps it
        test-load write PATH KIB direct|buffered
                                       writes that much in pieces of 4 KiB, brings it to the disk, says so
@@ -42,6 +44,10 @@ fn main() -> ExitCode {
         ["fork"] => fork(),
         ["send", address, flows] => match (address.parse(), flows.parse()) {
             (Ok(address), Ok(flows)) => send(address, flows),
+            _ => return usage(),
+        },
+        ["datagrams", address, count, bytes] => match (address.parse(), count.parse(), bytes.parse()) {
+            (Ok(address), Ok(count), Ok(bytes)) => datagrams(address, count, bytes),
             _ => return usage(),
         },
         ["eat", mib] => match mib.parse() {
@@ -104,6 +110,24 @@ fn send(address: SocketAddr, flows: usize) -> io::Result<ExitCode> {
     }
     drop(failed);
     Err(failures.recv().unwrap_or_else(|_| io::ErrorKind::InvalidInput.into()))
+}
+
+fn datagrams(address: SocketAddr, count: usize, bytes: usize) -> io::Result<ExitCode> {
+    let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(any)?;
+    let zeros = vec![0; bytes];
+    for _ in 0..count {
+        match socket.send_to(&zeros, address) {
+            // What a queue refuses is what it is for; nobody listens at the other end, and says so.
+            Ok(_) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+            Err(error) => return Err(error),
+        }
+    }
+    loop {
+        thread::park();
+    }
 }
 
 fn eat(mib: usize) -> io::Result<ExitCode> {

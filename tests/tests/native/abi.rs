@@ -62,7 +62,7 @@ fn the_kernel_programs_have_the_layout_of_the_agents_structs() {
     assert_same_layout!(btf, IoKey { slot, device, direction });
     assert_same_layout!(btf, IoStat { latency, bytes, operations, latency_ns, untimed });
     assert_same_layout!(btf, PacketCount { bytes, packets });
-    assert_same_layout!(btf, NetStat { egress, ingress, egress_marks, ingress_marks, retransmits, reserved });
+    assert_same_layout!(btf, NetStat { egress, ingress, egress_marks, ingress_marks, retransmits, drops });
     assert_same_layout!(
         btf,
         Pace { rate, mode, active_before, gain, aim, debt, epoch_start_ns, epoch, sent, active }

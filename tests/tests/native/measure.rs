@@ -18,7 +18,7 @@ use shaper_tests::{
     agent::{Agent, Options},
     assert_close,
     cgroup::{TestCgroup, cpu_time, mounts, unique_name},
-    net::NetPair,
+    net::{DEVICE, NetPair},
     sink::Sink,
     time::{Window, eventually},
 };
@@ -139,6 +139,8 @@ fn two_hogs_on_one_cpu_wait_for_each_other_and_are_said_to() {
         // A slice of the other is a few milliseconds long.
         let delay = cpu.run_queue.expect("it is measured");
         assert!(delay.count > 0 && delay.p99_ns > 500_000, "{id}: {cpu:?}");
+        let by = agent.shaper().usage_of(id).preempted_by;
+        assert!(by.is_some_and(|by| by.is_empty() || (by != id && ["one", "other"].contains(&by.as_str()))));
     }
 }
 
@@ -243,6 +245,53 @@ fn events_that_the_agent_is_too_slow_for_are_counted_and_found_by_looking() {
     let lost = agent.shaper().top().health.events_lost;
     assert!(lost > 500, "{lost} events are said to be lost");
     eventually("the end is found", || matches!(agent.shaper().get("service").phase, Phase::Ended { .. }));
+}
+
+#[test]
+fn the_kernel_warns_before_a_quota_is_used_up_and_only_while_there_is_one() {
+    let agent = Agent::start();
+    agent.run("free", &[], &["spin"]);
+    let watched = || programs_attached("sched_stat_runt");
+    let before = watched();
+    agent.run("limited", &["--cpu", "0.3"], &["spin"]);
+    assert_eq!(watched(), before + 1);
+    // A quota is for 100 ms.
+    eventually("it has been warned", || agent.shaper().usage_of("limited").quota_warnings > 5);
+    assert_eq!(agent.shaper().usage_of("free").quota_warnings, 0);
+    agent.shaper().set("limited", &["--cpu", "max"]);
+    assert_eq!(watched(), before);
+}
+
+#[test]
+fn what_a_queue_throws_away_is_counted_as_the_queue_counts_it() {
+    let network = NetPair::new();
+    let agent = Options::default().on(&network).start();
+    // A bucket that a flood of datagrams overflows.
+    network.near.tc(&[
+        "qdisc", "add", "dev", DEVICE, "root", "handle", "1:", "tbf", "rate", "1mbit", "burst", "3kb",
+        "limit", "6kb",
+    ]);
+    let target = format!("{}:9", NetPair::FAR_V4);
+    agent.run("flood", &[], &["datagrams", &target, "2000", "100"]);
+    let sent = || agent.shaper().usage_of("flood").network.egress.total.packets;
+    // Neighbour discovery is nobody's.
+    eventually("all are sent", || sent() >= 2000);
+    let usage = agent.shaper().usage_of("flood").network;
+    let queue = network.near.tc(&["-s", "qdisc", "show", "dev", DEVICE]);
+    let dropped = queue.split("dropped ").nth(1).and_then(|rest| rest.split(',').next());
+    let dropped: u64 = dropped.and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("{queue}"));
+    assert!(dropped > 1000, "{queue}");
+    assert_eq!(usage.drops, Some(dropped), "{queue}");
+}
+
+/// How many programs of that name are attached by a link.
+fn programs_attached(name: &str) -> usize {
+    let of_name: Vec<u32> = aya::programs::loaded_programs()
+        .flatten()
+        .filter(|program| program.name_as_str() == Some(name))
+        .map(|program| program.id())
+        .collect();
+    aya::programs::loaded_links().flatten().filter(|link| of_name.contains(&link.program_id())).count()
 }
 
 /// Sums of what a task has read and written, over the devices at the bottom.

@@ -43,8 +43,12 @@ pub struct Counters {
     pub ingress_marks: u64,
     /// TCP segments sent again.
     pub retransmits: u64,
+    /// Thrown away on their way out.
+    pub drops: u64,
     /// Sent through the uplinks.
     pub uplink_egress: Traffic,
+    /// The slot that last took a CPU from it; 0 if none has.
+    pub preempted_by: u32,
 }
 
 /// How long things took in a slot.
@@ -94,6 +98,9 @@ impl Bpf {
             sum.preemptions = sum.preemptions.wrapping_add(stat.preemptions);
             sum.preemptions_by_others = sum.preemptions_by_others.wrapping_add(stat.preemptions_by_others);
             sum.wait_ns = sum.wait_ns.wrapping_add(stat.wait_ns);
+            if stat.preempted_by != SLOT_NOBODY {
+                sum.preempted_by = stat.preempted_by;
+            }
             let net = self.net_stat.read(index);
             sum.egress.bytes += net.egress.bytes;
             sum.egress.packets += net.egress.packets;
@@ -102,6 +109,7 @@ impl Bpf {
             sum.egress_marks += net.egress_marks;
             sum.ingress_marks += net.ingress_marks;
             sum.retransmits += net.retransmits;
+            sum.drops += net.drops;
         }
         sum.uplink_egress = self.uplink_traffic(slot);
         sum

@@ -209,8 +209,9 @@ pub struct Bpf {
 /// Tracing programs without which nothing is measured …
 const TRACING: [&str; 3] = ["sched_switch", "cgroup_mkdir", "cgroup_release"];
 /// … and those without which one thing is not.
-const OPTIONAL: [&str; 3] = [BLOCK_IO, "tcp_retransmit_skb", "cgroup_rmdir"];
+const OPTIONAL: [&str; 4] = [BLOCK_IO, DROPS, "tcp_retransmit_skb", "cgroup_rmdir"];
 const BLOCK_IO: &str = "block_rq_complete";
+const DROPS: &str = "kfree_skb";
 const BUDGET_PROGRAM: &str = "sched_stat_runtime";
 
 /// What the programs measure, as far as it can be tested.
@@ -476,6 +477,21 @@ impl Bpf {
     /// Whether block IO is counted by program.
     pub fn counts_io(&self) -> bool {
         self.without.iter().all(|(name, _)| *name != BLOCK_IO) && self.trusts(Measure::Io)
+    }
+
+    /// Whether drops are counted.
+    pub fn counts_drops(&self) -> bool {
+        self.without.iter().all(|(name, _)| *name != DROPS)
+    }
+
+    /// How often the kernel left a tracing program out because it ran already on that CPU: something was not counted
+    /// then.
+    pub fn runs_missed(&self) -> u64 {
+        let missed = |name: &&str| {
+            let program: &BtfTracePoint = self.ebpf.program(name)?.try_into().ok()?;
+            sys::recursion_misses(program.fd().ok()?.as_fd()).ok()
+        };
+        TRACING.iter().chain(&OPTIONAL).filter_map(missed).sum()
     }
 
     /// Tests the programs on this process, whose cgroup (and v1 group for block IO) is given. What they count wrongly

@@ -15,6 +15,7 @@ use super::{
     header::named,
     topic::Topic,
 };
+use crate::output::printable;
 use crate::show::{self, compact, used};
 
 /// Room for the names of these topics.
@@ -31,6 +32,8 @@ pub(super) fn task(snapshot: &NodeSnapshot, task: &TaskSnapshot) -> Vec<Topic> {
         io,
         io_pressure,
         network,
+        preempted_by,
+        quota_warnings,
         pressure_alarms,
         files_age_ns,
     } = task;
@@ -51,7 +54,16 @@ pub(super) fn task(snapshot: &NodeSnapshot, task: &TaskSnapshot) -> Vec<Topic> {
     for device in io {
         device_fields(&reading, device, &mut field);
     }
-    field("Alarms", &[format!("{pressure_alarms} of memory and IO pressure")]);
+    let preempted_by = preempted_by.as_ref().map(|by| match by.as_str() {
+        "" => "preempted last by what is not managed, or not yours".to_owned(),
+        by => format!("preempted last by {}", printable(by)),
+    });
+    let mut alarms = vec![
+        format!("{quota_warnings} of a CPU quota almost used up"),
+        format!("{pressure_alarms} of memory and IO pressure"),
+    ];
+    alarms.extend(preempted_by);
+    field("Alarms", &alarms);
     field("Files", &[format!("read {} ago", nanos(*files_age_ns))]);
     let sources = named(&snapshot.sources).map(|(name, source)| {
         let by = match source {
@@ -62,7 +74,7 @@ pub(super) fn task(snapshot: &NodeSnapshot, task: &TaskSnapshot) -> Vec<Topic> {
         format!("{name}: {by}")
     });
     field("Measured by", &sources);
-    let Health { events_lost, cgroups_without_entry, io_uncounted, agent_cpu_ns, agent_memory } =
+    let Health { events_lost, cgroups_without_entry, runs_missed, io_uncounted, agent_cpu_ns, agent_memory } =
         snapshot.health;
     field(
         "Agent",
@@ -71,6 +83,7 @@ pub(super) fn task(snapshot: &NodeSnapshot, task: &TaskSnapshot) -> Vec<Topic> {
             format!("{} of memory", compact(agent_memory)),
             format!("{events_lost} events lost"),
             format!("{cgroups_without_entry} cgroups without an entry"),
+            format!("{runs_missed} runs of programs missed"),
             format!("{io_uncounted} IO operations not charged"),
         ],
     );
@@ -232,12 +245,12 @@ IO           PSI some 3.00% full 0.50%, 0.300 s / 0.050 s in all
              wrote 3MiB/s in 40 operations, p50/p99 300µs/9.5ms of 40, 3GiB in 40000 in all
   8:0        gone  read 0B/s in 0 operations, none, 0B in 0 in all
              wrote 1MiB/s in 10 operations, p50/p99 4ms/25ms of 10, 1GiB in 10000 in all
-Alarms       0 of memory and IO pressure
+Alarms       0 of a CPU quota almost used up  0 of memory and IO pressure
 Files        read 120ms ago
 Measured by  CPU: program  run queue: program  memory: cgroup file  IO: program  IO latency: program
              network: program  pressure: cgroup file
 Agent        1.234 s of CPU  45MiB of memory  0 events lost  0 cgroups without an entry
-             0 IO operations not charged";
+             0 runs of programs missed  0 IO operations not charged";
         assert_eq!(text(&fixture::snapshot(), 0), expected);
     }
 
@@ -257,12 +270,12 @@ TCP          round trip -  retransmits -  drops -
 IO           PSI -
   nvme0n1    259:0  read 12MiB/s in 120 operations, -, 12GiB in 120000 in all
              wrote 3MiB/s in 40 operations, -, 3GiB in 40000 in all
-Alarms       0 of memory and IO pressure
+Alarms       0 of a CPU quota almost used up  0 of memory and IO pressure
 Files        read 120ms ago
 Measured by  CPU: program  run queue: nobody  memory: cgroup file  IO: cgroup file
              IO latency: nobody  network: program  pressure: nobody
 Agent        1.234 s of CPU  45MiB of memory  12 events lost  3 cgroups without an entry
-             5 IO operations not charged";
+             0 runs of programs missed  5 IO operations not charged";
         assert_eq!(text(&fixture::poor_snapshot(), 0), expected);
     }
 }

@@ -126,11 +126,18 @@ fn reservations(sources: &Sources) -> Vec<String> {
 
 /// What makes these figures less than the truth.
 pub(super) fn alarm(health: &Health) -> Option<Topic> {
-    let Health { events_lost, cgroups_without_entry, io_uncounted, agent_cpu_ns: _, agent_memory: _ } =
-        *health;
+    let Health {
+        events_lost,
+        cgroups_without_entry,
+        runs_missed,
+        io_uncounted,
+        agent_cpu_ns: _,
+        agent_memory: _,
+    } = *health;
     let items: Vec<String> = [
         (events_lost, "events lost: they came faster than they were read"),
         (cgroups_without_entry, "cgroups without an entry: the table is full, they are found by a walk"),
+        (runs_missed, "runs of kernel programs missed: something was not counted"),
         (io_uncounted, "IO operations not charged: the table is full"),
     ]
     .into_iter()

@@ -40,6 +40,7 @@ pub(crate) fn snapshot() -> NodeSnapshot {
         health: Health {
             events_lost: 0,
             cgroups_without_entry: 0,
+            runs_missed: 0,
             io_uncounted: 0,
             agent_cpu_ns: 1_234_000_000,
             agent_memory: Bytes(45 << 20),
@@ -153,6 +154,8 @@ fn etl() -> TaskSnapshot {
             retransmits: Some(7),
             round_trip: latency(50, 400_000, 2_100_000),
         },
+        preempted_by: None,
+        quota_warnings: 0,
         pressure_alarms: 0,
         files_age_ns: 120_000_000,
     }
@@ -185,6 +188,8 @@ fn idle() -> TaskSnapshot {
             round_trip: latency(0, 0, 0),
             ..NetUsage::default()
         },
+        preempted_by: None,
+        quota_warnings: 0,
         pressure_alarms: 0,
         files_age_ns: 9_500_000_000,
     }
