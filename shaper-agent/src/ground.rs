@@ -103,13 +103,14 @@ impl Ground {
             }
         };
         let parent = Cgroup::open(&hierarchies.v2, parent)?;
-        enable_controllers(&parent)?;
         let (root, _) = parent.make_child(name)?;
+        let (agent, _) = root.make_child(AGENT)?;
+        // First: the parent may be this process's own cgroup, as where systemd has delegated one, and a cgroup with
+        // processes hands no controller down.
+        agent.write("cgroup.procs", &std::process::id().to_string())?;
+        enable_controllers(&parent)?;
         enable_controllers(&root)?;
         let ground = Ground { hierarchies: hierarchies.clone(), root, name: name.into(), origin, note };
-
-        let (agent, _) = ground.root.make_child(AGENT)?;
-        agent.write("cgroup.procs", &std::process::id().to_string())?;
         if agent.has("cpu.weight") {
             agent.write("cpu.weight", &AGENT_WEIGHT.to_string())?;
         }

@@ -34,6 +34,7 @@ pub struct Options<'a> {
     failpoint: Option<String>,
     environment: Vec<(String, String)>,
     without_btf: bool,
+    inside: Option<PathBuf>,
 }
 
 impl<'a> Options<'a> {
@@ -67,6 +68,12 @@ impl<'a> Options<'a> {
         self
     }
 
+    /// Started in that cgroup, and with its own below it, as where a manager has delegated one.
+    pub fn inside(mut self, group: &Path) -> Options<'a> {
+        self.inside = Some(group.to_owned());
+        self
+    }
+
     /// On a kernel that has no BTF, as far as it can see.
     pub fn without_btf(mut self) -> Options<'a> {
         self.without_btf = true;
@@ -91,13 +98,14 @@ impl<'a> Options<'a> {
             let copied = fs::copy(binary(name), directory.path().join(name));
             copied.unwrap_or_else(|error| panic!("cannot copy {name}: {error}"));
         }
-        let Options { arguments, namespace, failpoint: _, environment, without_btf } = self;
+        let Options { arguments, namespace, failpoint: _, environment, without_btf, inside } = self;
         Agent {
             name: unique_name(),
             directory,
             arguments,
             environment,
             without_btf,
+            inside,
             namespace,
             server: None,
             tasks: RefCell::default(),
@@ -112,6 +120,7 @@ pub struct Agent<'a> {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     without_btf: bool,
+    inside: Option<PathBuf>,
     namespace: Option<&'a Netns>,
     server: Option<Child>,
     tasks: RefCell<Vec<Process>>,
@@ -172,7 +181,7 @@ impl<'a> Agent<'a> {
 
     /// Its cgroups.
     pub fn cgroup_root(&self) -> PathBuf {
-        mounts().0.join(&self.name)
+        self.inside.clone().unwrap_or_else(|| mounts().0).join(&self.name)
     }
 
     /// Its pins.
@@ -268,6 +277,11 @@ impl<'a> Agent<'a> {
         let mut command = if self.without_btf {
             let mut command = Command::new("unshare");
             command.args(["--mount", "sh", "-c", "mount -t tmpfs none /sys/kernel/btf && exec \"$@\"", "sh"]);
+            command.arg(binary("shaper-agent"));
+            command
+        } else if let Some(group) = &self.inside {
+            let mut command = Command::new("/bin/sh");
+            command.args(["-c", "echo $$ > \"$0\"/cgroup.procs && exec \"$@\""]).arg(group);
             command.arg(binary("shaper-agent"));
             command
         } else {

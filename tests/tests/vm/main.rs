@@ -6,7 +6,7 @@
 mod measure;
 mod systemd;
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use shaper_core::{
     doctor::Availability,
@@ -54,6 +54,18 @@ fn limits_are_in_the_files_of_the_cgroup_and_changes_too() {
 
     // The agent keeps its own share, whatever its tasks do.
     assert_eq!(read(agent.cgroup_root().join("agent"), "cpu.weight"), "10000");
+}
+
+#[test]
+fn an_agent_in_a_cgroup_that_was_delegated_to_it_has_its_tasks_below() {
+    let group = TestCgroup::new();
+    let agent = Options::default().inside(group.path()).start();
+    let task = agent.run("task", &["--cpu", "0.5", "--memory", "64Mi"], &["tick", "6000", "0"]);
+    assert!(Path::new(&task.cgroup).starts_with(group.path()), "{}", task.cgroup);
+    let files = ["cpu.max", "memory.max"].map(|file| read(&task.cgroup, file));
+    assert_eq!(files, ["50000 100000", "67108864"]);
+    agent.shaper().ok(&["release", "--all"]);
+    assert!(!agent.cgroup_root().exists());
 }
 
 #[test]
