@@ -49,6 +49,9 @@ impl Node {
                 self.note(&execution.task, &format!("after a restart of the agent: {error}"));
             }
         }
+        if let Some(bpf) = &self.bpf {
+            bpf.remove_other_layouts()?;
+        }
         Ok(())
     }
 
@@ -87,9 +90,16 @@ impl Node {
     }
 
     /// A task of this boot that has, or may have, something in the kernel.
-    fn adopt_record(&mut self, record: Record) -> Result<(), NodeError> {
+    fn adopt_record(&mut self, mut record: Record) -> Result<(), NodeError> {
         let id = record.execution.task.clone();
-        self.free_slots.remove(&record.slot);
+        if !self.free_slots.remove(&record.slot) {
+            // Of another layout, which had other slots: nothing is counted on it here.
+            record.slot = self
+                .free_slots
+                .pop_first()
+                .ok_or_else(|| NodeError::Exhausted("there are more tasks than --max-tasks allows".into()))?;
+            record.save(self.state_dir())?;
+        }
         let cgroup = match Cgroup::open(&self.config.hierarchies.v2, &record.cgroup) {
             Ok(cgroup) => cgroup,
             Err(error) if error.is_gone() => {

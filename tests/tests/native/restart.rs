@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     io::{BufRead, BufReader, Read},
     process::Stdio,
     time::Duration,
@@ -111,6 +112,25 @@ fn a_new_agent_puts_its_programs_behind_the_links_that_are_there() {
         let is_tracing = !is_cgroups && !name.starts_with("uplink");
         assert!(is_tracing || now.id == link.id, "{name} was attached anew");
     }
+}
+
+#[test]
+fn what_an_agent_of_another_layout_left_is_taken_over_and_detached() {
+    let network = NetPair::new();
+    let mut agent = Options::default().on(&network).start();
+    let sink = Sink::listen(&network.far, NetPair::FAR_V4);
+    agent.run("upload", &["--net", "20mbit"], &["send", &sink.address(), "1"]);
+    sink.wait_for_flows(1);
+    agent.kill9();
+    // As if it had been of layout 0, which no agent ever was.
+    let (ours, others) = (format!("v{}", shaper_common::abi::LAYOUT), agent.bpffs_dir().join("v0"));
+    fs::rename(agent.bpffs_dir().join(&ours), &others).unwrap();
+    agent.restart();
+    assert!(!others.exists() && agent.bpffs_dir().join(ours).exists());
+    Window::pass(2 * SECOND);
+    let used = agent.measure("upload", 2 * SECOND);
+    assert_close("sent", used.egress, 20e6, 5.0);
+    assert_close("the same, as it arrived", sink.rate(used.window), used.egress, 2.0);
 }
 
 #[test]

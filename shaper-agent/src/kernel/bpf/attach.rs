@@ -30,7 +30,20 @@ pub(super) fn remove_pins(config: &BpfConfig) -> Result<Vec<String>, BpfError> {
     for device in qdisc::detach_all_clsact(&config.state_dir)? {
         done.push(format!("uplink {device}: detached (clsact)"));
     }
-    let layout = layout_directory(directory);
+    remove_layout(&layout_directory(directory))?;
+    match fs::remove_dir(directory) {
+        // Something of somebody's may be beside ours, and the directory may be a mount point.
+        Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(BpfError::File { verb: "remove", path: directory.to_owned(), source });
+        }
+        _ => {}
+    }
+    done.push(format!("{}: kernel programs detached, pins removed", directory.display()));
+    Ok(done)
+}
+
+/// Removes the pins of one layout, whereby its programs are detached.
+pub(super) fn remove_layout(layout: &Path) -> Result<(), BpfError> {
     // Links first: when the last one is gone, nothing uses the maps any more.
     for part in ["links", "maps"] {
         let part = layout.join(part);
@@ -40,16 +53,23 @@ pub(super) fn remove_pins(config: &BpfConfig) -> Result<Vec<String>, BpfError> {
         }
         fs::remove_dir(&part).map_err(error)?;
     }
-    for path in [layout.as_path(), directory] {
-        match fs::remove_dir(path) {
-            Ok(()) => {}
-            // Another layout's pins may be beside ours, and the directory may be a mount point.
-            Err(error) if path == directory && error.kind() != io::ErrorKind::PermissionDenied => {}
-            Err(source) => return Err(BpfError::File { verb: "remove", path: path.to_owned(), source }),
-        }
-    }
-    done.push(format!("{}: kernel programs detached, pins removed", directory.display()));
-    Ok(done)
+    fs::remove_dir(layout).map_err(|source| BpfError::File {
+        verb: "remove",
+        path: layout.to_owned(),
+        source,
+    })
+}
+
+/// The directories of other layouts than this agent's.
+pub(super) fn other_layouts(directory: &Path) -> Vec<PathBuf> {
+    let ours = layout_directory(directory);
+    let is_layout = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let number = name.strip_prefix('v').unwrap_or_default();
+        *path != ours && number.parse::<u32>().is_ok() && path.join("links").is_dir()
+    };
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(is_layout).collect()
 }
 
 pub(super) fn failed(verb: &'static str, program: &'static str, source: ProgramError) -> BpfError {

@@ -255,9 +255,18 @@ const SIZES: [(&str, Size); 9] = [
 ];
 
 impl Bpf {
-    /// Whether an earlier agent left pins in `directory`.
+    /// Whether an earlier agent left pins in `directory`, of whichever layout.
     pub fn is_pinned(directory: &Path) -> bool {
-        layout_directory(directory).exists()
+        layout_directory(directory).exists() || !attach::other_layouts(directory).is_empty()
+    }
+
+    /// Detaches what an agent of another layout left. Its limits are in force here by then.
+    pub fn remove_other_layouts(&self) -> Result<(), BpfError> {
+        for layout in attach::other_layouts(&self.config.directory) {
+            attach::remove_layout(&layout)?;
+            tracing::info!(layout = %layout.display(), "programs of another version are detached");
+        }
+        Ok(())
     }
 
     /// The slots that the maps pinned in `directory` have, if there are any.
