@@ -22,7 +22,8 @@ const VM_TARGET: &str = "vm";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Also the tests against frameworks, container runtimes and a browser
+    /// Also the tests below systemd, in a VM with this machine's own root; and, once there are some, those against
+    /// frameworks, container runtimes and a browser
     #[arg(long)]
     all: bool,
     /// Arguments for cargo-nextest, or for `cargo test` where that is missing
@@ -66,7 +67,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     };
     stages.push(Stage { name: "kernel-support.md".to_owned(), tally: Some(tally), took: Duration::ZERO });
     if args.all {
-        println!("--all: there are no tests against frameworks, runtimes or a browser yet");
+        let job = Job { profile: Profile::Systemd, ..job };
+        for verdict in job.run_series(Profile::Systemd.series())? {
+            let name = format!("vm {}, systemd", verdict.series);
+            stages.push(Stage { name, tally: Some(verdict.tally), took: verdict.total });
+        }
+        println!("--all: there are no tests against frameworks, container runtimes or a browser yet");
     }
     Ok(conclude(&stages))
 }

@@ -34,7 +34,7 @@ pub(crate) enum Profile {
 
 impl Profile {
     /// The kernels that are tested with it.
-    fn series(self) -> &'static [&'static str] {
+    pub(crate) fn series(self) -> &'static [&'static str] {
         match self {
             Self::Bare => &SERIES,
             Self::Systemd => &SERIES[..1],
