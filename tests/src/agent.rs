@@ -220,6 +220,13 @@ impl<'a> Agent<'a> {
         task
     }
 
+    /// Brings a cgroup under its management.
+    #[track_caller]
+    pub fn adopt(&self, id: &str, group: &Path, limits: &[&str]) {
+        let group = group.display().to_string();
+        self.shaper().ok(&[&["adopt", &group, "--id", id], limits].concat());
+    }
+
     /// Lets the agent's cgroups win against what else this machine does, so that what a task gets is what
     /// its limit allows.
     pub fn outweigh_others(&self, pid: u32) {

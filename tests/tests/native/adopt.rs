@@ -15,11 +15,6 @@ use shaper_tests::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn adopt(agent: &Agent, id: &str, path: &Path, limits: &[&str]) {
-    let path = path.display().to_string();
-    agent.shaper().ok(&[&["adopt", &path, "--id", id], limits].concat());
-}
-
 #[track_caller]
 fn assert_refused(agent: &Agent, path: &Path, reason: &str) {
     let path = path.display().to_string();
@@ -39,7 +34,7 @@ fn old_sockets_and_cgroups_below_made_before_and_after_are_limited_and_counted_t
     let free = sink.rate(Window::pass(SECOND / 2));
     assert!(free > 5.0 * 20e6, "{free:.0} bit/s before the adoption");
 
-    adopt(&agent, "service", group.path(), &["--net", "20mbit"]);
+    agent.adopt("service", group.path(), &["--net", "20mbit"]);
     // What was on its way is a debt that is saved again first.
     Window::pass(3 * SECOND);
     let used = agent.measure("service", 2 * SECOND);
@@ -71,7 +66,7 @@ fn old_sockets_and_cgroups_below_made_before_and_after_are_limited_and_counted_t
 fn an_adopted_cgroup_is_still_managed_after_a_restart() {
     let mut agent = Agent::start();
     let group = TestCgroup::new();
-    adopt(&agent, "service", group.path(), &["--net", "20mbit"]);
+    agent.adopt("service", group.path(), &["--net", "20mbit"]);
     agent.kill9();
     agent.restart();
     let task = agent.shaper().get("service");
@@ -88,7 +83,7 @@ fn an_adopted_cgroup_is_still_managed_after_a_restart() {
 fn an_adopted_cgroup_that_is_removed_has_ended() {
     let agent = Agent::start();
     let group = TestCgroup::new();
-    adopt(&agent, "service", group.path(), &[]);
+    agent.adopt("service", group.path(), &[]);
     drop(group);
     eventually("the task has ended", || agent.shaper().get("service").phase != Phase::Running);
     assert!(matches!(agent.shaper().get("service").phase, Phase::Ended { status: ExitStatus::Unknown, .. }));
@@ -98,7 +93,7 @@ fn an_adopted_cgroup_that_is_removed_has_ended() {
 fn an_adopted_cgroup_is_not_cancelled_and_has_no_log() {
     let agent = Agent::start();
     let group = TestCgroup::new();
-    adopt(&agent, "service", group.path(), &[]);
+    agent.adopt("service", group.path(), &[]);
     assert!(agent.shaper().refused(&["cancel", "service"]).contains("shaper release service"));
     assert!(agent.shaper().refused(&["logs", "service"]).contains("was adopted"));
 }
@@ -109,7 +104,7 @@ fn a_cgroup_belongs_to_one_task() {
     let group = TestCgroup::new();
     let middle = group.make_child("middle");
     let below = group.make_child("middle/below");
-    adopt(&agent, "service", &middle, &[]);
+    agent.adopt("service", &middle, &[]);
     for overlapping in [&middle, &below, group.path()] {
         assert_refused(&agent, overlapping, "a cgroup belongs to one task");
     }

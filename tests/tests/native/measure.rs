@@ -3,7 +3,7 @@
 use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt},
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -24,11 +24,6 @@ use shaper_tests::{
 };
 
 const SECOND: Duration = Duration::from_secs(1);
-
-fn adopt(agent: &Agent, id: &str, path: &Path, limits: &[&str]) {
-    let path = path.display().to_string();
-    agent.shaper().ok(&[&["adopt", &path, "--id", id], limits].concat());
-}
 
 /// What the doctor says of a feature.
 fn rung(agent: &Agent, feature: &str) -> Option<Availability> {
@@ -148,7 +143,7 @@ fn two_hogs_on_one_cpu_wait_for_each_other_and_are_said_to() {
 fn a_task_in_a_cgroup_below_counts_for_the_one_above() {
     let agent = Agent::start();
     let group = TestCgroup::new();
-    adopt(&agent, "service", group.path(), &[]);
+    agent.adopt("service", group.path(), &[]);
     let child = group.make_child("one");
     fs::create_dir(child.join("two")).unwrap();
     let mut hog = TestCgroup::run(&child.join("two"), None, &["spin"]);
@@ -164,7 +159,7 @@ fn a_cgroup_that_is_removed_and_made_again_is_another_one() {
     let agent = Agent::start();
     let group = TestCgroup::new();
     let path = group.make_child("service");
-    adopt(&agent, "first", &path, &[]);
+    agent.adopt("first", &path, &[]);
     let mut hog = TestCgroup::run(&path, None, &["spin"]);
     eventually("it is counted", || agent.shaper().get("first").usage.cpu_time_ns > 200_000_000);
     hog.kill().and_then(|()| hog.wait()).unwrap();
@@ -177,7 +172,7 @@ fn a_cgroup_that_is_removed_and_made_again_is_another_one() {
     let mut hog = TestCgroup::run(&path, None, &["spin"]);
     eventually("it runs", || cpu_time(&path) > SECOND / 5);
     assert_eq!(agent.shaper().get("first").usage.cpu_time_ns, counted, "the old one goes on counting");
-    adopt(&agent, "second", &path, &[]);
+    agent.adopt("second", &path, &[]);
     let used = agent.measure("second", SECOND);
     assert!(used.cores > 0.3, "{used:?}");
     let total = agent.shaper().get("second").usage.cpu_time_ns;
@@ -193,7 +188,7 @@ fn seventy_thousand_cgroups_of_a_task_leave_its_limits_in_force_and_room_for_oth
     let agent = Options::default().on(&network).start();
     let sink = Sink::listen(&network.far, NetPair::FAR_V4);
     let group = TestCgroup::new();
-    adopt(&agent, "hostile", group.path(), &["--net", "20mbit"]);
+    agent.adopt("hostile", group.path(), &["--net", "20mbit"]);
     for number in 0..CHILDREN {
         fs::create_dir(group.path().join(number.to_string())).unwrap();
     }
@@ -216,7 +211,7 @@ fn seventy_thousand_cgroups_of_a_task_leave_its_limits_in_force_and_room_for_oth
     // Another one finds room, and so do the cgroups that it has.
     let other = TestCgroup::new();
     let mut quiet = TestCgroup::run(&other.make_child("child"), None, &["spin"]);
-    adopt(&agent, "other", other.path(), &[]);
+    agent.adopt("other", other.path(), &[]);
     assert!(agent.measure("other", SECOND).cores > 0.2);
     for child in [&mut hog, &mut sender, &mut quiet] {
         child.kill().and_then(|()| child.wait()).unwrap();
@@ -233,7 +228,7 @@ fn events_that_the_agent_is_too_slow_for_are_counted_and_found_by_looking() {
     for number in 0..CHILDREN {
         fs::create_dir(path.join(number.to_string())).unwrap();
     }
-    adopt(&agent, "service", &path, &[]);
+    agent.adopt("service", &path, &[]);
     assert_eq!(agent.shaper().top().health.events_lost, 0);
     let pid = Pid::from_raw(agent.pid().cast_signed()).unwrap();
     kill_process(pid, Signal::STOP).unwrap();

@@ -1,7 +1,5 @@
 //! What is measured is what the kernel's own files say.
 
-use std::path::Path;
-
 use shaper_core::snapshot::{Source, TaskSnapshot};
 use shaper_tests::{
     agent::Agent,
@@ -11,10 +9,6 @@ use shaper_tests::{
 };
 
 use super::SECOND;
-
-fn adopt(agent: &Agent, id: &str, path: &Path) {
-    agent.shaper().ok(&["adopt", &path.display().to_string(), "--id", id]);
-}
 
 /// (bytes read, reads, bytes written, writes) on the disk.
 fn counted(usage: &TaskSnapshot, disk: &Disk) -> [u64; 4] {
@@ -32,7 +26,7 @@ fn block_io_is_that_of_io_stat_to_the_byte_and_operation_written_back_or_not() {
     let group = TestCgroup::new();
     // +memory: what is written later is charged to the group that the memory was charged to.
     write(group.path(), "cgroup.subtree_control", "+io +memory");
-    adopt(&agent, "service", group.path());
+    agent.adopt("service", group.path(), &[]);
     let sources = agent.shaper().top().sources;
     assert_eq!((sources.io, sources.io_latency), (Source::Program, Source::Program));
 
@@ -83,7 +77,7 @@ fn cpu_time_is_that_of_cpu_stat() {
 fn waiting_for_memory_rings_and_is_read_at_once() {
     let agent = Agent::start();
     let group = TestCgroup::new();
-    adopt(&agent, "service", group.path());
+    agent.adopt("service", group.path(), &[]);
     write(group.path(), "memory.high", &(16 << 20).to_string());
     let mut eater = TestCgroup::run(group.path(), None, &["eat", "256"]);
     eventually("the kernel tells of it", || agent.shaper().usage_of("service").pressure_alarms > 0);
