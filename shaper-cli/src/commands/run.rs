@@ -9,7 +9,10 @@ use shaper_core::{
     task::TaskStatus,
 };
 use shaper_proto::v1;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    runtime::Handle,
+    signal::unix::{Signal, SignalKind, signal},
+};
 use tonic::Code;
 
 use super::{absolute, wait};
@@ -60,8 +63,10 @@ pub(crate) async fn run(servers: &Servers, args: Run) -> Result<ExitCode, Error>
     let signals = Signals::install()?;
     let task = client.run_task(request).await?;
     output::remark(&format!("task {} started", task.task_id));
-    // A task of its own: signals are heard even while a write to a stopped terminal hangs.
-    let attended = tokio::spawn(attend(client.clone(), task.clone()));
+    // On a thread of its own: signals are heard even while a write to a stopped terminal hangs. (A worker that hangs
+    // may be the one that would hear them.)
+    let (runtime, attended) = (Handle::current(), attend(client.clone(), task.clone()));
+    let attended = tokio::task::spawn_blocking(move || runtime.block_on(attended));
     tokio::select! {
         outcome = attended => match outcome {
             Ok(outcome) => outcome,

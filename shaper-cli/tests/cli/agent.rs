@@ -14,6 +14,7 @@ use shaper_proto::v1;
 use crate::{
     fake::{self, Call, err, out, task},
     host::{Host, line, texts},
+    terminal::Terminal,
 };
 
 fn is_run(call: &Call) -> bool {
@@ -158,6 +159,20 @@ fn signals_cancel_then_kill_and_the_output_goes_on_to_the_end() {
     let said = "shaper: cancelling task web, with 10 s to end; once more kills it\n\
                 shaper: killing task web; once more leaves it to the agent\n";
     assert_eq!(run.end(), ("last words\n".into(), said.into(), 137));
+}
+
+#[test]
+fn a_signal_is_heard_while_nobody_reads_the_output() {
+    let host = Host::new();
+    let _agent = host.start_agent();
+    let started = "task web started";
+    let run = host.command(&["run", "--id", "web", "--", "x"]);
+    let terminal = Terminal::start_unread(run, 80, 24, started.len());
+    // More than a pty holds.
+    host.node.write("web", (0..200).map(|_| out(&"x".repeat(1000))));
+    host.node.await_call(|call| matches!(call, Call::ReadLogs { cursor } if *cursor == 0));
+    terminal.signal(Signal::INT);
+    host.node.await_call(is_cancel(10_000));
 }
 
 #[test]
