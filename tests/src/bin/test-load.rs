@@ -15,13 +15,15 @@ use std::{
 };
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::net::sockopt;
 
 const USAGE: &str = "\
 usage: test-load spin                 uses one CPU
        test-load fork                 starts processes that end at once, one after the other
        test-load send ADDRESS FLOWS   sends zeros on that many connections
-       test-load datagrams ADDRESS COUNT BYTES
-                                      sends that many datagrams of that many bytes at once, and stays
+       test-load datagrams ADDRESS COUNT BYTES TOS
+                                      sends that many datagrams of that many bytes at once, with that type of
+                                      service, and stays
        test-load eat MIB              takes memory, says so, and keeps it
        test-load write PATH KIB direct|buffered
                                       writes that much in pieces of 4 KiB, brings it to the disk, says so
@@ -46,10 +48,12 @@ fn main() -> ExitCode {
             (Ok(address), Ok(flows)) => send(address, flows),
             _ => return usage(),
         },
-        ["datagrams", address, count, bytes] => match (address.parse(), count.parse(), bytes.parse()) {
-            (Ok(address), Ok(count), Ok(bytes)) => datagrams(address, count, bytes),
-            _ => return usage(),
-        },
+        ["datagrams", address, count, bytes, tos] => {
+            match (address.parse(), count.parse(), bytes.parse(), tos.parse()) {
+                (Ok(address), Ok(count), Ok(bytes), Ok(tos)) => datagrams(address, count, bytes, tos),
+                _ => return usage(),
+            }
+        }
         ["eat", mib] => match mib.parse() {
             Ok(mib) => eat(mib),
             Err(_) => return usage(),
@@ -112,9 +116,14 @@ fn send(address: SocketAddr, flows: usize) -> io::Result<ExitCode> {
     Err(failures.recv().unwrap_or_else(|_| io::ErrorKind::InvalidInput.into()))
 }
 
-fn datagrams(address: SocketAddr, count: usize, bytes: usize) -> io::Result<ExitCode> {
+fn datagrams(address: SocketAddr, count: usize, bytes: usize, tos: u8) -> io::Result<ExitCode> {
     let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = UdpSocket::bind(any)?;
+    if address.is_ipv4() {
+        sockopt::set_ip_tos(&socket, tos)?;
+    } else {
+        sockopt::set_ipv6_tclass(&socket, tos.into())?;
+    }
     let zeros = vec![0; bytes];
     for _ in 0..count {
         match socket.send_to(&zeros, address) {
