@@ -49,6 +49,12 @@ impl Netns {
         ip(&[&["-n", self.name.as_str()], arguments].concat());
     }
 
+    /// Lays a cable from a new device here to one of the other namespace.
+    pub fn connect(&self, device: &str, other: &Netns, other_device: &str) {
+        let peer = ["peer", "name", other_device, "netns", &other.name];
+        self.ip(&[&["link", "add", device, "type", "veth"], &peer[..]].concat());
+    }
+
     /// What `tc` prints here.
     pub fn tc(&self, arguments: &[&str]) -> String {
         run(Command::new("tc").args(["-n", &self.name]).args(arguments))
@@ -95,8 +101,7 @@ impl NetPair {
     /// A new pair, its cable up.
     pub fn new() -> NetPair {
         let (near, far) = (Netns::new(), Netns::new());
-        let peer = ["peer", "name", DEVICE, "netns", &far.name];
-        near.ip(&[&["link", "add", DEVICE, "type", "veth"], &peer[..]].concat());
+        near.connect(DEVICE, &far, DEVICE);
         for (namespace, v4, v6) in
             [(&near, "10.99.0.1/24", "fd99::1/64"), (&far, "10.99.0.2/24", "fd99::2/64")]
         {

@@ -36,6 +36,16 @@ pub(crate) fn build() -> Result<BinDir> {
     Ok(bins)
 }
 
+/// Builds the benchmark and what it starts, as they are shipped.
+pub(crate) fn build_bench() -> Result<BinDir> {
+    let of = ["--package", "shaper-agent", "--package", "shaper-tests"];
+    let bins = ["--bin", "bench", "--bin", "shaper-agent", "--bin", "shaper-launch"];
+    let built = executables(&[&["build", "--release"], &of[..], &bins[..]].concat())?;
+    let bench = find(built, "bench", false)?;
+    let folder = bench.parent().with_context(|| format!("{} is in no folder", bench.display()))?;
+    Ok(BinDir(folder.to_owned()))
+}
+
 /// Builds the test binary for the VM, `[[test]] name = "vm"` of shaper-tests.
 pub(crate) fn build_vm_tests() -> Result<PathBuf> {
     // Of the whole workspace, so that dependencies have the same features as in `build`.

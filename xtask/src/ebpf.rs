@@ -1,4 +1,5 @@
-//! Builds `shaper-ebpf`, a workspace of its own, into `target/bpf/shaper.bpf.o`.
+//! Builds `shaper-ebpf`, a workspace of its own, into `target/bpf/shaper.bpf.o`, and what its programs are measured
+//! against into `target/bpf/bench.bpf.o`.
 
 use std::env::consts::ARCH;
 use std::fs;
@@ -26,7 +27,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         println!("{}: every atomic read-modify-write fetches", object.display());
         return Ok(());
     }
-    let object = build()?;
+    let object = build()?.programs;
     if let Some(out) = &args.out {
         copy(&object, out)?;
     }
@@ -34,8 +35,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Builds and checks the kernel programs; the object's absolute path.
-pub(crate) fn build() -> Result<PathBuf> {
+/// The absolute paths of what was built.
+pub(crate) struct Objects {
+    /// The kernel programs.
+    pub(crate) programs: PathBuf,
+    /// What they are measured against.
+    pub(crate) bench: PathBuf,
+}
+
+/// Builds and checks the kernel programs.
+pub(crate) fn build() -> Result<Objects> {
     let toolchain = toolchain::prepare()?;
     let source = workspace::root().join("shaper-ebpf");
     let target = workspace::target().join("bpf");
@@ -52,11 +61,14 @@ pub(crate) fn build() -> Result<PathBuf> {
     }
     process::run(&mut cargo).context("cannot build the kernel programs")?;
 
-    let built = target.join(TARGET).join("release/shaper-ebpf");
-    atomics::check(&built)?;
-    let object = target.join("shaper.bpf.o");
-    copy(&built, &object)?;
-    Ok(object)
+    let object = |bin: &str, name: &str| {
+        let built = target.join(TARGET).join("release").join(bin);
+        atomics::check(&built)?;
+        let object = target.join(name);
+        copy(&built, &object)?;
+        Ok::<_, anyhow::Error>(object)
+    };
+    Ok(Objects { programs: object("shaper-ebpf", "shaper.bpf.o")?, bench: object("bench", "bench.bpf.o")? })
 }
 
 fn rustflags() -> [String; 4] {

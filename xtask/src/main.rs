@@ -4,6 +4,7 @@
 
 mod apt;
 mod atomics;
+mod bench;
 mod bins;
 mod cpio;
 mod demo;
@@ -39,6 +40,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Measure what shaper costs and how right it is, against goals and peers
+    Bench(bench::Args),
     /// Build the kernel programs and check their atomics
     BuildEbpf(ebpf::Args),
     /// Show two real tasks being shaped: granted against measured
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
+        Command::Bench(args) => bench::run(&args),
         Command::BuildEbpf(args) => ebpf::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Demo(args) => demo::run(&args),
         Command::Setup(args) => setup::run(&args).map(|()| ExitCode::SUCCESS),

@@ -42,7 +42,7 @@ struct Stage {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     setup::ensure(Need::Native)?;
     let mut stages = Vec::new();
-    let bpf_object = built(&mut stages, "build-ebpf", ebpf::build)?;
+    let bpf_object = built(&mut stages, "build-ebpf", ebpf::build)?.programs;
     let bins = built(&mut stages, "build binaries", bins::build)?;
 
     stages.extend(host_tests(&bpf_object, &bins, &args.nextest)?);

@@ -33,7 +33,7 @@ fn up(folder: &Path) -> Result<()> {
             bail!("{name} runs already, pid {}; stop it with `cargo xtask up --down`", pid.as_raw_nonzero());
         }
     }
-    let object = ebpf::build()?;
+    let object = ebpf::build()?.programs;
     let bins = bins::build()?;
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let (broker, agent) = (folder.join("broker.sock"), folder.join("agent.sock"));

@@ -131,8 +131,11 @@ impl fmt::Display for Verdict {
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let contents =
-        Contents { bins: bins::build()?, tests: bins::build_vm_tests()?, bpf_object: ebpf::build()? };
+    let contents = Contents {
+        bins: bins::build()?,
+        tests: bins::build_vm_tests()?,
+        bpf_object: ebpf::build()?.programs,
+    };
     let job = Job {
         contents: &contents,
         profile: args.profile,

@@ -65,7 +65,7 @@ const SAMPLE: Duration = Duration::from_millis(50);
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     setup::ensure(Need::Native)?;
-    let object = ebpf::build()?;
+    let object = ebpf::build()?.programs;
     let bins = bins::build()?;
 
     say("a link of its own: two network namespaces with a veth pair");
