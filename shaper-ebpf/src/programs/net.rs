@@ -164,9 +164,30 @@ fn first_two_bytes(ctx: &SkBuffContext) -> [u8; 2] {
 /// not occur in one: the kernel does not segment behind them.)
 #[inline(always)]
 fn headers(ctx: &SkBuffContext, first: u8) -> u64 {
+    let is_v4 = first >> 4 == 4;
+    let network = if is_v4 { (first as u64 & 15) * 4 } else { IPV6_HEADER };
+    // SAFETY: as in `first_two_bytes`.
+    unsafe {
+        let (data, end) = ((*ctx.skb.skb).data as usize, (*ctx.skb.skb).data_end as usize);
+        let transport = data + network as usize;
+        // Where a driver left them elsewhere, they are copied.
+        if data + 10 > end || transport + 13 > end {
+            return copied_headers(ctx, is_v4, network);
+        }
+        let protocol = *((data + if is_v4 { 9 } else { 6 }) as *const u8);
+        network + transport_header(protocol, || *((transport + 12) as *const u8))
+    }
+}
+
+/// The same of headers that are not at hand.
+#[inline(never)]
+fn copied_headers(ctx: &SkBuffContext, is_v4: bool, network: u64) -> u64 {
     let byte = |offset: u64| ctx.load::<u8>(offset as usize).unwrap_or(0);
-    let (network, protocol) =
-        if first >> 4 == 4 { ((first as u64 & 15) * 4, byte(9)) } else { (IPV6_HEADER, byte(6)) };
-    let transport = if protocol == IPPROTO_TCP { (byte(network + 12) >> 4) as u64 * 4 } else { UDP_HEADER };
-    network + transport
+    network + transport_header(byte(if is_v4 { 9 } else { 6 }), || byte(network + 12))
+}
+
+/// `data_offset` reads the byte of a TCP header that says how long that is.
+#[inline(always)]
+fn transport_header(protocol: u8, data_offset: impl FnOnce() -> u8) -> u64 {
+    if protocol == IPPROTO_TCP { (data_offset() >> 4) as u64 * 4 } else { UDP_HEADER }
 }
