@@ -47,7 +47,8 @@ pub struct CgroupSlot {
 pub struct Control {
     /// Grows with each look of the agent; what a slot's [`Activity`] is set to. Written by the agent.
     pub epoch: u32,
-    /// Grows with each change of the agent's to the table of cgroups: what CPUs remember of it is void.
+    /// Grows with each change of the agent's to the table of cgroups, and with each cgroup that is released: what CPUs
+    /// remember of the table is void.
     pub generation: u32,
     /// Cgroups below managed ones that the table had no room for. Once this is not 0, a cgroup that is not
     /// in the table is looked up by its ancestors.
@@ -83,6 +84,25 @@ pub struct CpuState {
     pub cgroup_id: u64,
     /// … its slot …
     pub cgroup_slot: u32,
+    /// … and [`Control::generation`] of then.
+    pub generation: u32,
+    /// Where the kernel has that cgroup.
+    pub cgroup: u64,
+}
+
+/// Cgroups that a CPU remembers the slots of, each at a place that follows from where the kernel has it.
+pub const REMEMBERED: u32 = 4096;
+
+/// A cgroup that a CPU remembers the slot of. Not pinned: it is the programs' own business.
+#[repr(C, align(32))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Remembered {
+    /// Where the kernel has it; another may lie there once it was released, so that is the start of a new generation.
+    pub cgroup: u64,
+    /// Its id.
+    pub id: u64,
+    /// Its slot …
+    pub slot: u32,
     /// … and [`Control::generation`] of then.
     pub generation: u32,
 }
@@ -250,6 +270,7 @@ const _: () = {
     assert!(size_of::<CgroupSlot>() == 8);
     assert!(size_of::<Control>() == 64);
     assert!(size_of::<CpuState>() == 64);
+    assert!(size_of::<Remembered>() == 32);
     assert!(size_of::<CpuStat>() == 64);
     assert!(size_of::<Budget>() == 64);
     assert!(size_of::<Event>() == 24);

@@ -19,6 +19,15 @@ pub unsafe fn fetch_add(at: *mut u64, value: u64) -> u64 {
     unsafe { intrinsics::atomic_xadd::<u64, u64, { SeqCst }>(at, value) }
 }
 
+/// Adds, and leaves no trace of overflow.
+///
+/// # Safety
+/// `at` points into a live map value and is aligned to 4.
+#[inline(always)]
+pub unsafe fn fetch_add_half(at: *mut u32, value: u32) -> u32 {
+    unsafe { intrinsics::atomic_xadd::<u32, u32, { SeqCst }>(at, value) }
+}
+
 /// Stores and returns the value before.
 ///
 /// # Safety

@@ -4,7 +4,7 @@
 //! `.rodata` is frozen then, so the verifier sees constants, pointers keep their type, and a wrong
 //! offset of a *pointer* is refused at load. (Offsets of scalars are not checked by it.)
 
-use core::ptr::read_volatile;
+use core::ptr::{read_volatile, write_volatile};
 
 use shaper_common::abi::IO_DISCARD;
 
@@ -109,6 +109,19 @@ impl Cgroup {
     #[inline(always)]
     pub unsafe fn from_ptr(pointer: *const u8) -> Cgroup {
         Cgroup(pointer)
+    }
+
+    /// Where it lies, as a number: `through` is where it is kept meanwhile, for the verifier lets nobody calculate with
+    /// a pointer. Another cgroup can lie there once this one was released.
+    ///
+    /// # Safety
+    /// `through` is in a live map value that nothing else writes meanwhile.
+    #[inline(always)]
+    pub unsafe fn address(self, through: *mut u64) -> u64 {
+        unsafe {
+            write_volatile(through.cast::<*const u8>(), self.0);
+            read_volatile(through)
+        }
     }
 
     /// Its id: the inode number of its directory.

@@ -15,7 +15,7 @@ use core::{arch::asm, ptr::read_volatile};
 use shaper_common::{
     abi::{
         Activity, Budget, CGROUPS, CgroupSlot, Control, CpuStat, CpuState, EVENT_BYTES, Event, IO_ENTRIES,
-        IoKey, IoStat, NetStat, Pace, PacketCount, SLOT_AGENT, SLOTS, SocketState,
+        IoKey, IoStat, NetStat, Pace, PacketCount, REMEMBERED, Remembered, SLOT_AGENT, SLOTS, SocketState,
     },
     hist::{self, BUCKETS, Histogram},
 };
@@ -62,6 +62,14 @@ pub static ACTIVITY: Array<Activity> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
 /// What each CPU runs, by CPU.
 #[map]
 pub static CPU_STATE: Array<CpuState> = Array::pinned(1, BPF_F_MMAPABLE);
+
+/// Cgroups whose slots each CPU remembers, by CPU: for `sched_switch` …
+#[map]
+pub static SWITCH_MEMORY: Array<Remembered> = Array::with_max_entries(REMEMBERED, 0);
+
+/// … and for packets, each in one word ([`crate::slots::of_packet`]).
+#[map]
+pub static PACKET_MEMORY: Array<u64> = Array::with_max_entries(REMEMBERED, 0);
 
 /// CPU time, by CPU and slot.
 #[map]

@@ -10,7 +10,7 @@ use shaper_common::{
 use crate::{
     atomic,
     kernel::Task,
-    maps::{BUDGET, CONTROL, CPU_STAT, CPU_STATE, CPU_WAIT, is_on_duty, of_slot, record, tell, touch},
+    maps::{BUDGET, CPU_STAT, CPU_STATE, CPU_WAIT, SWITCH_MEMORY, is_on_duty, of_slot, record, tell, touch},
     slots,
 };
 
@@ -70,24 +70,21 @@ pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// The slot of a task's cgroup; the last answer is remembered.
+/// The slot of a task's cgroup.
 ///
 /// # Safety
 /// `cpu` is this CPU's, and preemption is off.
 #[inline(always)]
 unsafe fn slot_of(cpu: *mut CpuState, task: Task) -> u32 {
-    let Some(control) = CONTROL.get_ptr(0) else { return SLOT_NOBODY };
-    let cgroup = task.cgroup();
-    let id = cgroup.id();
-    // SAFETY: live map values.
+    // SAFETY: the caller's promise; live map values.
     unsafe {
-        let generation = atomic::load(&raw const (*control).generation);
-        if (*cpu).cgroup_id != id || (*cpu).generation != generation {
-            (*cpu).cgroup_slot = slots::of(cgroup, id);
-            (*cpu).cgroup_id = id;
-            (*cpu).generation = generation;
-        }
-        (*cpu).cgroup_slot
+        let known = slots::remembered(&SWITCH_MEMORY, task.cgroup(), &raw mut (*cpu).cgroup);
+        let Some(known) = known else { return SLOT_NOBODY };
+        // The agent looks here for what runs.
+        (*cpu).cgroup_id = (*known).id;
+        (*cpu).cgroup_slot = (*known).slot;
+        (*cpu).generation = (*known).generation;
+        (*known).slot
     }
 }
 

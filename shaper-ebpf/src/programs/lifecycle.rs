@@ -66,6 +66,11 @@ pub fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
 pub fn cgroup_release(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: the arguments are (cgroup, path).
     let cgroup = unsafe { Cgroup::from_ptr(ctx.arg(0)) };
+    // Another may come to lie where it was.
+    if let Some(control) = CONTROL.get_ptr_mut(0) {
+        // SAFETY: an aligned half of a word of a live map value.
+        unsafe { atomic::fetch_add_half(&raw mut (*control).generation, 1) };
+    }
     let id = cgroup.id();
     let table = slots::table_of(cgroup);
     // SAFETY: plain words, aligned ones of a live map value.

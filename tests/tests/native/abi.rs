@@ -51,7 +51,7 @@ fn the_kernel_programs_have_the_layout_of_the_agents_structs() {
             reserved
         }
     );
-    assert_same_layout!(btf, CpuState { since_ns, slot, pid, cgroup_id, cgroup_slot, generation });
+    assert_same_layout!(btf, CpuState { since_ns, slot, pid, cgroup_id, cgroup_slot, generation, cgroup });
     assert_same_layout!(
         btf,
         CpuStat { run_ns, switches, preemptions, preemptions_by_others, wait_ns, preempted_by, reserved }

@@ -26,7 +26,7 @@ use aya::{
 use shaper_common::{
     abi::{
         self, Activity, Budget, CgroupSlot, Control, CpuStat, CpuState, Event, IoKey, IoStat, NetStat, Pace,
-        PacketCount, SLOTS_MAX,
+        PacketCount, REMEMBERED, SLOTS_MAX,
     },
     hist::Histogram,
 };
@@ -240,13 +240,16 @@ enum Size {
     Slots,
     Cpus,
     SlotsAndCpus,
+    Remembered,
 }
 
-const SIZES: [(&str, Size); 9] = [
+const SIZES: [(&str, Size); 11] = [
     ("ACTIVITY", Size::Slots),
     ("BUDGET", Size::Slots),
     ("PACE", Size::Slots),
     ("CPU_STATE", Size::Cpus),
+    ("SWITCH_MEMORY", Size::Remembered),
+    ("PACKET_MEMORY", Size::Remembered),
     ("CPU_STAT", Size::SlotsAndCpus),
     ("CPU_WAIT", Size::SlotsAndCpus),
     ("NET_STAT", Size::SlotsAndCpus),
@@ -294,6 +297,7 @@ impl Bpf {
             Size::Slots => slots,
             Size::Cpus => cpus as u32,
             Size::SlotsAndCpus => slots * cpus as u32,
+            Size::Remembered => REMEMBERED * cpus as u32,
         };
         let size_of =
             |map: &str| SIZES.iter().find(|(name, _)| *name == map).map_or(1, |(_, size)| entries(size));
