@@ -426,6 +426,9 @@ impl Bpf {
             forward_messages(&mut ebpf);
         }
 
+        // 20 MiB that nothing needs any more.
+        drop((aya_btf, kernel_btf));
+
         let mut take = |name: &'static str| {
             ebpf.take_map(name).ok_or_else(|| BpfError::Foreign { path: object.clone(), name })
         };
