@@ -51,11 +51,15 @@ pub(crate) fn measure(plan: Plan, report: &mut Report) -> Result<()> {
             tcp: tcp.sender.run(plan.window)?.rate(),
         })
     };
+    let warm_up = |load: &mut Load| load.run(plan.window / 4).map(drop);
     let (mut none, mut ours, mut empty, mut classic) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..plan.rounds {
+        // Each is run first for a moment without being looked at: the attachment leaves work behind.
+        warm_up(&mut ping_pong)?;
         none.push(turn(&mut ping_pong)?);
         {
             let _attached = Peer::attach(&[EMPTY_SWITCH])?;
+            warm_up(&mut ping_pong)?;
             empty.push(round_trip(&mut ping_pong)?);
         }
         {
@@ -64,10 +68,12 @@ pub(crate) fn measure(plan: Plan, report: &mut Report) -> Result<()> {
             if let Some(io_group) = &io_group {
                 kernel.bpf()?.join_v1(slot, io_group.id()?)?;
             }
+            warm_up(&mut ping_pong)?;
             ours.push(turn(&mut ping_pong)?);
         }
         {
             let _attached = Peer::attach(&CLASSIC)?;
+            warm_up(&mut ping_pong)?;
             classic.push(round_trip(&mut ping_pong)?);
         }
     }

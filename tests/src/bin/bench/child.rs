@@ -58,8 +58,22 @@ impl Load {
 
     /// Has it work for so long.
     pub(crate) fn run(&mut self, time: Duration) -> Result<Done> {
+        self.order(time)?;
+        self.done()
+    }
+
+    /// Has several work for so long, at once.
+    pub(crate) fn run_all(loads: &mut [Load], time: Duration) -> Result<()> {
+        loads.iter_mut().try_for_each(|load| load.order(time))?;
+        loads.iter_mut().try_for_each(|load| load.done().map(drop))
+    }
+
+    fn order(&mut self, time: Duration) -> Result<()> {
         let orders = self.orders.as_mut().context("a child has no input")?;
-        writeln!(orders, "{}", time.as_millis()).with_context(|| format!("the {} has ended", self.name))?;
+        writeln!(orders, "{}", time.as_millis()).with_context(|| format!("the {} has ended", self.name))
+    }
+
+    fn done(&mut self) -> Result<Done> {
         let answer = self.answer()?;
         let mut numbers = answer.split(' ').map(|number| number.trim().parse::<u64>());
         match (numbers.next(), numbers.next(), numbers.next()) {
