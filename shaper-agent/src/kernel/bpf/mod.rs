@@ -426,7 +426,7 @@ impl Bpf {
             forward_messages(&mut ebpf);
         }
 
-        // 20 MiB that nothing needs any more.
+        // 10 MiB that nothing needs any more.
         drop((aya_btf, kernel_btf));
 
         let mut take = |name: &'static str| {
