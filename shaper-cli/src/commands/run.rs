@@ -12,6 +12,7 @@ use shaper_proto::v1;
 use tokio::{
     runtime::Handle,
     signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
 };
 use tonic::Code;
 
@@ -26,6 +27,8 @@ use crate::{
     users::Account,
 };
 
+/// How long the thread that prints may take to stop; it may hang in a terminal that nobody reads.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// How long a task has between the first signal to us and SIGKILL.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -66,14 +69,26 @@ pub(crate) async fn run(servers: &Servers, args: Run) -> Result<ExitCode, Error>
     // On a thread of its own: signals are heard even while a write to a stopped terminal hangs. (A worker that hangs
     // may be the one that would hear them.)
     let (runtime, attended) = (Handle::current(), attend(client.clone(), task.clone()));
-    let attended = tokio::task::spawn_blocking(move || runtime.block_on(attended));
+    let (leave, left) = oneshot::channel::<()>();
+    let attended = async {
+        tokio::select! {
+            biased;
+            _ = left => None,
+            outcome = attended => Some(outcome),
+        }
+    };
+    let mut attended = tokio::task::spawn_blocking(move || runtime.block_on(attended));
     tokio::select! {
-        outcome = attended => match outcome {
-            Ok(outcome) => outcome,
+        outcome = &mut attended => match outcome {
+            Ok(outcome) => return outcome.unwrap_or(Err(Error::Left(task.task_id))),
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         },
-        () = signals.cancel(client, &task.task_id) => Err(Error::Left(task.task_id)),
+        () = signals.cancel(client, &task.task_id) => {}
     }
+    // That thread lets go of the runtime before it is shut down, unless it hangs.
+    drop(leave);
+    let _ = tokio::time::timeout(FAREWELL, attended).await;
+    Err(Error::Left(task.task_id))
 }
 
 /// What tasks of this command's name have used, where a broker knows it: the limits of one for which nobody
