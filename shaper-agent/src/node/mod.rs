@@ -258,21 +258,50 @@ impl Node {
         &self.config.state_dir
     }
 
+    /// Makes what the agent needs in the kernel, or finds it. Where that fails and nothing was there before, nothing is
+    /// left.
     fn establish(&mut self) -> Result<(), NodeError> {
+        let is_new = self.ground.is_none() && !Bpf::is_pinned(&self.config.bpffs_dir);
+        let established = self.establish_all();
+        if established.is_err() && is_new {
+            self.disestablish();
+        }
+        established
+    }
+
+    fn disestablish(&mut self) {
+        self.events = None;
+        self.meter.tell_by(None);
+        self.bpf = None;
+        if let Err(error) = Bpf::discard(&self.bpf_config()) {
+            tracing::warn!(error = %launch::chain(&error), "cannot take away what was made in the kernel");
+        }
+        if let Some(ground) = self.ground.take()
+            && let Err(error) = ground.remove()
+        {
+            tracing::warn!(error = %launch::chain(&error), "cannot take away the agent's cgroups");
+        }
+    }
+
+    fn bpf_config(&self) -> BpfConfig {
+        BpfConfig {
+            object: self.config.bpf_object.clone(),
+            directory: self.config.bpffs_dir.clone(),
+            cgroup_mount: self.config.hierarchies.v2.clone(),
+            uplinks: self.config.uplinks.clone(),
+            slots: SLOT_FIRST + self.config.max_tasks,
+            state_dir: self.config.state_dir.clone(),
+            debug: self.config.debug_bpf,
+        }
+    }
+
+    fn establish_all(&mut self) -> Result<(), NodeError> {
         let Config { hierarchies, cgroup_root, state_dir, .. } = &self.config;
         if self.ground.is_none() {
             self.ground = Some(Ground::establish(hierarchies, cgroup_root, state_dir, &self.boot_id)?);
         }
         if self.bpf.is_none() {
-            let mut bpf = Bpf::establish(BpfConfig {
-                object: self.config.bpf_object.clone(),
-                directory: self.config.bpffs_dir.clone(),
-                cgroup_mount: hierarchies.v2.clone(),
-                uplinks: self.config.uplinks.clone(),
-                slots: SLOT_FIRST + self.config.max_tasks,
-                state_dir: state_dir.clone(),
-                debug: self.config.debug_bpf,
-            })?;
+            let mut bpf = Bpf::establish(self.bpf_config())?;
             if let Some(ground) = &self.ground {
                 let (cgroup, v1_io) = ground.agent()?;
                 let v1_io = v1_io.map(|group| group.id()).transpose()?;

@@ -78,6 +78,17 @@ fn a_wrong_offset_of_a_pointer_is_refused_by_the_kernel() {
     let answer = agent.shaper().call(&["run", "--detach", "--user", "65534", "--", "/bin/true"]);
     assert_ne!(answer.code, 0);
     assert!(answer.stderr.contains("cannot load the kernel program"), "{}", answer.stderr);
+    assert_nothing_is_left(&agent);
+}
+
+/// What had to fail has left nothing in the kernel.
+#[track_caller]
+fn assert_nothing_is_left(agent: &Agent) {
+    let (v2, v1) = mounts();
+    let groups: Vec<_> = v1.iter().chain([&v2]).map(|mount| mount.join(agent.name())).collect();
+    let left: Vec<_> =
+        groups.iter().chain([&agent.bpffs_dir()]).filter(|path| path.exists()).cloned().collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 #[test]
@@ -86,6 +97,7 @@ fn a_kernel_without_btf_is_refused_with_what_it_needs() {
     let answer = agent.shaper().call(&["run", "--detach", "--user", "65534", "--", "/bin/true"]);
     assert_ne!(answer.code, 0);
     assert!(answer.stderr.contains("CONFIG_DEBUG_INFO_BTF"), "{}", answer.stderr);
+    assert_nothing_is_left(&agent);
     let found = rung(&agent, "btf");
     assert!(matches!(found, Some(Availability::Missing { .. })), "{found:?}");
 }

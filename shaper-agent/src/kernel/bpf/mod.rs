@@ -263,6 +263,11 @@ impl Bpf {
         layout_directory(directory).exists() || !attach::other_layouts(directory).is_empty()
     }
 
+    /// Takes away what an attempt to [`Bpf::establish`] has left.
+    pub fn discard(config: &BpfConfig) -> Result<(), BpfError> {
+        if Bpf::is_pinned(&config.directory) { remove_pins(config).map(drop) } else { Ok(()) }
+    }
+
     /// Detaches what an agent of another layout left. Its limits are in force here by then.
     pub fn remove_other_layouts(&self) -> Result<(), BpfError> {
         for layout in attach::other_layouts(&self.config.directory) {
