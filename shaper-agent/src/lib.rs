@@ -11,6 +11,7 @@ pub mod kernel;
 pub mod launch;
 pub mod meter;
 pub mod node;
+pub mod open_files;
 pub mod record;
 pub mod service;
 pub mod session;

@@ -13,6 +13,7 @@ use shaper_agent::{
     kernel::features,
     launch,
     node::Node,
+    open_files,
     service::AgentService,
     session,
 };
@@ -108,6 +109,9 @@ fn release_all(options: Options) -> Result<(), Error> {
 fn serve(options: Options) -> Result<(), Error> {
     let config = options.check()?;
     let lock = config.lock_state()?;
+    if let Err(error) = open_files::raise() {
+        tracing::warn!(%error, "cannot raise the limit of open files: with many tasks some are not measured");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let (handle, queue) = Handle::new();
     let node = Node::open(config.clone(), lock, handle.clone(), runtime.handle().clone())?;

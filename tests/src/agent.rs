@@ -35,6 +35,7 @@ pub struct Options<'a> {
     environment: Vec<(String, String)>,
     without_btf: bool,
     inside: Option<PathBuf>,
+    open_files: Option<u32>,
 }
 
 impl<'a> Options<'a> {
@@ -74,6 +75,12 @@ impl<'a> Options<'a> {
         self
     }
 
+    /// Started with that many files that it may have open, as far as it does not raise that itself.
+    pub fn with_open_files(mut self, count: u32) -> Options<'a> {
+        self.open_files = Some(count);
+        self
+    }
+
     /// On a kernel that has no BTF, as far as it can see.
     pub fn without_btf(mut self) -> Options<'a> {
         self.without_btf = true;
@@ -98,7 +105,8 @@ impl<'a> Options<'a> {
             let copied = fs::copy(binary(name), directory.path().join(name));
             copied.unwrap_or_else(|error| panic!("cannot copy {name}: {error}"));
         }
-        let Options { arguments, namespace, failpoint: _, environment, without_btf, inside } = self;
+        let Options { arguments, namespace, failpoint: _, environment, without_btf, inside, open_files } =
+            self;
         Agent {
             name: unique_name(),
             directory,
@@ -106,6 +114,7 @@ impl<'a> Options<'a> {
             environment,
             without_btf,
             inside,
+            open_files,
             namespace,
             server: None,
             tasks: RefCell::default(),
@@ -121,6 +130,7 @@ pub struct Agent<'a> {
     environment: Vec<(String, String)>,
     without_btf: bool,
     inside: Option<PathBuf>,
+    open_files: Option<u32>,
     namespace: Option<&'a Netns>,
     server: Option<Child>,
     tasks: RefCell<Vec<Process>>,
@@ -284,6 +294,11 @@ impl<'a> Agent<'a> {
         let mut command = if self.without_btf {
             let mut command = Command::new("unshare");
             command.args(["--mount", "sh", "-c", "mount -t tmpfs none /sys/kernel/btf && exec \"$@\"", "sh"]);
+            command.arg(binary("shaper-agent"));
+            command
+        } else if let Some(count) = self.open_files {
+            let mut command = Command::new("/bin/sh");
+            command.args(["-c", "ulimit -S -n \"$0\" && exec \"$@\"", &count.to_string()]);
             command.arg(binary("shaper-agent"));
             command
         } else if let Some(group) = &self.inside {

@@ -36,7 +36,7 @@ use self::{
     attempt::{AttemptDir, Probe},
     spec::{Exit, LaunchSpec, Readiness, Started, Supervisor, Usage},
 };
-use crate::durable;
+use crate::{durable, open_files};
 
 /// Writes `launch.json`, for [`spawn`]. The directory exists, 0700.
 pub fn prepare(attempt_dir: &Path, spec: &LaunchSpec) -> Result<(), durable::Error> {
@@ -120,7 +120,9 @@ pub fn spawn(binary: &Path, attempt_dir: &Path, deadline: Duration) -> Result<Sp
     let io_error = |operation| {
         move |source: io::Error| SpawnError::Io { operation, directory: attempt_dir.to_owned(), source }
     };
-    let mut child = Command::new(binary)
+    let mut command = Command::new(binary);
+    open_files::restore_in(&mut command);
+    let mut child = command
         .arg(attempt_dir)
         // Of the agent's environment the supervisor needs nothing, and it is not the task's either.
         .env_clear()

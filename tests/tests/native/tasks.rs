@@ -5,7 +5,7 @@ use std::time::Duration;
 use shaper_core::task::{ExitStatus, Phase, TaskStatus};
 use shaper_tests::{
     NOBODY,
-    agent::Agent,
+    agent::{Agent, Options},
     cgroup::cpu_time,
     leftovers::Leftovers,
     process::Process,
@@ -93,6 +93,20 @@ fn an_id_can_be_used_again_once_its_task_has_ended() {
     assert_eq!(again.attempt, 2);
     assert_eq!(agent.shaper().wait("job"), 0);
     assert_eq!(agent.shaper().ok(&["logs", "job"]), "second\n");
+}
+
+#[test]
+fn the_agent_may_have_more_files_open_than_its_tasks() {
+    let soft = |pid: u32| {
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+        line.split_whitespace().map(|word| word.parse().unwrap_or(0)).take(2).collect::<Vec<u64>>()
+    };
+    let agent = Options::default().with_open_files(512).start();
+    let task = agent.run("task", &[], &["tick", "600", "0"]);
+    let (of_agent, of_task) = (soft(agent.pid()), soft(task.pid.unwrap()));
+    assert_eq!(of_agent[0], of_agent[1], "the agent's is not the hard one");
+    assert_eq!((of_task[0], of_task[1]), (512, of_agent[1]));
 }
 
 #[test]
