@@ -190,7 +190,12 @@ fn counted(name: &str, mut command: Command, output: Output) -> Result<Stage> {
     let mut child = command.spawn().with_context(|| format!("cannot start `{shown}`"))?;
     let mut tally = Tally::default();
     let mut count = |line: String| {
-        tally += Tally::of_libtest(&line).or_else(|| Tally::of_nextest(&line)).unwrap_or_default();
+        // nextest repeats what a failed test's own libtest printed: its own sum says it all.
+        let counts = match output {
+            Output::Stdout => Tally::of_libtest(&line),
+            Output::Stderr => Tally::of_nextest(&line),
+        };
+        tally += counts.unwrap_or_default();
     };
     let relayed = match (child.stdout.take(), child.stderr.take()) {
         (Some(stdout), _) => relay(stdout, io::stdout(), &mut count),
