@@ -14,13 +14,8 @@ pub mod peer;
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/shaper.v1.bin"));
 
 /// Generated from `shaper/v1`.
-#[allow(
-    clippy::allow_attributes_without_reason,
-    clippy::large_enum_variant,
-    clippy::unwrap_used,
-    unreachable_pub,
-    reason = "generated code"
-)]
+#[allow(clippy::allow_attributes_without_reason, unreachable_pub, reason = "generated code")]
+#[allow(clippy::large_enum_variant, clippy::unwrap_used, reason = "generated code")]
 pub mod v1 {
     tonic::include_proto!("shaper.v1");
 }

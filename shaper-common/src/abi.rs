@@ -17,6 +17,8 @@ pub const CGROUPS: u32 = 65_536;
 /// Of them: those that cgroups get when they are made below a managed one. The others are the agent's, so that
 /// no task can leave it without room.
 pub const CGROUPS_INHERITED: u64 = 32_768;
+/// How deep a managed cgroup may lie below the root of the hierarchy: so many of its ancestors a packet is looked up by.
+pub const LEVELS_MAX: u32 = 16;
 /// Entries of the table of block IO: pairs of a slot and a device, times directions.
 pub const IO_ENTRIES: u32 = 16_384;
 /// Bytes of the ring of events.

@@ -7,7 +7,9 @@ use aya_ebpf::{
     },
     maps::{Array, HashMap},
 };
-use shaper_common::abi::{CgroupSlot, REMEMBERED, Remembered, SLOT_NOBODY, SLOT_UNMANAGED, SLOTS_MAX};
+use shaper_common::abi::{
+    CgroupSlot, LEVELS_MAX, REMEMBERED, Remembered, SLOT_NOBODY, SLOT_UNMANAGED, SLOTS_MAX,
+};
 
 use crate::{
     atomic,
@@ -15,10 +17,9 @@ use crate::{
     maps::{CGROUP_SLOT, CONTROL, PACKET_MEMORY, V1_SLOT},
 };
 
-/// How far up a cgroup without an entry is followed. Tasks cannot nest deeper: `cgroup.max.depth` of theirs is less.
+/// How far up a cgroup without an entry is followed. Tasks that were launched cannot nest deeper, by their
+/// `cgroup.max.descendants`.
 const HOPS: u32 = 64;
-/// A managed cgroup is at most this deep. (The agent adopts none that is deeper.)
-const LEVELS: i32 = 16;
 
 /// The entry of an id.
 #[inline(always)]
@@ -159,7 +160,7 @@ unsafe fn look_up_packet(skb: *mut aya_ebpf::bindings::__sk_buff, id: u64) -> u3
     }
     let mut found = SLOT_UNMANAGED;
     if has_overflowed() {
-        for level in 1..=LEVELS {
+        for level in 1..=LEVELS_MAX as i32 {
             // SAFETY: the context; 0 means that the cgroup is not that deep.
             let id = unsafe { bpf_skb_ancestor_cgroup_id(skb, level) };
             if id == 0 {

@@ -5,7 +5,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use shaper_common::abi::SLOT_FIRST;
+use shaper_common::abi::{LEVELS_MAX, SLOT_FIRST};
 use shaper_core::{
     id::{ExecutionId, TaskId},
     limits::{Limits, LimitsChange},
@@ -460,6 +460,15 @@ impl Node {
         Cgroup::open(mount, path)?;
         if path == mount {
             return Err(NodeError::Invalid("the root of the hierarchy cannot be adopted".into()));
+        }
+        // The kernel programs look so far for whose a packet is.
+        let depth = path.strip_prefix(mount).map_or(0, |below| below.components().count());
+        if depth > LEVELS_MAX as usize {
+            return Err(NodeError::Invalid(format!(
+                "{} lies {depth} levels below {}, and at most {LEVELS_MAX} can be managed: adopt one above it",
+                path.display(),
+                mount.display()
+            )));
         }
         if path.starts_with(&self.config.cgroup_root) || self.config.cgroup_root.starts_with(path) {
             return Err(NodeError::Invalid(format!("{} is the agent's own", path.display())));

@@ -1,6 +1,6 @@
 //! Taking over a cgroup that another manager made.
 
-use std::{path::Path, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 use shaper_core::task::{ExitStatus, Phase};
 use shaper_tests::{
@@ -96,6 +96,16 @@ fn an_adopted_cgroup_is_not_cancelled_and_has_no_log() {
     agent.adopt("service", group.path(), &[]);
     assert!(agent.shaper().refused(&["cancel", "service"]).contains("shaper release service"));
     assert!(agent.shaper().refused(&["logs", "service"]).contains("was adopted"));
+}
+
+#[test]
+fn a_cgroup_that_lies_too_deep_is_refused_and_the_one_above_is_not() {
+    let agent = Agent::start();
+    let group = TestCgroup::new();
+    let deepest = (2..=16).fold(group.path().to_owned(), |above, level| above.join(level.to_string()));
+    fs::create_dir_all(deepest.join("17")).unwrap();
+    assert_refused(&agent, &deepest.join("17"), "lies 17 levels below");
+    agent.adopt("deep", &deepest, &[]);
 }
 
 #[test]
