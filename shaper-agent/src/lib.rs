@@ -15,3 +15,4 @@ pub mod open_files;
 pub mod record;
 pub mod service;
 pub mod session;
+pub mod waiter;

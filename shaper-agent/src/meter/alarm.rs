@@ -1,24 +1,14 @@
 //! Alarms of pressure: the kernel tells when a cgroup has waited too long for memory or block IO, and nobody has to
 //! look for it (Documentation/accounting/psi.rst).
 
-use std::{
-    collections::BTreeMap,
-    io,
-    os::fd::{AsFd, OwnedFd},
-    sync::Arc,
-    thread::JoinHandle,
-};
+use std::{collections::BTreeMap, io, os::fd::OwnedFd, sync::Arc};
 
 use rustix::{
-    event::{
-        EventfdFlags,
-        epoll::{self, CreateFlags, EventData, EventFlags},
-        eventfd,
-    },
+    event::epoll::{self, CreateFlags, EventData, EventFlags},
     fs::{Mode, OFlags},
 };
 
-use crate::kernel::cgroup::Cgroup;
+use crate::{kernel::cgroup::Cgroup, waiter::Waiter};
 
 /// A tenth of two seconds: an agent without CAP_SYS_RESOURCE may have windows of whole pairs of seconds only.
 const TRIGGER: &[u8] = b"some 200000 2000000\0";
@@ -31,25 +21,21 @@ const BATCH: usize = 64;
 /// The alarms that are set, and the thread that waits for them.
 pub struct Alarms {
     epoll: Arc<OwnedFd>,
-    stop: OwnedFd,
-    thread: Option<JoinHandle<()>>,
     set: BTreeMap<u32, Vec<OwnedFd>>,
+    _waiter: Waiter,
 }
 
 impl Alarms {
     /// Starts the thread; `ring` is called on it with the slot of each alarm.
     pub fn start(ring: impl Fn(u32) + Send + 'static) -> io::Result<Alarms> {
         let epoll = Arc::new(epoll::create(CreateFlags::CLOEXEC)?);
-        let stop = eventfd(0, EventfdFlags::CLOEXEC)?;
-        epoll::add(&epoll, &stop, EventData::new_u64(STOP), EventFlags::IN)?;
         let waits = Arc::clone(&epoll);
-        let wait = move || {
-            if let Err(error) = wait(&waits, ring) {
+        let waiter = Waiter::start("pressure", move |stop| {
+            if let Err(error) = wait(&waits, stop, ring) {
                 tracing::error!(%error, "cannot wait for alarms of pressure any more: it is read once a second");
             }
-        };
-        let thread = std::thread::Builder::new().name("pressure".into()).spawn(wait)?;
-        Ok(Alarms { epoll, stop, thread: Some(thread), set: BTreeMap::new() })
+        })?;
+        Ok(Alarms { epoll, set: BTreeMap::new(), _waiter: waiter })
     }
 
     /// Sets the alarms of a cgroup; where its kernel counts no pressure, there are none.
@@ -88,19 +74,8 @@ impl Alarms {
     }
 }
 
-impl Drop for Alarms {
-    fn drop(&mut self) {
-        let told = rustix::io::write(self.stop.as_fd(), &1u64.to_ne_bytes());
-        if told.is_ok()
-            && let Some(thread) = self.thread.take()
-        {
-            // It has not panicked, or has said so itself.
-            let _ = thread.join();
-        }
-    }
-}
-
-fn wait(epoll: &OwnedFd, ring: impl Fn(u32)) -> io::Result<()> {
+fn wait(epoll: &OwnedFd, stop: &OwnedFd, ring: impl Fn(u32)) -> io::Result<()> {
+    epoll::add(epoll, stop, EventData::new_u64(STOP), EventFlags::IN)?;
     let mut events = Vec::with_capacity(BATCH);
     loop {
         events.clear();

@@ -3,12 +3,10 @@
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
-    sync::Arc,
-    thread::JoinHandle,
 };
 
 use aya::maps::{MapData, RingBuf};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use shaper_common::abi::{EVENT_BUDGET, EVENT_GONE, Event};
 use shaper_core::{
     id::TaskId,
@@ -20,50 +18,27 @@ use shaper_core::{
 use super::{Node, NodeError, not_established, now};
 use crate::{
     actor::Handle,
-    kernel::{bpf, mapped::monotonic_ns},
+    kernel::{bpf, mapped::monotonic_ns, v1::PERIOD_US},
     launch,
     meter::Alarms,
+    waiter::Waiter,
 };
 
-/// Length of a CPU quota's period, ns; a window of the warning is as long.
-const PERIOD_NS: u64 = 100_000_000;
+/// A window of the warning is as long as the period of a quota.
+const PERIOD_NS: u64 = PERIOD_US * 1000;
 /// The kernel charges CPU time at ticks, and a tick is 4 ms on most kernels: the warning comes two of them before
 /// the quota is used up, where that leaves half of it.
 const TICKS_NS: u64 = 8_000_000;
 /// Turns that events ask for come no closer than this: a rate of less time says nothing.
 const TURN_NS: u64 = 20_000_000;
 
-/// The thread that waits for events. It ends with this, and then nothing of it holds the ring any more.
-pub(super) struct Follower {
-    stop: Arc<OwnedFd>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Follower {
-    /// Follows the ring for as long as the node has this.
-    pub(super) fn start(ring: RingBuf<MapData>, handle: Handle) -> io::Result<Follower> {
-        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
-        let stopped = Arc::clone(&stop);
-        let follow = move || {
-            if let Err(error) = follow(ring, &stopped, &handle) {
-                tracing::error!(%error, "cannot wait for the kernel programs' events: what they tell is found by looking");
-            }
-        };
-        let thread = std::thread::Builder::new().name("bpf-events".into()).spawn(follow)?;
-        Ok(Follower { stop, thread: Some(thread) })
-    }
-}
-
-impl Drop for Follower {
-    fn drop(&mut self) {
-        let told = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
-        if told.is_ok()
-            && let Some(thread) = self.thread.take()
-        {
-            // It has not panicked, or has said so itself.
-            let _ = thread.join();
+/// Follows the ring of events for as long as the node has this.
+pub(super) fn start(ring: RingBuf<MapData>, handle: Handle) -> io::Result<Waiter> {
+    Waiter::start("bpf-events", move |stop| {
+        if let Err(error) = follow(ring, stop, &handle) {
+            tracing::error!(%error, "cannot wait for the kernel programs' events: what they tell is found by looking");
         }
-    }
+    })
 }
 
 fn follow(mut ring: RingBuf<MapData>, stop: &OwnedFd, handle: &Handle) -> io::Result<()> {

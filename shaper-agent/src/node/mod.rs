@@ -44,6 +44,7 @@ use crate::{
     launch::{self, AttachError, SpawnError, spec::Started},
     meter::Meter,
     record::Record,
+    waiter::Waiter,
 };
 
 /// Why a request was refused or failed.
@@ -174,7 +175,7 @@ pub struct Node {
     boot_id: String,
     ground: Option<Ground>,
     bpf: Option<Bpf>,
-    events: Option<events::Follower>,
+    events: Option<Waiter>,
     tasks: BTreeMap<TaskId, Task>,
     meter: Meter,
     /// How often stock was taken: whoever follows the snapshots waits for the next.
@@ -310,7 +311,7 @@ impl Node {
             let events = bpf.take_events()?;
             self.bpf = Some(bpf);
             self.set_alarms();
-            let follower = events::Follower::start(events, self.handle.clone());
+            let follower = events::start(events, self.handle.clone());
             self.events = Some(follower.map_err(|source| NodeError::System {
                 verb: "start the thread that waits for events",
                 source,
