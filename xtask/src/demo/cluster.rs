@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::network::Network;
 use super::node::{Broker, Membership, Node};
 use super::report::Report;
-use super::{Limits, Task, observe, say};
+use super::{Limits, Task, measure, observe, say};
 use crate::bins::BinDir;
 
 /// Less than the machine has, so that what is shared out is what the node was given.
@@ -87,12 +87,16 @@ fn submit(mut task: Task, node: &Node, profile: &str) -> Result<Task> {
 /// Lets the node adjust, then compares what each task is granted with what it was seen to use.
 fn stage(title: &str, node: &Node, tasks: &mut [Task], report: &mut Report) -> Result<()> {
     observe(node, tasks, SETTLE)?;
-    let from = Instant::now();
-    observe(node, tasks, MEASURE)?;
-    let statuses = node.statuses()?;
-    for task in tasks {
-        let status = statuses.iter().find(|status| status["task_id"] == task.name);
-        let granted = granted(status.with_context(|| format!("task {} is gone", task.name))?)?;
+    let names: Vec<_> = tasks.iter().map(|task| task.name).collect();
+    let (from, granted) = measure(node, tasks, MEASURE, || {
+        let statuses = node.statuses()?;
+        let granted_to = |name: &&str| {
+            let status = statuses.iter().find(|status| status["task_id"] == *name);
+            granted(status.with_context(|| format!("task {name} is gone"))?)
+        };
+        names.iter().map(granted_to).collect()
+    })?;
+    for (task, granted) in tasks.iter_mut().zip(granted) {
         report.compare(title, task.name, granted, from, &task.observations);
         task.observations.clear();
     }

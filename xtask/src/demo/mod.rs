@@ -60,6 +60,9 @@ const PHASES: [Phase; 2] = [
 /// A change has this long to come into force; then it is measured.
 const SETTLE: Duration = Duration::from_secs(1);
 const MEASURE: Duration = Duration::from_secs(5);
+/// How often a phase is measured at most: what other programs, or the machine below this one, take during a
+/// measurement is lost to the demo's tasks.
+const ATTEMPTS: usize = 3;
 /// How often the observers are read.
 const SAMPLE: Duration = Duration::from_millis(50);
 
@@ -85,9 +88,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         for (task, limits) in tasks.iter_mut().zip(limits) {
             if index == 0 { task.launch(&node, limits)? } else { task.change(&node, limits)? }
         }
-        observe(&node, &mut tasks, SETTLE + MEASURE)?;
+        observe(&node, &mut tasks, SETTLE)?;
+        let (from, limits) = measure(&node, &mut tasks, MEASURE, || Ok(limits.to_vec()))?;
         for (task, limits) in tasks.iter_mut().zip(limits) {
-            report.add(phase.title, index > 0, task.name, limits, changed, &task.observations);
+            report.compare(phase.title, task.name, limits, from, &task.observations);
+            if index > 0 {
+                report.add_change(task.name, limits, changed, &task.observations);
+            }
             task.observations.clear();
         }
     }
@@ -207,6 +214,35 @@ impl Task {
         };
         self.observations.push(observation);
         Ok(observation)
+    }
+}
+
+/// Observes the tasks for `length`, and again if one of them had less than its limits: returns from when on its
+/// observations count, and the limits.
+fn measure(
+    node: &Node,
+    tasks: &mut [Task],
+    length: Duration,
+    limits: impl Fn() -> Result<Vec<Limits>>,
+) -> Result<(Instant, Vec<Limits>)> {
+    let mut attempt = 1;
+    loop {
+        let from = Instant::now();
+        observe(node, tasks, length)?;
+        let limits = limits()?;
+        let mut measured = tasks.iter().zip(&limits);
+        let short = measured.find_map(|(task, limits)| {
+            Some((task.name, report::shortfall(*limits, from, &task.observations)?))
+        });
+        match short {
+            Some((task, shortfall)) if attempt < ATTEMPTS => {
+                say(&format!(
+                    "{task} had {shortfall}: if others took the rest, they may be gone; measuring again"
+                ));
+                attempt += 1;
+            }
+            _ => return Ok((from, limits)),
+        }
     }
 }
 

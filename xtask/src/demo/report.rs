@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::{Limits, SETTLE};
+use super::Limits;
 
 /// Bytes on the wire of a full TCP segment with timestamps (Ethernet, IPv4), and its payload.
 const FRAME: f64 = 1514.0;
@@ -59,6 +59,23 @@ impl Observation {
     }
 }
 
+fn rates_from(from: Instant, observations: &[Observation]) -> Option<Rates> {
+    let first = observations.iter().find(|observation| observation.at >= from)?;
+    Some(first.rates_until(observations.last()?))
+}
+
+/// What the task had less of than its limits and the tolerance allow, from `from` on, if there is any: others can
+/// take time from a task, and cannot give it more than its limit.
+pub(super) fn shortfall(limits: Limits, from: Instant, observations: &[Observation]) -> Option<String> {
+    let rates = rates_from(from, observations)?;
+    let cores = rates.kernel_cores.min(rates.cgroup_cores);
+    let mbit = rates.kernel_mbit.min(rates.uplink_mbit).min(rates.receiver_mbit);
+    if cores < limits.cores * (1.0 - CPU_TOLERANCE) {
+        return Some(format!("{cores:.3} of {} cores", limits.cores));
+    }
+    (mbit < limits.mbit * (1.0 - NET_TOLERANCE)).then(|| format!("{mbit:.2} of {} Mbit/s", limits.mbit))
+}
+
 #[derive(Serialize)]
 struct Row {
     metric: String,
@@ -76,23 +93,18 @@ pub(super) struct Report {
 }
 
 impl Report {
-    /// Adds a task's phase. `changed`: when its limits were set; `is_change`: it ran before.
-    pub(super) fn add(
+    /// Adds how long after `changed` the new limits of a running task were in force.
+    pub(super) fn add_change(
         &mut self,
-        phase: &str,
-        is_change: bool,
         task: &str,
         limits: Limits,
         changed: Instant,
         observations: &[Observation],
     ) {
-        self.compare(phase, task, limits, changed + SETTLE, observations);
-        if is_change {
-            let by_cpu = |rates: &Rates| rates.cgroup_cores / limits.cores;
-            let by_net = |rates: &Rates| rates.receiver_mbit / limits.mbit;
-            self.in_force(format!("{task}: new CPU limit in force after"), changed, observations, by_cpu);
-            self.in_force(format!("{task}: new TCP limit in force after"), changed, observations, by_net);
-        }
+        let by_cpu = |rates: &Rates| rates.cgroup_cores / limits.cores;
+        let by_net = |rates: &Rates| rates.receiver_mbit / limits.mbit;
+        self.in_force(format!("{task}: new CPU limit in force after"), changed, observations, by_cpu);
+        self.in_force(format!("{task}: new TCP limit in force after"), changed, observations, by_net);
     }
 
     /// Compares what every observer saw from `from` on with what the task may use.
@@ -104,9 +116,7 @@ impl Report {
         from: Instant,
         observations: &[Observation],
     ) {
-        let Some(last) = observations.last() else { return };
-        let Some(first) = observations.iter().find(|observation| observation.at >= from) else { return };
-        let rates = first.rates_until(last);
+        let Some(rates) = rates_from(from, observations) else { return };
         let cpu = [("kernel programs", rates.kernel_cores), ("cgroup's cpu.stat", rates.cgroup_cores)];
         for (observer, value) in cpu {
             self.measured(
@@ -198,6 +208,8 @@ fn rounded(value: f64) -> f64 {
 mod tests {
     use super::*;
 
+    const LIMITS: Limits = Limits { cores: 0.5, mbit: 10.0 };
+
     fn observation(start: Instant, ms: u64, scale: f64) -> Observation {
         let part = |per_second: f64| (per_second * scale * ms as f64 / 1000.0) as u64;
         Observation {
@@ -211,11 +223,16 @@ mod tests {
         }
     }
 
+    fn observations(start: Instant, scale: f64) -> Vec<Observation> {
+        (0..60).map(|index| observation(start, index * 100, scale)).collect()
+    }
+
     fn report(scale: f64) -> Report {
         let start = Instant::now();
-        let observations: Vec<_> = (0..60).map(|index| observation(start, index * 100, scale)).collect();
+        let observations = observations(start, scale);
         let mut report = Report::default();
-        report.add("phase", true, "task", Limits { cores: 0.5, mbit: 10.0 }, start, &observations);
+        report.compare("phase", "task", LIMITS, start, &observations);
+        report.add_change("task", LIMITS, start, &observations);
         report
     }
 
@@ -224,6 +241,13 @@ mod tests {
         assert!(report(1.0).passes(), "{}", report(1.0).table());
         assert!(!report(1.04).passes());
         assert!(!report(0.9).passes());
+    }
+
+    #[test]
+    fn only_what_a_task_lacks_falls_short() {
+        let start = Instant::now();
+        let falls_short = |scale| shortfall(LIMITS, start, &observations(start, scale)).is_some();
+        assert_eq!([0.9, 0.96, 1.0, 1.1].map(falls_short), [true, true, false, false]);
     }
 
     #[test]
