@@ -4,7 +4,7 @@
 use crate::hist::Histogram;
 
 /// Version of everything below; the pins live under `<bpffs-dir>/v<LAYOUT>/`.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// Slots unless the agent is told otherwise: the managed cgroups that it can hold at once, plus the reserved
 /// ones. Maps of one entry per slot and CPU hold it at `cpu * slots + slot`: each CPU writes pages of its own,
@@ -78,28 +78,33 @@ pub type Activity = u32;
 pub struct CpuState {
     /// `CLOCK_MONOTONIC`, ns, when the running task was switched in; 0 before the first switch.
     pub since_ns: u64,
+    /// What the scheduler had counted of its CPU time by then, ns.
+    pub runtime_ns: u64,
     /// The slot that its cgroup had at that moment.
     pub slot: u32,
     /// Its thread id; 0 is the CPU's idle task.
     pub pid: u32,
-    /// The last cgroup that was looked up here …
+    /// The id of its cgroup; of the idle task's, what it was before.
     pub cgroup_id: u64,
-    /// … its slot …
-    pub cgroup_slot: u32,
-    /// … and [`Control::generation`] of then.
-    pub generation: u32,
-    /// Where the kernel has that cgroup.
-    pub cgroup: u64,
+    /// `CLOCK_MONOTONIC` less the clock of this CPU's run queue, ns …
+    pub clock_offset_ns: u64,
+    /// … and what the run queue's clock said when that was read.
+    pub clock_read_at_ns: u64,
+    /// Nothing.
+    pub reserved: [u64; 2],
 }
 
 /// Cgroups that a CPU remembers the slots of, each at a place that follows from where the kernel has it.
-pub const REMEMBERED: u32 = 4096;
+pub const REMEMBERED: u32 = 8192;
+/// Two of them share a place, and a cache line.
+pub const PAIRS: u32 = REMEMBERED / 2;
 
 /// A cgroup that a CPU remembers the slot of. Not pinned: it is the programs' own business.
 #[repr(C, align(32))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Remembered {
-    /// Where the kernel has it; another may lie there once it was released, so that is the start of a new generation.
+    /// Where the kernel has it, as a distance from a fixed place; another may lie there once it was released, so that
+    /// is the start of a new generation.
     pub cgroup: u64,
     /// Its id.
     pub id: u64,
@@ -109,11 +114,32 @@ pub struct Remembered {
     pub generation: u32,
 }
 
-/// CPU time of a slot, on one CPU.
+/// What is remembered at one place.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RememberedPair {
+    /// The one that was put here last.
+    pub newer: Remembered,
+    /// The one before.
+    pub older: Remembered,
+}
+
+/// CPU time of a slot, on one CPU. In one place with how long its tasks waited, so that a slot that has not been active
+/// for a while is few lines of one page.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CpuStat {
-    /// Time on the CPU, ns, up to the last switch.
+    /// The sums.
+    pub count: CpuCount,
+    /// How long its tasks waited in the run queue of this CPU.
+    pub waits: Histogram,
+}
+
+/// The sums of [`CpuStat`].
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuCount {
+    /// Time on the CPU as the scheduler counts it, ns, up to the last switch.
     pub run_ns: u64,
     /// Times that a task of the slot was switched out.
     pub switches: u64,
@@ -121,12 +147,14 @@ pub struct CpuStat {
     pub preemptions: u64,
     /// Of those: for a task of another slot.
     pub preemptions_by_others: u64,
-    /// Time that its tasks waited in the run queue of this CPU, ns; how long each waited is in the histogram.
+    /// Time that its tasks waited in the run queue of this CPU, ns.
     pub wait_ns: u64,
     /// The slot that preempted it last.
     pub preempted_by: u32,
-    /// Nothing; keeps the rest in one place.
-    pub reserved: u32,
+    /// [`Control::epoch`] when this CPU last marked the slot as active.
+    pub epoch: u32,
+    /// Nothing.
+    pub reserved: [u64; 2],
 }
 
 /// Use of a quota in the window that is open: written by `sched_stat_runtime` on all CPUs.
@@ -273,7 +301,8 @@ const _: () = {
     assert!(size_of::<Control>() == 64);
     assert!(size_of::<CpuState>() == 64);
     assert!(size_of::<Remembered>() == 32);
-    assert!(size_of::<CpuStat>() == 64);
+    assert!(size_of::<CpuCount>() == 64);
+    assert!(size_of::<CpuStat>() == 320);
     assert!(size_of::<Budget>() == 64);
     assert!(size_of::<Event>() == 24);
     assert!(size_of::<IoKey>() == 12);

@@ -4,6 +4,7 @@
 //! The usual way, that of bcc's and libbpf-tools' runqlat: a task that becomes ready is noted with the time, in a hash
 //! by thread; the switch to it takes the note out. What is known of a cgroup is in a hash by its id, for each CPU.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
 #[allow(dead_code, reason = "shared with the programs that are measured")]

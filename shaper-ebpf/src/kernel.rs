@@ -4,7 +4,7 @@
 //! `.rodata` is frozen then, so the verifier sees constants, pointers keep their type, and a wrong
 //! offset of a *pointer* is refused at load. (Offsets of scalars are not checked by it.)
 
-use core::ptr::{read_volatile, write_volatile};
+use core::{arch::asm, ptr::read_volatile};
 
 use shaper_common::abi::IO_DISCARD;
 
@@ -99,6 +99,37 @@ unsafe fn field<T: Copy>(base: *const u8, offset: &'static u64) -> T {
     unsafe { read_volatile(base.add(read_volatile(offset) as usize).cast::<T>()) }
 }
 
+/// How far two pointers are apart. The verifier lets nobody calculate with a pointer, but for this; what comes out is a
+/// plain number to it. (The compiler would also make a sum with a negated pointer of it, which is refused.)
+#[inline(always)]
+fn distance(pointer: *const u8, base: *const u8) -> u64 {
+    let mut distance = pointer as u64;
+    // SAFETY: one instruction on two registers.
+    unsafe {
+        asm!("{0} -= {1}", inout(reg) distance, in(reg) base, options(pure, nomem, nostack, preserves_flags));
+    }
+    distance
+}
+
+/// A `struct css_set`: the cgroups of a task, one in each hierarchy. Tasks of the same cgroups share one.
+#[derive(Clone, Copy)]
+pub struct CssSet(*const u8);
+
+impl CssSet {
+    /// How far it lies from `base`. Another can lie there when its last task is gone.
+    #[inline(always)]
+    pub fn distance(self, base: *const u8) -> u64 {
+        distance(self.0, base)
+    }
+
+    /// The cgroup in the v2 hierarchy.
+    #[inline(always)]
+    pub fn cgroup(self) -> Cgroup {
+        // SAFETY: every css_set has a cgroup of the default hierarchy.
+        unsafe { Cgroup(field(self.0, &OFF_CSS_SET_DFL_CGRP)) }
+    }
+}
+
 /// A `struct cgroup`.
 #[derive(Clone, Copy)]
 pub struct Cgroup(*const u8);
@@ -111,17 +142,10 @@ impl Cgroup {
         Cgroup(pointer)
     }
 
-    /// Where it lies, as a number: `through` is where it is kept meanwhile, for the verifier lets nobody calculate with
-    /// a pointer. Another cgroup can lie there once this one was released.
-    ///
-    /// # Safety
-    /// `through` is in a live map value that nothing else writes meanwhile.
+    /// How far it lies from `base`. Another cgroup can lie there once this one was released.
     #[inline(always)]
-    pub unsafe fn address(self, through: *mut u64) -> u64 {
-        unsafe {
-            write_volatile(through.cast::<*const u8>(), self.0);
-            read_volatile(through)
-        }
+    pub fn distance(self, base: *const u8) -> u64 {
+        distance(self.0, base)
     }
 
     /// Its id: the inode number of its directory.
@@ -174,44 +198,55 @@ impl Task {
         unsafe { field(self.0, &OFF_TASK_PID) }
     }
 
-    /// How long it has waited in the run queue of the CPU that it is about to run on, ns, by that queue's own clock:
-    /// since it was woken, made or preempted; the kernel's `run_delay` is the sum of these. (A queue does not look at
-    /// its clock twice where a task is woken on an idle CPU: then it is 0.) `None` if that is not known.
+    /// The clock of the run queue of the CPU that it is about to run on, ns.
     #[inline(always)]
-    pub fn waited(self) -> Option<u64> {
+    pub fn queue_clock(self) -> u64 {
         // SAFETY: plain words; whatever class a task has, se.cfs_rq is that of its group on its CPU, and its queue
         // is locked by whoever switches to it, who has just brought the clock up to date.
         unsafe {
-            let queued: u64 = field(self.0, &OFF_TASK_LAST_QUEUED);
-            if queued == 0 {
-                return None;
-            }
             let cfs_rq: *const u8 = field(self.0, &OFF_TASK_CFS_RQ);
             let rq: *const u8 = field(cfs_rq, &OFF_CFS_RQ_RQ);
-            Some(field::<u64>(rq, &OFF_RQ_CLOCK).saturating_sub(queued))
+            field(rq, &OFF_RQ_CLOCK)
         }
+    }
+
+    /// How long it has waited in the run queue by now, which the queue's own clock tells, ns: since it was woken, made or
+    /// preempted; the kernel's `run_delay` is the sum of these. (A queue does not look at its clock twice where a task
+    /// is woken on an idle CPU: then it is 0.) `None` if that is not known.
+    #[inline(always)]
+    pub fn waited(self, now: u64) -> Option<u64> {
+        // SAFETY: a plain word; the verifier knows the type.
+        let queued: u64 = unsafe { field(self.0, &OFF_TASK_LAST_QUEUED) };
+        if queued == 0 { None } else { Some(now.saturating_sub(queued)) }
+    }
+
+    /// The scheduler's own count of its CPU time, ns: up to date when it leaves the CPU.
+    #[inline(always)]
+    pub fn runtime(self) -> u64 {
+        // SAFETY: a plain word; the verifier knows the type.
+        unsafe { field(self.0, &OFF_TASK_EXEC_RUNTIME) }
     }
 
     /// The scheduler's own count of how long it has run, ns, since it was picked the last time. Of a task of
     /// another class than the fair one it is too long: since it was last fair, or since it began.
     #[inline(always)]
     pub fn ran_since_picked(self) -> u64 {
-        // SAFETY: plain words; the verifier knows the type.
-        unsafe {
-            let (now, before): (u64, u64) =
-                (field(self.0, &OFF_TASK_EXEC_RUNTIME), field(self.0, &OFF_TASK_EXEC_RUNTIME_BEFORE));
-            now.saturating_sub(before)
-        }
+        // SAFETY: a plain word; the verifier knows the type.
+        let before: u64 = unsafe { field(self.0, &OFF_TASK_EXEC_RUNTIME_BEFORE) };
+        self.runtime().saturating_sub(before)
+    }
+
+    /// Its cgroups.
+    #[inline(always)]
+    pub fn css_set(self) -> CssSet {
+        // SAFETY: every task has a css_set.
+        unsafe { CssSet(field(self.0, &OFF_TASK_CGROUPS)) }
     }
 
     /// Its cgroup in the v2 hierarchy.
     #[inline(always)]
     pub fn cgroup(self) -> Cgroup {
-        // SAFETY: every task has a css_set, and every css_set a cgroup of the default hierarchy.
-        unsafe {
-            let set: *const u8 = field(self.0, &OFF_TASK_CGROUPS);
-            Cgroup(field(set, &OFF_CSS_SET_DFL_CGRP))
-        }
+        self.css_set().cgroup()
     }
 }
 

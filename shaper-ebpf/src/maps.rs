@@ -15,7 +15,8 @@ use core::{arch::asm, ptr::read_volatile};
 use shaper_common::{
     abi::{
         Activity, Budget, CGROUPS, CgroupSlot, Control, CpuStat, CpuState, EVENT_BYTES, Event, IO_ENTRIES,
-        IoKey, IoStat, NetStat, Pace, PacketCount, REMEMBERED, Remembered, SLOT_AGENT, SLOTS, SocketState,
+        IoKey, IoStat, NetStat, PAIRS, Pace, PacketCount, REMEMBERED, RememberedPair, SLOT_AGENT, SLOTS,
+        SocketState,
     },
     hist::{self, BUCKETS, Histogram},
 };
@@ -34,13 +35,17 @@ static INSTANCE: u32 = 0;
 /// old; they change places at one moment.
 #[inline(always)]
 pub fn is_on_duty() -> bool {
-    match CONTROL.get_ptr(0) {
-        // SAFETY: a word of a live map value; a frozen global.
-        Some(control) => unsafe {
-            atomic::load(&raw const (*control).instance) == read_volatile(&raw const INSTANCE)
-        },
-        None => false,
-    }
+    control_on_duty().is_some()
+}
+
+/// What all programs look at, if these programs are those that count.
+#[inline(always)]
+pub fn control_on_duty() -> Option<*mut Control> {
+    let control = CONTROL.get_ptr_mut(0)?;
+    // SAFETY: a word of a live map value; a frozen global.
+    let is_on_duty =
+        unsafe { atomic::load(&raw const (*control).instance) == read_volatile(&raw const INSTANCE) };
+    if is_on_duty { Some(control) } else { None }
 }
 
 /// cgroup v2 id → slot, for each managed cgroup and, by `cgroup_mkdir`, for each one below it.
@@ -65,19 +70,15 @@ pub static CPU_STATE: Array<CpuState> = Array::pinned(1, BPF_F_MMAPABLE);
 
 /// Cgroups whose slots each CPU remembers, by CPU: for `sched_switch` …
 #[map]
-pub static SWITCH_MEMORY: Array<Remembered> = Array::with_max_entries(REMEMBERED, 0);
+pub static SWITCH_MEMORY: Array<RememberedPair> = Array::with_max_entries(PAIRS, 0);
 
 /// … and for packets, each in one word ([`crate::slots::of_packet`]).
 #[map]
 pub static PACKET_MEMORY: Array<u64> = Array::with_max_entries(REMEMBERED, 0);
 
-/// CPU time, by CPU and slot.
+/// CPU time and run-queue delay, by CPU and slot.
 #[map]
 pub static CPU_STAT: Array<CpuStat> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
-
-/// Run-queue delay, by CPU and slot.
-#[map]
-pub static CPU_WAIT: Array<Histogram> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
 
 /// Use of CPU quotas, by slot.
 #[map]
@@ -114,9 +115,15 @@ pub static EVENTS: RingBuf = RingBuf::pinned(EVENT_BYTES, 0);
 /// The entry of a slot on this CPU, in a map that is laid out by CPU.
 #[inline(always)]
 pub fn of_slot<T>(map: &Array<T>, slot: u32) -> Option<*mut T> {
-    // SAFETY: a frozen global; the number of this CPU.
-    let index = unsafe { bpf_get_smp_processor_id() as u32 * read_volatile(&raw const SLOT_COUNT) + slot };
-    map.get_ptr_mut(index)
+    // SAFETY: the number of this CPU.
+    map.get_ptr_mut(first_of(unsafe { bpf_get_smp_processor_id() } as u32) + slot)
+}
+
+/// Where the entries of a CPU begin in a map that is laid out by CPU.
+#[inline(always)]
+pub fn first_of(cpu: u32) -> u32 {
+    // SAFETY: a frozen global.
+    cpu * unsafe { read_volatile(&raw const SLOT_COUNT) }
 }
 
 /// Counts a duration of a slot, on this CPU.

@@ -5,16 +5,16 @@ use aya_ebpf::{
         bpf_get_smp_processor_id,
         generated::{bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id},
     },
-    maps::{Array, HashMap},
+    maps::HashMap,
 };
 use shaper_common::abi::{
-    CgroupSlot, LEVELS_MAX, REMEMBERED, Remembered, SLOT_NOBODY, SLOT_UNMANAGED, SLOTS_MAX,
+    CgroupSlot, Control, LEVELS_MAX, PAIRS, REMEMBERED, Remembered, SLOT_NOBODY, SLOT_UNMANAGED, SLOTS_MAX,
 };
 
 use crate::{
     atomic,
-    kernel::Cgroup,
-    maps::{CGROUP_SLOT, CONTROL, PACKET_MEMORY, V1_SLOT},
+    kernel::{Cgroup, CssSet},
+    maps::{CGROUP_SLOT, CONTROL, PACKET_MEMORY, SWITCH_MEMORY, V1_SLOT},
 };
 
 /// How far up a cgroup without an entry is followed. Tasks that were launched cannot nest deeper, by their
@@ -47,40 +47,45 @@ fn has_overflowed() -> bool {
 /// The slot of a cgroup, of whichever hierarchy.
 #[inline(always)]
 pub fn of_any(cgroup: Cgroup) -> u32 {
-    of_any_id(cgroup, cgroup.id())
-}
-
-#[inline(always)]
-fn of_any_id(cgroup: Cgroup, id: u64) -> u32 {
+    let id = cgroup.id();
     if cgroup.is_v2() { look_up(&CGROUP_SLOT, cgroup, id) } else { look_up(&V1_SLOT, cgroup, id) }
 }
 
-/// What this CPU remembers of a cgroup, of whichever hierarchy, looked up where it remembers nothing or too old a
-/// thing. With a thousand active cgroups the way from a task to its cgroup's id and through the table is six cache
-/// lines that nobody else needs; this is one.
+/// What this CPU remembers of the cgroup of tasks with `set`, looked up where it remembers nothing or too old a thing.
+/// With a thousand active cgroups the way from a task to its cgroup's id and through the table is six cache lines that
+/// nobody else needs; this is one. Where it lies follows from where the set does: so the processor need not wait for
+/// the set to fetch it.
 ///
 /// # Safety
-/// Nothing else on this CPU uses `memory` meanwhile, nor the word `through` of a live map value.
+/// `control` is the only value of [`CONTROL`], `cpu` the number of this CPU, on which nothing else uses
+/// [`SWITCH_MEMORY`] meanwhile.
 #[inline(always)]
-pub unsafe fn remembered(
-    memory: &'static Array<Remembered>,
-    cgroup: Cgroup,
-    through: *mut u64,
-) -> Option<*const Remembered> {
+pub unsafe fn remembered(control: *const Control, cpu: u32, set: CssSet) -> Option<*const Remembered> {
     // SAFETY: the caller's promise; live map values.
     unsafe {
-        let generation = atomic::load(&raw const (*CONTROL.get_ptr(0)?).generation);
-        let address = cgroup.address(through);
-        let place = (address.wrapping_mul(GOLDEN) >> (64 - REMEMBERED.ilog2())) as u32;
-        let known = memory.get_ptr_mut(bpf_get_smp_processor_id() as u32 * REMEMBERED + place)?;
-        if (*known).cgroup != address || (*known).generation != generation {
-            let id = cgroup.id();
-            (*known).slot = of_any_id(cgroup, id);
-            (*known).id = id;
-            (*known).cgroup = address;
-            (*known).generation = generation;
+        let place = (set.distance(control.cast()).wrapping_mul(GOLDEN) >> (64 - PAIRS.ilog2())) as u32;
+        let pair = SWITCH_MEMORY.get_ptr_mut(cpu * PAIRS + place)?;
+        let (newer, older) = (&raw mut (*pair).newer, &raw mut (*pair).older);
+        let generation = atomic::load(&raw const (*control).generation);
+        let cgroup = set.cgroup();
+        let distance = cgroup.distance(control.cast());
+        if (*newer).cgroup == distance && (*newer).generation == generation {
+            return Some(newer);
         }
-        Some(known)
+        if (*older).cgroup == distance && (*older).generation == generation {
+            return Some(older);
+        }
+        // Field by field: a copy of the whole ends LLVM's BPF backend.
+        (*older).cgroup = (*newer).cgroup;
+        (*older).id = (*newer).id;
+        (*older).slot = (*newer).slot;
+        (*older).generation = (*newer).generation;
+        let id = cgroup.id();
+        (*newer).cgroup = distance;
+        (*newer).id = id;
+        (*newer).slot = of(cgroup, id);
+        (*newer).generation = generation;
+        Some(newer)
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use shaper_common::{
-    abi::{Budget, Control, CpuStat, CpuState, NetStat, Pace, PacketCount},
+    abi::{Budget, Control, CpuCount, CpuStat, CpuState, NetStat, Pace, PacketCount},
     hist::Histogram,
 };
 
@@ -29,7 +29,7 @@ macro_rules! words {
     )+};
 }
 
-words!(Budget, Control, CpuStat, CpuState, Histogram, NetStat, Pace, PacketCount);
+words!(Budget, Control, CpuCount, CpuStat, CpuState, Histogram, NetStat, Pace, PacketCount);
 
 /// A mapped array of `T`, or of `u32` (see [`Mapped::half`]).
 pub struct Mapped<T> {
@@ -82,11 +82,16 @@ impl<T> Mapped<T> {
 impl<T: Words> Mapped<T> {
     /// The entry as it is now: each word is whole, but they need not be of one moment.
     pub fn read(&self, index: usize) -> T {
-        let mut value = T::default();
+        self.part(index, 0)
+    }
+
+    /// The part of an entry that begins at `offset`, likewise.
+    pub fn part<P: Words>(&self, index: usize, offset: usize) -> P {
+        let mut value = P::default();
         let into = (&raw mut value).cast::<u64>();
-        for word in 0..size_of::<T>() / 8 {
+        for word in 0..size_of::<P>() / 8 {
             // SAFETY: within the value, which is a whole number of words (`Words`), aligned as one.
-            unsafe { into.add(word).write_unaligned(self.word(index, word * 8).load(Relaxed)) };
+            unsafe { into.add(word).write_unaligned(self.word(index, offset + word * 8).load(Relaxed)) };
         }
         value
     }

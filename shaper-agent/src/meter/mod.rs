@@ -6,14 +6,18 @@
 //! within ten. Two stocks make the interval that rates and quantiles are of.
 //!
 //! Counters never go back while a slot is a task's: a slot is cleared before it is given out again, and forgotten
-//! here with its task.
+//! here with its task. What a task has run for since it was switched in is reckoned by the clock until the scheduler's own
+//! count of it comes, which may be less (time that a hypervisor took is not the task's): then it stands for a while.
 
 mod alarm;
 pub mod files;
 mod machine;
 mod snapshot;
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, HashMap},
+};
 
 use shaper_common::abi::{IoKey, IoStat};
 
@@ -43,6 +47,8 @@ struct Metered {
     files: Files,
     /// As of the last look.
     counters: Counters,
+    /// The most CPU time that was told of, ns.
+    cpu_ns_told: Cell<u64>,
     /// Whether it did anything since stock was taken.
     active: bool,
     stock: Stock,
@@ -58,6 +64,14 @@ struct Metered {
 }
 
 impl Metered {
+    /// The counters of its slot; CPU time by its cgroup's file if the programs are not believed.
+    fn count(&self, bpf: &Bpf, slot: u32) -> Counters {
+        let counted = counters(bpf, slot, &self.files);
+        let cpu_ns = counted.cpu_ns.max(self.cpu_ns_told.get());
+        self.cpu_ns_told.set(cpu_ns);
+        Counters { cpu_ns, ..counted }
+    }
+
     fn read_files(&mut self) {
         let now = monotonic_ns();
         let before = std::mem::replace(&mut self.reading, self.files.read());
@@ -96,6 +110,7 @@ impl Meter {
         let metered = Metered {
             files,
             counters,
+            cpu_ns_told: Cell::new(counters.cpu_ns),
             active: true,
             stock,
             before: None,
@@ -147,7 +162,7 @@ impl Meter {
         let now = monotonic_ns();
         for (slot, task) in &mut self.tasks {
             if bpf.is_active(&looker, *slot) {
-                task.counters = counters(bpf, *slot, &task.files);
+                task.counters = task.count(bpf, *slot);
                 task.active = true;
             } else {
                 task.counters.at_ns = now;
@@ -157,7 +172,7 @@ impl Meter {
 
     /// The counters of a task as of now.
     pub fn counters_now(&self, slot: u32, bpf: &Bpf) -> Option<Counters> {
-        Some(counters(bpf, slot, &self.tasks.get(&slot)?.files))
+        Some(self.tasks.get(&slot)?.count(bpf, slot))
     }
 
     /// The counters of a task as of the last look.
@@ -213,7 +228,6 @@ impl Meter {
     }
 }
 
-/// The counters of a slot; CPU time by its cgroup's file if the programs are not believed.
 fn counters(bpf: &Bpf, slot: u32, files: &Files) -> Counters {
     let counted = bpf.counters(slot);
     if bpf.trusts(Measure::Cpu) {

@@ -1,70 +1,85 @@
 //! CPU time, run-queue delay and preemption by slot, from `sched_switch` alone; and the warning before a quota is
 //! used up.
 
-use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{
+    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns},
+    macros::btf_tracepoint,
+    programs::BtfTracePointContext,
+};
 use shaper_common::{
-    abi::{CpuState, EVENT_BUDGET, Event, SLOT_AGENT, SLOT_NOBODY},
+    abi::{Control, CpuState, EVENT_BUDGET, Event, SLOT_AGENT, SLOT_NOBODY},
     hist,
 };
 
 use crate::{
     atomic,
     kernel::Task,
-    maps::{BUDGET, CPU_STAT, CPU_STATE, CPU_WAIT, SWITCH_MEMORY, is_on_duty, of_slot, record, tell, touch},
+    maps::{BUDGET, CPU_STAT, CPU_STATE, control_on_duty, count, first_of, tell, touch},
     slots,
 };
 
 /// `TASK_RUNNING`: the task that leaves could have gone on.
 const RUNNING: u32 = 0;
 
+/// The offset between the clock of a run queue and `CLOCK_MONOTONIC` is good for so long, ns: what is read of it all the
+/// time costs as much as all else here, and meanwhile the two part by 2 µs at most (500 ppm).
+const CLOCK_GOOD_NS: u64 = 4_000_000;
+
 /// Charges the task that leaves the CPU, and remembers whose turn it is now.
 #[btf_tracepoint(function = "sched_switch")]
 pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
-    if !is_on_duty() {
-        return 0;
-    }
+    let Some(control) = control_on_duty() else { return 0 };
     // SAFETY: the arguments are (preempt, prev, next, prev_state) on every kernel since 5.18; the maps' values of
     // this CPU are written here only, and here preemption is off.
     unsafe {
         let (prev, next) = (Task::from_ptr(ctx.arg(1)), Task::from_ptr(ctx.arg(2)));
-        let Some(cpu) = CPU_STATE.get_ptr_mut(aya_ebpf::helpers::bpf_get_smp_processor_id() as u32) else {
-            return 0;
-        };
-        let now = bpf_ktime_get_ns();
+        let number = bpf_get_smp_processor_id() as u32;
+        let first = first_of(number);
+        let Some(cpu) = CPU_STATE.get_ptr_mut(number) else { return 0 };
+        let clock = next.queue_clock();
+        if clock.wrapping_sub((*cpu).clock_read_at_ns) > CLOCK_GOOD_NS {
+            (*cpu).clock_offset_ns = bpf_ktime_get_ns().wrapping_sub(clock);
+            (*cpu).clock_read_at_ns = clock;
+        }
+        let now = clock.wrapping_add((*cpu).clock_offset_ns);
         let (slot, pid) = ((*cpu).slot, (*cpu).pid);
-        let next_pid = next.pid();
-        // The idle task has no slot; what was known of the last cgroup stays known while a CPU idles.
-        let next_slot = if next_pid == 0 { SLOT_NOBODY } else { slot_of(cpu, next) };
-        if (*cpu).since_ns != 0 {
-            let interval = now - (*cpu).since_ns;
-            if prev.pid() == pid {
-                if pid != 0 {
-                    let could_go_on = ctx.arg::<u64>(0) & 0xff != 0 || ctx.arg::<u64>(3) as u32 == RUNNING;
-                    charge(slot, interval, could_go_on && next_pid != 0, next_slot);
-                }
-            } else if prev.pid() != 0 {
-                // The switch to this task was not reported (docs/kernel-support.md): it has run for as long as
-                // the scheduler says, and what was known to run before it for the rest. How long a CPU idled
-                // nobody counts: then the interval is nobody's.
-                let ran = prev.ran_since_picked().min(interval);
-                let cgroup = prev.cgroup();
-                charge(slots::of(cgroup, cgroup.id()), ran, false, next_slot);
-                if pid != 0 {
-                    charge(slot, interval - ran, false, next_slot);
-                }
+        let (prev_pid, next_pid) = (prev.pid(), next.pid());
+        // The idle task has no slot.
+        let next_slot = if next_pid == 0 { SLOT_NOBODY } else { slot_of(control, number, cpu, next) };
+        if prev_pid == pid {
+            if pid != 0 {
+                let could_go_on = ctx.arg::<u64>(0) & 0xff != 0 || ctx.arg::<u64>(3) as u32 == RUNNING;
+                let ran = prev.runtime().saturating_sub((*cpu).runtime_ns);
+                charge(first, slot, ran, could_go_on && next_pid != 0, next_slot);
+            }
+        } else if prev_pid != 0 && (*cpu).since_ns != 0 {
+            // The switch to this task was not reported (docs/kernel-support.md): it has run for as long as
+            // the scheduler says, and what was known to run before it for the rest. How long a CPU idled
+            // nobody counts: then the interval is nobody's.
+            let interval = now.saturating_sub((*cpu).since_ns);
+            let ran = prev.ran_since_picked().min(interval);
+            let cgroup = prev.cgroup();
+            charge(first, slots::of(cgroup, cgroup.id()), ran, false, next_slot);
+            if pid != 0 {
+                charge(first, slot, interval - ran, false, next_slot);
             }
         }
         (*cpu).slot = next_slot;
         (*cpu).pid = next_pid;
         (*cpu).since_ns = now;
-        if next_slot >= SLOT_AGENT {
-            if let Some(waited) = next.waited() {
-                if let Some(stat) = of_slot(&CPU_STAT, next_slot) {
-                    (*stat).wait_ns += waited;
-                }
-                record(&CPU_WAIT, next_slot, waited, hist::QUEUE_SHIFT);
+        (*cpu).runtime_ns = next.runtime();
+        if next_slot >= SLOT_AGENT
+            && let Some(stat) = CPU_STAT.get_ptr_mut(first + next_slot)
+        {
+            if let Some(waited) = next.waited(clock) {
+                (*stat).count.wait_ns += waited;
+                count(&raw mut (*stat).waits.counts, waited, hist::QUEUE_SHIFT);
             }
-            touch(next_slot);
+            let epoch = atomic::load(&raw const (*control).epoch);
+            if (*stat).count.epoch != epoch {
+                (*stat).count.epoch = epoch;
+                touch(next_slot);
+            }
         }
     }
     0
@@ -73,37 +88,35 @@ pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
 /// The slot of a task's cgroup.
 ///
 /// # Safety
-/// `cpu` is this CPU's, and preemption is off.
+/// `cpu` is that of this CPU, which has this `number`, `control` the only value of its map, and preemption is off.
 #[inline(always)]
-unsafe fn slot_of(cpu: *mut CpuState, task: Task) -> u32 {
+unsafe fn slot_of(control: *const Control, number: u32, cpu: *mut CpuState, task: Task) -> u32 {
     // SAFETY: the caller's promise; live map values.
     unsafe {
-        let known = slots::remembered(&SWITCH_MEMORY, task.cgroup(), &raw mut (*cpu).cgroup);
-        let Some(known) = known else { return SLOT_NOBODY };
+        let Some(known) = slots::remembered(control, number, task.css_set()) else { return SLOT_NOBODY };
         // The agent looks here for what runs.
         (*cpu).cgroup_id = (*known).id;
-        (*cpu).cgroup_slot = (*known).slot;
-        (*cpu).generation = (*known).generation;
         (*known).slot
     }
 }
 
-/// Adds a stretch of a task to its slot.
+/// Adds a stretch of a task to its slot. `first` is where the entries of this CPU begin.
 ///
 /// # Safety
 /// Preemption is off.
 #[inline(always)]
-unsafe fn charge(slot: u32, ns: u64, preempted: bool, by: u32) {
-    if let Some(stat) = of_slot(&CPU_STAT, slot) {
+unsafe fn charge(first: u32, slot: u32, ns: u64, preempted: bool, by: u32) {
+    if let Some(stat) = CPU_STAT.get_ptr_mut(first + slot) {
         // SAFETY: a live map value of this CPU, which nothing else writes meanwhile.
         unsafe {
-            (*stat).run_ns += ns;
-            (*stat).switches += 1;
+            let count = &raw mut (*stat).count;
+            (*count).run_ns += ns;
+            (*count).switches += 1;
             if preempted {
-                (*stat).preemptions += 1;
+                (*count).preemptions += 1;
                 if by != slot {
-                    (*stat).preemptions_by_others += 1;
-                    (*stat).preempted_by = by;
+                    (*count).preemptions_by_others += 1;
+                    (*count).preempted_by = by;
                 }
             }
         }

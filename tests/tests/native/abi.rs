@@ -6,8 +6,8 @@ use object::{File, Object, ObjectSection};
 use shaper_agent::kernel::btf::Btf;
 use shaper_common::{
     abi::{
-        Budget, CgroupSlot, Control, CpuStat, CpuState, Event, IoKey, IoStat, NetStat, Pace, PacketCount,
-        SocketState,
+        Budget, CgroupSlot, Control, CpuCount, CpuStat, CpuState, Event, IoKey, IoStat, NetStat, Pace,
+        PacketCount, SocketState,
     },
     hist::Histogram,
 };
@@ -51,10 +51,23 @@ fn the_kernel_programs_have_the_layout_of_the_agents_structs() {
             reserved
         }
     );
-    assert_same_layout!(btf, CpuState { since_ns, slot, pid, cgroup_id, cgroup_slot, generation, cgroup });
     assert_same_layout!(
         btf,
-        CpuStat { run_ns, switches, preemptions, preemptions_by_others, wait_ns, preempted_by, reserved }
+        CpuState { since_ns, runtime_ns, slot, pid, cgroup_id, clock_offset_ns, clock_read_at_ns, reserved }
+    );
+    assert_same_layout!(btf, CpuStat { count, waits });
+    assert_same_layout!(
+        btf,
+        CpuCount {
+            run_ns,
+            switches,
+            preemptions,
+            preemptions_by_others,
+            wait_ns,
+            preempted_by,
+            epoch,
+            reserved
+        }
     );
     assert_same_layout!(btf, Histogram { counts });
     assert_same_layout!(btf, Budget { warn_ns, window_ns, start_ns, used_ns });

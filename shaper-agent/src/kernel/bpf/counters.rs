@@ -10,7 +10,9 @@ use std::{
 use aya::maps::IterableMap;
 use rustix::thread::CpuSet;
 use shaper_common::{
-    abi::{Budget, Control, CpuState, IoKey, IoStat, SLOT_FIRST, SLOT_NOBODY, SLOT_UNMANAGED},
+    abi::{
+        Budget, Control, CpuCount, CpuStat, CpuState, IoKey, IoStat, SLOT_FIRST, SLOT_NOBODY, SLOT_UNMANAGED,
+    },
     hist::Histogram,
 };
 use shaper_core::{snapshot::UplinkUsage, task::Traffic};
@@ -93,7 +95,7 @@ impl Bpf {
         let mut sum = Counters { at_ns, cpu_ns, ..Counters::default() };
         for cpu in 0..self.cpus {
             let index = self.index(cpu, slot);
-            let stat = self.cpu_stat.read(index);
+            let stat: CpuCount = self.cpu_stat.part(index, offset_of!(CpuStat, count));
             sum.switches = sum.switches.wrapping_add(stat.switches);
             sum.preemptions = sum.preemptions.wrapping_add(stat.preemptions);
             sum.preemptions_by_others = sum.preemptions_by_others.wrapping_add(stat.preemptions_by_others);
@@ -129,7 +131,7 @@ impl Bpf {
     pub fn histograms(&self, slot: u32) -> Histograms {
         let mut sum = Histograms::default();
         for cpu in 0..self.cpus {
-            sum.run_queue.add(&self.cpu_wait.read(self.index(cpu, slot)));
+            sum.run_queue.add(&self.cpu_stat.part(self.index(cpu, slot), offset_of!(CpuStat, waits)));
             sum.round_trip.add(&self.round_trip.read(self.index(cpu, slot)));
         }
         sum
@@ -207,15 +209,19 @@ impl Bpf {
         // A switch between the two reads would lose an interval, or count it twice: then they are read again.
         // Where tasks switch faster than we read, the intervals at stake are as short as that.
         const TRIES: usize = 8;
+        const RUN_NS: usize = offset_of!(CpuStat, count) + offset_of!(CpuCount, run_ns);
         let concerns = |before: &CpuState, after: &CpuState| {
-            (before.slot == slot || after.slot == slot) && before.since_ns != after.since_ns
+            // (A queue's clock may stand still from one switch to the next.)
+            let same = |state: &CpuState| (state.since_ns, state.runtime_ns, state.pid);
+            (before.slot == slot || after.slot == slot) && same(before) != same(after)
         };
         let mut tries = 0;
         loop {
             tries += 1;
             let before = self.cpu_states();
-            let closed: u64 =
-                (0..self.cpus).map(|cpu| self.cpu_stat.read(self.index(cpu, slot)).run_ns).sum();
+            let closed: u64 = (0..self.cpus)
+                .map(|cpu| self.cpu_stat.word(self.index(cpu, slot), RUN_NS).load(Relaxed))
+                .sum();
             let after = self.cpu_states();
             let at_ns = monotonic_ns();
             let torn = before.iter().zip(&after).any(|(before, after)| concerns(before, after));

@@ -25,8 +25,8 @@ use aya::{
 };
 use shaper_common::{
     abi::{
-        self, Activity, Budget, CgroupSlot, Control, CpuStat, CpuState, Event, IoKey, IoStat, NetStat, Pace,
-        PacketCount, REMEMBERED, SLOTS_MAX,
+        self, Activity, Budget, CgroupSlot, Control, CpuStat, CpuState, Event, IoKey, IoStat, NetStat, PAIRS,
+        Pace, PacketCount, REMEMBERED, SLOTS_MAX,
     },
     hist::Histogram,
 };
@@ -189,7 +189,6 @@ pub struct Bpf {
     activity: Mapped<Activity>,
     cpu_state: Mapped<CpuState>,
     cpu_stat: Mapped<CpuStat>,
-    cpu_wait: Mapped<Histogram>,
     budget: Mapped<Budget>,
     net_stat: Mapped<NetStat>,
     round_trip: Mapped<Histogram>,
@@ -240,18 +239,18 @@ enum Size {
     Slots,
     Cpus,
     SlotsAndCpus,
+    Pairs,
     Remembered,
 }
 
-const SIZES: [(&str, Size); 11] = [
+const SIZES: [(&str, Size); 10] = [
     ("ACTIVITY", Size::Slots),
     ("BUDGET", Size::Slots),
     ("PACE", Size::Slots),
     ("CPU_STATE", Size::Cpus),
-    ("SWITCH_MEMORY", Size::Remembered),
+    ("SWITCH_MEMORY", Size::Pairs),
     ("PACKET_MEMORY", Size::Remembered),
     ("CPU_STAT", Size::SlotsAndCpus),
-    ("CPU_WAIT", Size::SlotsAndCpus),
     ("NET_STAT", Size::SlotsAndCpus),
     ("ROUND_TRIP", Size::SlotsAndCpus),
     ("UPLINK_STAT", Size::SlotsAndCpus),
@@ -302,6 +301,7 @@ impl Bpf {
             Size::Slots => slots,
             Size::Cpus => cpus as u32,
             Size::SlotsAndCpus => slots * cpus as u32,
+            Size::Pairs => PAIRS * cpus as u32,
             Size::Remembered => REMEMBERED * cpus as u32,
         };
         let size_of =
@@ -466,7 +466,6 @@ impl Bpf {
             activity: mapped!("ACTIVITY"),
             cpu_state: mapped!("CPU_STATE"),
             cpu_stat: mapped!("CPU_STAT"),
-            cpu_wait: mapped!("CPU_WAIT"),
             budget: mapped!("BUDGET"),
             net_stat: mapped!("NET_STAT"),
             round_trip: mapped!("ROUND_TRIP"),

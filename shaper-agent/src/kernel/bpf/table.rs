@@ -69,7 +69,6 @@ impl Bpf {
         for cpu in 0..self.cpus {
             let index = cpu * self.slots as usize + slot as usize;
             self.cpu_stat.clear(index);
-            self.cpu_wait.clear(index);
             self.net_stat.clear(index);
             self.round_trip.clear(index);
             self.uplink_stat.clear(index);
