@@ -15,7 +15,11 @@ use shaper_core::{
 
 use crate::kernel::{
     bpf::{Bpf, BpfError},
-    cgroup::{Cgroup, CgroupError},
+    cgroup::{
+        Cgroup, CgroupError, Contents, Malformed, Setting,
+        cpu::{self, CpuMax, CpuWeight},
+        memory,
+    },
     v1::{PERIOD_US, V1Error, V1Group, shares_of_weight},
 };
 
@@ -107,6 +111,9 @@ pub enum ActuateError {
         /// Why.
         undo: Box<ActuateError>,
     },
+    /// What is in the ledger is not a value of its knob.
+    #[error("the ledger holds {0}; the agent that wrote it may have been a newer one")]
+    Ledger(Malformed),
     /// A v2 file.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -128,7 +135,7 @@ struct Action {
 
 /// How a knob is turned for a task.
 enum Mechanism<'a> {
-    File(&'a Cgroup, &'static str),
+    Cgroup(&'a Cgroup),
     V1Cpu(&'a V1Group),
     V1Memory(&'a V1Group),
     Pacing,
@@ -137,7 +144,9 @@ enum Mechanism<'a> {
 impl Mechanism<'_> {
     fn name(&self, knob: Knob) -> &'static str {
         match (self, knob) {
-            (Mechanism::File(_, name), _) => name,
+            (Mechanism::Cgroup(_), Knob::CpuWeight) => cpu::WEIGHT.name(),
+            (Mechanism::Cgroup(_), Knob::Memory) => memory::MAX.name(),
+            (Mechanism::Cgroup(_), _) => cpu::MAX.name(),
             (Mechanism::V1Cpu(_), Knob::CpuWeight) => "v1 cpu.shares",
             (Mechanism::V1Cpu(_), _) => "v1 cpu.cfs_quota_us",
             (Mechanism::V1Memory(_), _) => "v1 memory.limit_in_bytes",
@@ -218,7 +227,7 @@ pub fn enforcement(target: &Target, bpf: &Bpf) -> Result<Vec<Enforcement>, Actua
 /// Memory in use, where a controller says so.
 pub fn memory_in_use(target: &Target) -> Result<Option<Bytes>, ActuateError> {
     match mechanism(target, Knob::Memory) {
-        Ok(Mechanism::File(cgroup, _)) => Ok(cgroup.read("memory.current")?.parse().ok().map(Bytes)),
+        Ok(Mechanism::Cgroup(cgroup)) => Ok(Some(cgroup.get(memory::CURRENT)?)),
         Ok(Mechanism::V1Memory(group)) => Ok(Some(Bytes(group.memory_usage()?))),
         _ => Ok(None),
     }
@@ -227,23 +236,21 @@ pub fn memory_in_use(target: &Target) -> Result<Option<Bytes>, ActuateError> {
 /// The most memory that was ever in use, where the kernel counts it; else what is in use.
 pub fn memory_peak(target: &Target) -> Result<Option<Bytes>, ActuateError> {
     match mechanism(target, Knob::Memory) {
-        Ok(Mechanism::File(cgroup, _)) if cgroup.has("memory.peak") => {
-            Ok(cgroup.read("memory.peak")?.parse().ok().map(Bytes))
-        }
+        Ok(Mechanism::Cgroup(cgroup)) if cgroup.has(memory::PEAK) => Ok(Some(cgroup.get(memory::PEAK)?)),
         Ok(Mechanism::V1Memory(group)) => Ok(Some(Bytes(group.memory_peak()?))),
         _ => memory_in_use(target),
     }
 }
 
 fn mechanism(target: &Target, knob: Knob) -> Result<Mechanism<'_>, ActuateError> {
-    let (file, v1) = match knob {
+    let (has_file, v1) = match knob {
         Knob::NetEgress => return Ok(Mechanism::Pacing),
-        Knob::Cpu => ("cpu.max", target.v1_cpu.as_ref().map(Mechanism::V1Cpu)),
-        Knob::CpuWeight => ("cpu.weight", target.v1_cpu.as_ref().map(Mechanism::V1Cpu)),
-        Knob::Memory => ("memory.max", target.v1_memory.as_ref().map(Mechanism::V1Memory)),
+        Knob::Cpu => (target.cgroup.has(cpu::MAX), target.v1_cpu.as_ref().map(Mechanism::V1Cpu)),
+        Knob::CpuWeight => (target.cgroup.has(cpu::WEIGHT), target.v1_cpu.as_ref().map(Mechanism::V1Cpu)),
+        Knob::Memory => (target.cgroup.has(memory::MAX), target.v1_memory.as_ref().map(Mechanism::V1Memory)),
     };
-    if target.cgroup.has(file) {
-        return Ok(Mechanism::File(&target.cgroup, file));
+    if has_file {
+        return Ok(Mechanism::Cgroup(&target.cgroup));
     }
     v1.ok_or(ActuateError::NoMechanism {
         knob,
@@ -299,11 +306,10 @@ fn execute(target: &Target, bpf: &mut Bpf, actions: &[Action]) -> Result<(), Act
 }
 
 fn encode_cpu(limit: Limit<Millicores>, mechanism: &Mechanism<'_>) -> String {
-    let quota = limit.at().map(|Millicores(milli)| milli * PERIOD_US / 1000);
-    match (mechanism, quota) {
-        (Mechanism::V1Cpu(_), quota) => quota.map_or("-1".into(), |quota| quota.to_string()),
-        (_, Some(quota)) => format!("{quota} {PERIOD_US}"),
-        (_, None) => format!("max {PERIOD_US}"),
+    let max = CpuMax::of(limit);
+    match mechanism {
+        Mechanism::V1Cpu(_) => max.quota.at().map_or("-1".into(), |quota| quota.text()),
+        _ => max.text(),
     }
 }
 
@@ -330,7 +336,12 @@ fn encode_bandwidth(limit: Limit<BitsPerSec>) -> String {
 
 fn read(target: &Target, bpf: &Bpf, knob: Knob) -> Result<String, ActuateError> {
     Ok(match (mechanism(target, knob)?, knob) {
-        (Mechanism::File(cgroup, file), _) => cgroup.read(file)?,
+        (Mechanism::Cgroup(cgroup), Knob::CpuWeight) => match cgroup.get(cpu::WEIGHT)? {
+            CpuWeight::At(weight) => weight.text(),
+            CpuWeight::Idle => "0".into(),
+        },
+        (Mechanism::Cgroup(cgroup), Knob::Memory) => cgroup.get(memory::MAX)?.text(),
+        (Mechanism::Cgroup(cgroup), _) => cgroup.get(cpu::MAX)?.text(),
         (Mechanism::V1Cpu(group), Knob::CpuWeight) => group.cpu_shares()?.to_string(),
         (Mechanism::V1Cpu(group), _) => group.cpu_quota()?.to_string(),
         (Mechanism::V1Memory(group), _) => match group.memory_limit()? {
@@ -349,7 +360,9 @@ fn read(target: &Target, bpf: &Bpf, knob: Knob) -> Result<String, ActuateError> 
 fn write(target: &Target, bpf: &mut Bpf, knob: Knob, value: &str) -> Result<(), ActuateError> {
     let number = || value.parse::<i64>().unwrap_or(-1);
     match (mechanism(target, knob)?, knob) {
-        (Mechanism::File(cgroup, file), _) => cgroup.write(file, value)?,
+        (Mechanism::Cgroup(cgroup), Knob::CpuWeight) => cgroup.set(cpu::WEIGHT, &parse(value)?)?,
+        (Mechanism::Cgroup(cgroup), Knob::Memory) => cgroup.set(memory::MAX, &parse(value)?)?,
+        (Mechanism::Cgroup(cgroup), _) => cgroup.set(cpu::MAX, &parse(value)?)?,
         (Mechanism::V1Cpu(group), Knob::CpuWeight) => group.set_cpu_shares(value.parse().unwrap_or(1024))?,
         (Mechanism::V1Cpu(group), _) => group.set_cpu_quota(number())?,
         (Mechanism::V1Memory(group), _) => group.set_memory_limit(number())?,
@@ -360,6 +373,10 @@ fn write(target: &Target, bpf: &mut Bpf, knob: Knob, value: &str) -> Result<(), 
     }
     let reads = read(target, bpf, knob)?;
     if reads == value { Ok(()) } else { Err(ActuateError::ReadBack { knob, wrote: value.into(), reads }) }
+}
+
+fn parse<T: Contents>(value: &str) -> Result<T, ActuateError> {
+    T::from_text(value).map_err(ActuateError::Ledger)
 }
 
 /// A raw value for people.

@@ -7,12 +7,15 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use shaper_core::id::ExecutionId;
+use shaper_core::{id::ExecutionId, limits::Limit, units::Weight};
 
 use crate::{
     durable,
     kernel::{
-        cgroup::{Cgroup, CgroupError},
+        cgroup::{
+            Cgroup, CgroupError, cpu,
+            groups::{self, Enable},
+        },
         hierarchy::{Hierarchies, place_of},
         v1::{V1Error, V1Group, shares_of_weight},
     },
@@ -75,7 +78,7 @@ pub struct Ground {
 
 const AGENT: &str = "agent";
 const SUPERVISORS: &str = "supervisors";
-const AGENT_WEIGHT: u32 = 10_000;
+const AGENT_WEIGHT: Weight = Weight::MAX;
 
 impl Ground {
     /// Makes the cgroups, or finds them, and moves this process into its own.
@@ -107,15 +110,15 @@ impl Ground {
         let (agent, _) = root.make_child(AGENT)?;
         // First: the parent may be this process's own cgroup, as where systemd has delegated one, and a cgroup with
         // processes hands no controller down.
-        agent.write("cgroup.procs", &std::process::id().to_string())?;
+        agent.add(std::process::id())?;
         enable_controllers(&parent)?;
         enable_controllers(&root)?;
         let ground = Ground { hierarchies: hierarchies.clone(), root, name: name.into(), origin, note };
-        if agent.has("cpu.weight") {
-            agent.write("cpu.weight", &AGENT_WEIGHT.to_string())?;
+        if agent.has(cpu::WEIGHT) {
+            agent.set(cpu::WEIGHT, &AGENT_WEIGHT)?;
         }
         if let Some(group) = ground.v1_group("cpu", AGENT)? {
-            group.set_cpu_shares(shares_of_weight(AGENT_WEIGHT))?;
+            group.set_cpu_shares(shares_of_weight(AGENT_WEIGHT.get()))?;
             group.add(std::process::id())?;
         }
         if let Some(group) = ground.v1_group("blkio", AGENT)? {
@@ -134,7 +137,7 @@ impl Ground {
     pub fn make_task(&self, execution: &ExecutionId) -> Result<Cgroup, GroundError> {
         let (cgroup, _) = self.root.make_child(&execution.to_string())?;
         // A task has no business making cgroups by the thousand; its slots would run out.
-        cgroup.write("cgroup.max.descendants", "64")?;
+        cgroup.set(groups::MAX_DESCENDANTS, &Limit::At(64))?;
         Ok(cgroup)
     }
 
@@ -211,7 +214,7 @@ impl Ground {
     pub fn remove(&self) -> Result<Vec<String>, GroundError> {
         let mut done = Vec::new();
         let home = self.nearest_for_processes(&self.hierarchies.v2.join(&self.origin.v2))?;
-        home.write("cgroup.procs", &std::process::id().to_string())?;
+        home.add(std::process::id())?;
         self.root.evacuate(&self.outside()?)?;
         for (controller, _) in &self.hierarchies.v1 {
             let Some((mount, root)) = self.v1_root(controller) else { continue };
@@ -259,12 +262,11 @@ fn nearest<'a>(mount: &Path, path: &'a Path) -> &'a Path {
 
 /// Hands the controllers that shaper uses down to the children of a cgroup, those that it has itself.
 fn enable_controllers(cgroup: &Cgroup) -> Result<(), GroundError> {
-    let available = cgroup.read("cgroup.controllers")?;
-    let enabled = cgroup.read("cgroup.subtree_control")?;
-    let has = |list: &str, name| list.split(' ').any(|found| found == name);
+    let available = cgroup.get(groups::CONTROLLERS)?;
+    let enabled = cgroup.get(groups::SUBTREE_CONTROL)?;
     for controller in ["cpu", "memory", "io"] {
-        if has(&available, controller) && !has(&enabled, controller) {
-            cgroup.write("cgroup.subtree_control", &format!("+{controller}"))?;
+        if available.contains(controller) && !enabled.contains(controller) {
+            cgroup.set(groups::SUBTREE_CONTROL, &Enable(controller))?;
         }
     }
     Ok(())

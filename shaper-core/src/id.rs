@@ -92,6 +92,62 @@ impl FromStr for ExecutionId {
     }
 }
 
+/// A block device, by number. Shown as in `/sys/dev/block` and in cgroup files: `8:16`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct BlockDevice {
+    /// Its driver.
+    pub major: u32,
+    /// Which one of the driver's.
+    pub minor: u32,
+}
+
+impl BlockDevice {
+    /// From the kernel's own form, major << 20 | minor.
+    pub fn from_kernel(number: u32) -> BlockDevice {
+        BlockDevice { major: number >> 20, minor: number & 0xf_ffff }
+    }
+}
+
+impl fmt::Display for BlockDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+/// Why a block device was not understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not the number of a block device, such as 8:16 (see `lsblk`)")]
+pub struct InvalidBlockDevice(String);
+
+impl FromStr for BlockDevice {
+    type Err = InvalidBlockDevice;
+
+    fn from_str(text: &str) -> Result<BlockDevice, InvalidBlockDevice> {
+        let number = |text: &str| {
+            let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+            if digits { text.parse().ok() } else { None }
+        };
+        text.split_once(':')
+            .and_then(|(major, minor)| Some(BlockDevice { major: number(major)?, minor: number(minor)? }))
+            .ok_or_else(|| InvalidBlockDevice(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for BlockDevice {
+    type Error = InvalidBlockDevice;
+
+    fn try_from(text: String) -> Result<BlockDevice, InvalidBlockDevice> {
+        text.parse()
+    }
+}
+
+impl From<BlockDevice> for String {
+    fn from(device: BlockDevice) -> String {
+        device.to_string()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,6 +179,16 @@ mod tests {
                 prop_assert_eq!(path.parent(), Some(std::path::Path::new("/base")));
                 prop_assert_eq!(path.components().count(), 3);
             }
+        }
+    }
+
+    #[test]
+    fn block_devices_are_two_numbers() {
+        let device = BlockDevice { major: 8, minor: 16 };
+        assert_eq!(BlockDevice::from_kernel(8 << 20 | 16), device);
+        assert_eq!(device.to_string().parse(), Ok(device));
+        for bad in ["", "8", "8:", ":1", "8:-1", "+8:1", "8:1:1", "a:b"] {
+            assert!(bad.parse::<BlockDevice>().is_err(), "{bad}");
         }
     }
 }

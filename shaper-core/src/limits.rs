@@ -17,6 +17,16 @@ pub enum Limit<T> {
     At(T),
 }
 
+impl<T> Limit<T> {
+    /// The same ceiling in other terms.
+    pub fn map<U>(self, convert: impl FnOnce(T) -> U) -> Limit<U> {
+        match self {
+            Limit::Unlimited => Limit::Unlimited,
+            Limit::At(value) => Limit::At(convert(value)),
+        }
+    }
+}
+
 impl<T: Copy> Limit<T> {
     /// The ceiling, if there is one.
     pub fn at(&self) -> Option<T> {

@@ -40,6 +40,16 @@ quantity!(
     Iops
 );
 
+quantity!(
+    /// Bytes read or written a second.
+    BytesPerSec
+);
+
+quantity!(
+    /// A time, in millionths of a second.
+    Micros
+);
+
 /// Relative share of a contended resource, 1 to 10,000; 100 is the kernel's default (`cpu.weight`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]
@@ -48,6 +58,8 @@ pub struct Weight(u32);
 impl Weight {
     /// The weight that a cgroup has when nobody asks for another.
     pub const DEFAULT: Weight = Weight(100);
+    /// The most that a cgroup can have.
+    pub const MAX: Weight = Weight(10_000);
 
     /// A weight, or `None` outside 1 to 10,000.
     pub const fn new(weight: u32) -> Option<Weight> {

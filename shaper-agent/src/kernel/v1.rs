@@ -7,10 +7,50 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::fs::{CWD, Mode, OFlags};
+use shaper_core::units::Bytes;
+
 use cgroups_rs::{
     CgroupPid,
     fs::{Cgroup, cpu::CpuController, hierarchies::V1, memory::MemController},
 };
+
+use super::cgroup::{Contents, File, Malformed, Open, ReadOnly, file::Flat};
+
+/// What the CPU quota denied.
+pub const CPU_STAT: File<V1CpuStat, ReadOnly> = File::new("cpu.stat");
+/// Memory in use.
+pub const MEMORY_USAGE: File<Bytes, ReadOnly> = File::new("memory.usage_in_bytes");
+/// The most that ever was.
+pub const MEMORY_MAX_USAGE: File<Bytes, ReadOnly> = File::new("memory.max_usage_in_bytes");
+/// Who was killed for want of memory.
+pub const OOM_CONTROL: File<V1OomControl, ReadOnly> = File::new("memory.oom_control");
+
+/// What of `cpu.stat` is of use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct V1CpuStat {
+    /// How long the group was stopped by its quota, ns.
+    pub throttled_ns: u64,
+}
+
+impl Contents for V1CpuStat {
+    fn from_text(text: &str) -> Result<V1CpuStat, Malformed> {
+        Ok(V1CpuStat { throttled_ns: Flat::new(text).get("throttled_time")? })
+    }
+}
+
+/// What of `memory.oom_control` is of use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct V1OomControl {
+    /// Processes killed (4.13).
+    pub kills: u64,
+}
+
+impl Contents for V1OomControl {
+    fn from_text(text: &str) -> Result<V1OomControl, Malformed> {
+        Ok(V1OomControl { kills: Flat::new(text).get("oom_kill")? })
+    }
+}
 
 /// Length of a CPU quota's period, µs: the kernel's default.
 pub const PERIOD_US: u64 = 100_000;
@@ -84,6 +124,13 @@ impl V1Group {
     /// Its controller.
     pub fn controller(&self) -> &str {
         &self.controller
+    }
+
+    /// Opens a file to read it again and again; `None` where the kernel has no such file, or the group is gone.
+    pub fn open_file<R, W>(&self, file: File<R, W>) -> Option<Open<R, W>> {
+        let path = self.directory.join(file.name());
+        let fd = rustix::fs::openat(CWD, &path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        Some(Open::new(fd, self.directory.as_path().into(), file))
     }
 
     /// Whether its directory is there.
@@ -177,4 +224,18 @@ impl V1Group {
 /// `cpu.shares` for a `cpu.weight`: 100 corresponds to the default of 1024.
 pub fn shares_of_weight(weight: u32) -> u64 {
     (u64::from(weight) * 1024 / 100).max(2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_a_kernel() {
+        let text = "nr_periods 5\nnr_throttled 2\nthrottled_time 123456789\nnr_bursts 0\nburst_time 0";
+        assert_eq!(V1CpuStat::from_text(text), Ok(V1CpuStat { throttled_ns: 123_456_789 }));
+        assert!(V1CpuStat::from_text("nr_periods 5").is_err());
+        let text = "oom_kill_disable 0\nunder_oom 0\noom_kill 2";
+        assert_eq!(V1OomControl::from_text(text), Ok(V1OomControl { kills: 2 }));
+    }
 }

@@ -3,16 +3,20 @@
 
 use std::{collections::BTreeMap, io, os::fd::OwnedFd, sync::Arc};
 
-use rustix::{
-    event::epoll::{self, CreateFlags, EventData, EventFlags},
-    fs::{Mode, OFlags},
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use shaper_core::{snapshot::Pressure, units::Micros};
+
+use crate::{
+    kernel::cgroup::{
+        Cgroup, CgroupError, File, ReadOnly,
+        pressure::{self, Stall, Trigger},
+    },
+    waiter::Waiter,
 };
 
-use crate::{kernel::cgroup::Cgroup, waiter::Waiter};
-
 /// A tenth of two seconds: an agent without CAP_SYS_RESOURCE may have windows of whole pairs of seconds only.
-const TRIGGER: &[u8] = b"some 200000 2000000\0";
-const FILES: [&str; 2] = ["memory.pressure", "io.pressure"];
+const TRIGGER: Trigger = Trigger { stall: Stall::Some, time: Micros(200_000), window: Micros(2_000_000) };
+const FILES: [File<Pressure, ReadOnly>; 2] = [pressure::MEMORY, pressure::IO];
 /// What the epoll calls the end; no slot has this number.
 const STOP: u64 = u64::MAX;
 /// Events taken at once.
@@ -40,31 +44,28 @@ impl Alarms {
 
     /// Sets the alarms of a cgroup; where its kernel counts no pressure, there are none.
     pub fn set(&mut self, slot: u32, cgroup: &Cgroup) {
-        let set = FILES.iter().filter_map(|file| match self.set_one(slot, cgroup, file) {
-            Ok(set) => set,
-            Err(error) => {
-                let path = cgroup.path().join(file);
-                tracing::warn!(path = %path.display(), %error, "no alarm of pressure: it is read once a second");
-                None
+        let mut set = Vec::new();
+        for file in FILES {
+            match self.set_one(slot, cgroup, file) {
+                Ok(alarm) => set.extend(alarm),
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(error, "no alarm of pressure: it is read once a second");
+                }
             }
-        });
-        let set = set.collect();
+        }
         self.set.insert(slot, set);
     }
 
-    fn set_one(&self, slot: u32, cgroup: &Cgroup, file: &str) -> io::Result<Option<OwnedFd>> {
-        let opened = rustix::fs::openat(cgroup, file, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
-        let fd = match opened {
-            Ok(fd) => fd,
-            Err(rustix::io::Errno::NOENT | rustix::io::Errno::OPNOTSUPP) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        match rustix::io::write(&fd, TRIGGER) {
-            Ok(_) => {}
-            Err(rustix::io::Errno::OPNOTSUPP) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        }
-        epoll::add(&self.epoll, &fd, EventData::new_u64(slot.into()), EventFlags::PRI | EventFlags::ET)?;
+    fn set_one(
+        &self,
+        slot: u32,
+        cgroup: &Cgroup,
+        file: File<Pressure, ReadOnly>,
+    ) -> Result<Option<OwnedFd>, CgroupError> {
+        let Some(fd) = cgroup.watch_pressure(file, &TRIGGER)? else { return Ok(None) };
+        epoll::add(&self.epoll, &fd, EventData::new_u64(slot.into()), EventFlags::PRI | EventFlags::ET)
+            .map_err(|errno| cgroup.error("wait for", file.name(), errno.into()))?;
         Ok(Some(fd))
     }
 

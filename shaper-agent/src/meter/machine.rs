@@ -2,8 +2,8 @@
 
 use shaper_core::snapshot::Pressure;
 
-use super::files::{pressure, read_to_string};
-use crate::kernel::mapped::monotonic_ns;
+use super::files::read_to_string;
+use crate::kernel::{cgroup::Contents, mapped::monotonic_ns};
 
 /// The machine at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,8 +44,9 @@ impl Machine {
             busy_ns: busy_ns(&stat),
             memory: kib("MemTotal"),
             memory_available: kib("MemAvailable"),
-            pressure: ["cpu", "memory", "io"]
-                .map(|resource| pressure(&read_to_string(&format!("/proc/pressure/{resource}"))?)),
+            pressure: ["cpu", "memory", "io"].map(|resource| {
+                Pressure::from_text(&read_to_string(&format!("/proc/pressure/{resource}"))?).ok()
+            }),
             agent_cpu_ns: agent.tv_sec as u64 * 1_000_000_000 + agent.tv_nsec as u64,
             agent_memory: pages * rustix::param::page_size() as u64,
         }

@@ -20,6 +20,7 @@ use std::{
 };
 
 use shaper_common::abi::{IoKey, IoStat};
+use shaper_core::id::BlockDevice;
 
 use crate::{
     actuate::Target,
@@ -96,7 +97,7 @@ pub struct Meter {
     machine: Option<Machine>,
     machine_before: Option<Machine>,
     stocks: u64,
-    devices: HashMap<u32, Device>,
+    devices: HashMap<BlockDevice, Device>,
     alarms: Option<Alarms>,
 }
 

@@ -7,6 +7,7 @@ use shaper_common::{
     hist::{Histogram, IO_SHIFT, QUEUE_SHIFT, RTT_SHIFT},
 };
 use shaper_core::{
+    id::BlockDevice,
     snapshot::{
         CpuUsage, DeviceUsage, Health, IoCount, Latency, MemoryUsage, NetCount, NetUsage, NodeSnapshot,
         Source, Sources, TaskSnapshot, UplinkUsage,
@@ -15,7 +16,7 @@ use shaper_core::{
     units::{BitsPerSec, Bytes, Millicores},
 };
 
-use super::{Device, Meter, Metered, files::DeviceIo};
+use super::{Device, Meter, Metered};
 use crate::{
     kernel::{
         bpf::{Bpf, Counters, Measure},
@@ -145,9 +146,9 @@ impl Meter {
                 }),
                 pressure: reading.cpu_pressure,
             },
-            memory: reading.memory.map(|bytes| MemoryUsage {
-                now: Bytes(bytes),
-                peak: reading.memory_peak.map(Bytes),
+            memory: reading.memory.map(|now| MemoryUsage {
+                now,
+                peak: reading.memory_peak,
                 oom_kills: reading.oom_kills,
                 pressure: reading.memory_pressure,
             }),
@@ -169,7 +170,7 @@ impl Meter {
         let Some(task) = self.tasks.get(&slot) else { return Vec::new() };
         let counters = (&task.stock.counters, task.before.as_ref().map(|before| &before.counters));
         let per = Per(counters.1.map_or(0, |before| counters.0.at_ns.saturating_sub(before.at_ns)));
-        let mut found: Vec<(u32, IoCount, IoCount)> = Vec::new();
+        let mut found: Vec<(BlockDevice, IoCount, IoCount)> = Vec::new();
         if bpf.counts_io() {
             let of_slot = IoKey { slot, ..IoKey::default() }..IoKey { slot: slot + 1, ..IoKey::default() };
             for (key, now) in self.io.range(of_slot) {
@@ -182,8 +183,9 @@ impl Meter {
                     operations_per_sec: per.second(now.operations, before.operations, 1),
                     latency: Some(latency(&now.latency, &before.latency, IO_SHIFT)),
                 };
-                if found.last().is_none_or(|(device, ..)| *device != key.device) {
-                    found.push((key.device, IoCount::default(), IoCount::default()));
+                let of = BlockDevice::from_kernel(key.device);
+                if found.last().is_none_or(|(device, ..)| *device != of) {
+                    found.push((of, IoCount::default(), IoCount::default()));
                 }
                 let Some((_, read, write)) = found.last_mut() else { continue };
                 match key.direction {
@@ -193,19 +195,15 @@ impl Meter {
                 }
             }
         } else {
-            let count = |io: &DeviceIo, direction: usize| IoCount {
-                bytes: io.bytes[direction],
-                operations: io.operations[direction],
-                ..IoCount::default()
-            };
-            for io in task.reading.io.iter().flatten() {
-                found.push((io.device, count(io, 0), count(io, 1)));
+            let count = |bytes, operations| IoCount { bytes, operations, ..IoCount::default() };
+            for (device, io) in task.reading.io.iter().flatten() {
+                found.push((*device, count(io.read, io.reads), count(io.written, io.writes)));
             }
         }
-        let usage = |(number, read, write): (u32, IoCount, IoCount)| {
+        let usage = |(number, read, write): (BlockDevice, IoCount, IoCount)| {
             let device = self.devices.entry(number).or_insert_with(|| Device::of(number));
             DeviceUsage {
-                device: format!("{}:{}", number >> 20, number & 0xf_ffff),
+                device: number.to_string(),
                 name: device.name.clone(),
                 stacked: device.stacked,
                 read,
@@ -241,8 +239,8 @@ fn network(
 
 impl Device {
     /// What sysfs says of it: nothing once it is gone.
-    fn of(number: u32) -> Device {
-        let path = PathBuf::from(format!("/sys/dev/block/{}:{}", number >> 20, number & 0xf_ffff));
+    fn of(number: BlockDevice) -> Device {
+        let path = PathBuf::from(format!("/sys/dev/block/{number}"));
         let target = fs::read_link(&path).unwrap_or_default();
         let name = target.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let has_slaves = fs::read_dir(path.join("slaves")).is_ok_and(|mut slaves| slaves.next().is_some());

@@ -38,7 +38,7 @@ use crate::{
     ground::{Ground, GroundError},
     kernel::{
         bpf::{Bpf, BpfConfig, BpfError},
-        cgroup::{Cgroup, CgroupError},
+        cgroup::{Cgroup, CgroupError, block, cpu, memory},
         v1::V1Error,
     },
     launch::{self, AttachError, SpawnError, spec::Started},
@@ -323,14 +323,15 @@ impl Node {
     /// Where the limits of a task are enforced.
     fn target(&self, cgroup: Cgroup, record: &Record) -> Result<Target, NodeError> {
         let ground = self.ground.as_ref().ok_or_else(not_established)?;
-        let group = |controller, file| {
-            if matches!(record.origin, Origin::Adopted) || cgroup.has(file) {
+        let group = |controller, is_in_v2| {
+            if matches!(record.origin, Origin::Adopted) || is_in_v2 {
                 return Ok(None);
             }
             ground.v1_group(controller, &record.execution.to_string())
         };
-        let (v1_cpu, v1_memory) = (group("cpu", "cpu.max")?, group("memory", "memory.max")?);
-        let v1_io = group("blkio", "io.stat")?;
+        let v1_cpu = group("cpu", cgroup.has(cpu::MAX))?;
+        let v1_memory = group("memory", cgroup.has(memory::MAX))?;
+        let v1_io = group("blkio", cgroup.has(block::STAT))?;
         Ok(Target { cgroup, v1_cpu, v1_memory, v1_io, slot: record.slot, has_sockets: true })
     }
 

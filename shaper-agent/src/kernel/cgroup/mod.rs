@@ -1,20 +1,33 @@
 //! cgroup v2 directories, by descriptor beneath a root: no path is resolved twice, no symbolic link
 //! is followed, and nothing but cgroup2 is ever written to.
+//!
+//! Each file that shaper reads or writes is a constant of one of the modules below, and its type says what is in
+//! it: `cgroup.get(memory::MAX)` is a `Limit<Bytes>`, and `memory::CURRENT` cannot be written. There is no other way
+//! to a file.
 
 use std::{
     ffi::OsStr,
-    fs::File,
-    io::{self, Read, Write},
+    fs, io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::MetadataExt,
     },
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use rustix::fs::{
     AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, fstatfs, mkdirat, openat, openat2, unlinkat,
 };
+
+pub mod block;
+pub mod cpu;
+pub mod file;
+pub mod groups;
+pub mod memory;
+pub mod pressure;
+
+pub use file::{Contents, File, Malformed, Open, ReadOnly, Setting};
 
 const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
 
@@ -42,6 +55,14 @@ pub enum CgroupError {
         /// What went wrong.
         source: io::Error,
     },
+    /// A file of the cgroup says something that is not understood.
+    #[error("{path} holds {malformed}; is this a newer kernel?")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What was not understood.
+        malformed: Malformed,
+    },
 }
 
 impl CgroupError {
@@ -52,13 +73,21 @@ impl CgroupError {
         };
         source.kind() == io::ErrorKind::NotFound || source.raw_os_error() == Some(libc::ENODEV)
     }
+
+    /// What the kernel answered, if it was asked.
+    pub fn errno(&self) -> Option<rustix::io::Errno> {
+        let (CgroupError::Open { source, .. } | CgroupError::File { source, .. }) = self else {
+            return None;
+        };
+        rustix::io::Errno::from_io_error(source)
+    }
 }
 
 /// An open cgroup v2 directory.
 #[derive(Debug)]
 pub struct Cgroup {
     directory: OwnedFd,
-    path: PathBuf,
+    path: Arc<Path>,
     id: u64,
 }
 
@@ -87,10 +116,10 @@ impl Cgroup {
         if file_system.f_type as i64 != CGROUP2_SUPER_MAGIC {
             return Err(CgroupError::NotACgroup(path));
         }
-        let file = File::from(directory);
+        let file = fs::File::from(directory);
         // The id that BPF helpers give is the inode number of the directory (kernfs, 64 bit).
         let id = file.metadata().map_err(error)?.ino();
-        Ok(Cgroup { directory: file.into(), path, id })
+        Ok(Cgroup { directory: file.into(), path: path.into(), id })
     }
 
     /// Its id, as `bpf_get_current_cgroup_id` gives it.
@@ -150,50 +179,81 @@ impl Cgroup {
         Ok(ids)
     }
 
-    /// Whether the file `name` is there: a controller is enabled, a kernel has a feature.
-    pub fn has(&self, name: &str) -> bool {
-        rustix::fs::accessat(&self.directory, name, rustix::fs::Access::EXISTS, AtFlags::empty()).is_ok()
+    /// Whether a file is there: a controller is enabled, a kernel has a feature.
+    pub fn has<R, W>(&self, file: File<R, W>) -> bool {
+        rustix::fs::accessat(&self.directory, file.name(), rustix::fs::Access::EXISTS, AtFlags::empty())
+            .is_ok()
     }
 
-    /// The contents of the file `name`, without the newline at its end.
-    pub fn read(&self, name: &str) -> Result<String, CgroupError> {
-        let mut text = String::new();
-        self.file(name, OFlags::RDONLY)
-            .and_then(|mut file| file.read_to_string(&mut text))
-            .map_err(|source| self.error("read", name, source))?;
-        text.truncate(text.trim_end_matches('\n').len());
-        Ok(text)
+    /// What a file says.
+    pub fn get<R: Contents, W>(&self, file: File<R, W>) -> Result<R, CgroupError> {
+        match self.open_for(file, OFlags::RDONLY)? {
+            Some(open) => open.read(),
+            None => Err(self.error("read", file.name(), io::ErrorKind::NotFound.into())),
+        }
     }
 
-    /// Writes the file `name`, in one call as cgroup files want it.
-    pub fn write(&self, name: &str, text: &str) -> Result<(), CgroupError> {
-        self.file(name, OFlags::WRONLY)
-            .and_then(|mut file| file.write_all(text.as_bytes()))
-            .map_err(|source| self.error("write", name, source))
+    /// What a file says; `None` where the kernel or the cgroup has no such file.
+    pub fn find<R: Contents, W>(&self, file: File<R, W>) -> Result<Option<R>, CgroupError> {
+        self.open_for(file, OFlags::RDONLY)?.map(|open| open.read()).transpose()
     }
 
-    fn file(&self, name: &str, access: OFlags) -> io::Result<File> {
-        let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        Ok(File::from(openat(&self.directory, name, flags, Mode::empty())?))
+    /// Writes a file.
+    pub fn set<R, W: Setting>(&self, file: File<R, W>, value: &W) -> Result<(), CgroupError> {
+        match self.open_for(file, OFlags::WRONLY)? {
+            Some(open) => open.write(value),
+            None => Err(self.error("write", file.name(), io::ErrorKind::NotFound.into())),
+        }
     }
 
-    fn error(&self, verb: &'static str, name: &str, source: io::Error) -> CgroupError {
+    /// Opens a file to read it again and again; `None` where the kernel or the cgroup has no such file.
+    pub fn open_file<R, W>(&self, file: File<R, W>) -> Result<Option<Open<R, W>>, CgroupError> {
+        self.open_for(file, OFlags::RDONLY)
+    }
+
+    /// Opens a file to read and write it again and again; `None` where there is no such file.
+    pub fn open_file_to_write<R, W: Setting>(
+        &self,
+        file: File<R, W>,
+    ) -> Result<Option<Open<R, W>>, CgroupError> {
+        // What may only be written, such as memory.reclaim, may not be opened to be read even by root.
+        let may_read = rustix::fs::statat(&self.directory, file.name(), AtFlags::SYMLINK_NOFOLLOW)
+            .is_ok_and(|stat| Mode::from_raw_mode(stat.st_mode).intersects(Mode::RUSR));
+        self.open_for(file, if may_read { OFlags::RDWR } else { OFlags::WRONLY })
+    }
+
+    fn open_for<R, W>(&self, file: File<R, W>, access: OFlags) -> Result<Option<Open<R, W>>, CgroupError> {
+        match openat(&self.directory, file.name(), access | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())
+        {
+            Ok(fd) => Ok(Some(Open::new(fd, Arc::clone(&self.path), file))),
+            // The second: pressure, where the kernel was told not to count it.
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::OPNOTSUPP) => Ok(None),
+            Err(source) => Err(self.error("open", file.name(), source.into())),
+        }
+    }
+
+    pub(crate) fn error(&self, verb: &'static str, name: &str, source: io::Error) -> CgroupError {
         CgroupError::File { verb, path: self.path.join(name), source }
     }
 
     /// Whether a process is in it or below it.
     pub fn is_populated(&self) -> Result<bool, CgroupError> {
-        Ok(self.read("cgroup.events")?.lines().any(|line| line == "populated 1"))
+        Ok(self.get(groups::EVENTS)?.populated)
     }
 
     /// Its own processes.
     pub fn processes(&self) -> Result<Vec<u32>, CgroupError> {
-        Ok(self.read("cgroup.procs")?.lines().filter_map(|line| line.parse().ok()).collect())
+        Ok(self.get(groups::PROCESSES)?.0)
+    }
+
+    /// Moves a process into it.
+    pub fn add(&self, process: u32) -> Result<(), CgroupError> {
+        self.set(groups::PROCESSES, &process)
     }
 
     /// Sends SIGKILL to every process in it and below, those that fork meanwhile included.
     pub fn kill(&self) -> Result<(), CgroupError> {
-        self.write("cgroup.kill", "1")
+        self.set(groups::KILL, &true)
     }
 
     /// Moves every process in it and below it to `target`.
@@ -208,8 +268,8 @@ impl Cgroup {
                 break;
             }
             for process in processes {
-                match target.write("cgroup.procs", &process.to_string()) {
-                    Err(CgroupError::File { source, .. }) if source.raw_os_error() == Some(libc::ESRCH) => {}
+                match target.add(process) {
+                    Err(error) if error.errno() == Some(rustix::io::Errno::SRCH) => {}
                     other => other?,
                 }
             }
@@ -222,7 +282,7 @@ impl Cgroup {
         for child in self.children()? {
             child.remove()?;
         }
-        match unlinkat(CWD, &self.path, AtFlags::REMOVEDIR) {
+        match unlinkat(CWD, &*self.path, AtFlags::REMOVEDIR) {
             Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
             Err(source) => Err(self.error("remove", "", source.into())),
         }
@@ -230,7 +290,7 @@ impl Cgroup {
 
     /// Whether processes may be moved into it: it is the root, or hands no controller down.
     pub fn may_hold_processes(&self) -> bool {
-        !self.has("cgroup.type") || self.read("cgroup.subtree_control").is_ok_and(|list| list.is_empty())
+        !self.has(groups::TYPE) || self.get(groups::SUBTREE_CONTROL).is_ok_and(|list| list.0.is_empty())
     }
 }
 
