@@ -7,6 +7,7 @@ pub mod adjust;
 pub mod doctor;
 pub mod document;
 pub mod id;
+pub mod io;
 pub mod limits;
 pub mod place;
 pub mod share;
