@@ -17,7 +17,7 @@ use crate::{
             groups::{self, Enable},
         },
         hierarchy::{Hierarchies, place_of},
-        v1::{V1Error, V1Group, shares_of_weight},
+        v1::{self, Shares, V1Error, V1Group},
     },
 };
 
@@ -118,7 +118,7 @@ impl Ground {
             agent.set(cpu::WEIGHT, &AGENT_WEIGHT)?;
         }
         if let Some(group) = ground.v1_group("cpu", AGENT)? {
-            group.set_cpu_shares(shares_of_weight(AGENT_WEIGHT.get()))?;
+            group.set(v1::CPU_SHARES, &Shares::of(AGENT_WEIGHT))?;
             group.add(std::process::id())?;
         }
         if let Some(group) = ground.v1_group("blkio", AGENT)? {
@@ -183,7 +183,7 @@ impl Ground {
         }
         if let Some((mount, root)) = self.v1_root(group.controller()) {
             let origin = root.parent().unwrap_or(Path::new(""));
-            group.evacuate(&V1Group::open(mount, group.controller(), nearest(mount, origin)))?;
+            group.evacuate(&V1Group::at(mount, group.controller(), nearest(mount, origin)))?;
         }
         let path = group.directory().to_owned();
         group.remove().map_err(|source| GroundError::File { verb: "remove", path, source })
@@ -225,9 +225,9 @@ impl Ground {
                 Err(source) => return Err(GroundError::File { verb: "list", path: directory, source }),
             };
             for entry in entries.flatten().filter(|entry| entry.path().is_dir()) {
-                self.dissolve_v1(&V1Group::open(mount, controller, &root.join(entry.file_name())))?;
+                self.dissolve_v1(&V1Group::at(mount, controller, &root.join(entry.file_name())))?;
             }
-            self.dissolve_v1(&V1Group::open(mount, controller, &root))?;
+            self.dissolve_v1(&V1Group::at(mount, controller, &root))?;
             done.push(format!("{}: removed", directory.display()));
         }
         self.root.remove()?;

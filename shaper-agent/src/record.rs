@@ -14,7 +14,7 @@ use shaper_core::{
     task::{Origin, Owner, Phase, UnixNanos, Usage},
 };
 
-use crate::{actuate::Raw, durable, node::cluster::Assignment};
+use crate::{actuate::Values, durable, node::cluster::Assignment};
 
 /// A task on disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,8 +34,11 @@ pub struct Record {
     pub cgroup: PathBuf,
     /// What it may use.
     pub limits: Limits,
-    /// The ledger: what each knob held before shaper first turned it.
-    pub baseline: Raw,
+    /// What stands beside the limits: knobs that were turned for good.
+    #[serde(default)]
+    pub standing: Values,
+    /// What each knob held before shaper first turned it. It is on disk before the knob is turned.
+    pub baseline: Values,
     /// When it came under management.
     pub created_at: UnixNanos,
     /// The boot in which it ran (`/proc/sys/kernel/random/boot_id`).

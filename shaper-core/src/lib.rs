@@ -8,6 +8,7 @@ pub mod doctor;
 pub mod document;
 pub mod id;
 pub mod io;
+pub mod ledger;
 pub mod limits;
 pub mod place;
 pub mod share;

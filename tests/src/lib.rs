@@ -12,6 +12,7 @@ pub mod checker;
 pub mod cluster;
 pub mod cut;
 pub mod disk;
+pub mod knobs;
 pub mod leftovers;
 pub mod net;
 pub mod pins;

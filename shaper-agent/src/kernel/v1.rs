@@ -2,20 +2,30 @@
 //! files.
 
 use std::{
+    collections::BTreeMap,
     io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
 use rustix::fs::{CWD, Mode, OFlags};
-use shaper_core::units::Bytes;
-
-use cgroups_rs::{
-    CgroupPid,
-    fs::{Cgroup, cpu::CpuController, hierarchies::V1, memory::MemController},
+use serde::{Deserialize, Serialize};
+use shaper_core::{
+    id::BlockDevice,
+    limits::Limit,
+    units::{Bytes, BytesPerSec, Iops, Micros, Weight},
 };
 
-use super::cgroup::{Contents, File, Malformed, Open, ReadOnly, file::Flat};
+use super::cgroup::{
+    CgroupError, Contents, File, Malformed, Open, ReadOnly, Setting,
+    block::IoLimits,
+    cpu::{Bandwidth, BandwidthStep, CpuMax},
+    file::{Flat, number},
+};
+use cgroups_rs::{
+    CgroupPid,
+    fs::{Cgroup, hierarchies::V1},
+};
 
 /// What the CPU quota denied.
 pub const CPU_STAT: File<V1CpuStat, ReadOnly> = File::new("cpu.stat");
@@ -52,13 +62,112 @@ impl Contents for V1OomControl {
     }
 }
 
-/// Length of a CPU quota's period, µs: the kernel's default.
-pub const PERIOD_US: u64 = 100_000;
+/// CPU time in each period.
+pub const CPU_QUOTA: File<V1Limit<Micros>> = File::new("cpu.cfs_quota_us");
+/// Length of a period.
+pub const CPU_PERIOD: File<Micros> = File::new("cpu.cfs_period_us");
+/// What of an unused quota is kept for the next periods (5.14).
+pub const CPU_BURST: File<Micros> = File::new("cpu.cfs_burst_us");
+/// Share of a contended CPU.
+pub const CPU_SHARES: File<Shares> = File::new("cpu.shares");
+/// Whether it runs only where nobody else would (5.15).
+pub const CPU_IDLE: File<bool> = File::new("cpu.idle");
+/// What it may use. v1 reclaims, and answers EBUSY rather than kill.
+pub const MEMORY_LIMIT: File<V1Limit<Bytes>> = File::new("memory.limit_in_bytes");
+/// Bytes a second, then operations: read, written.
+pub const IO_RATES: [File<V1Rates, V1Rate>; 4] = [
+    File::new("blkio.throttle.read_bps_device"),
+    File::new("blkio.throttle.write_bps_device"),
+    File::new("blkio.throttle.read_iops_device"),
+    File::new("blkio.throttle.write_iops_device"),
+];
+
+/// A limit that v1 writes as −1 where there is none, and shows as that or as more than can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct V1Limit<T>(pub Limit<T>);
+
+/// Above this there is no limit: v1 shows the largest number of pages.
+const BEYOND: u64 = i64::MAX as u64 / 2;
+
+impl Contents for V1Limit<Bytes> {
+    fn from_text(text: &str) -> Result<V1Limit<Bytes>, Malformed> {
+        match Bytes::from_text(text)? {
+            Bytes(BEYOND..) => Ok(V1Limit(Limit::Unlimited)),
+            bytes => Ok(V1Limit(Limit::At(bytes))),
+        }
+    }
+}
+
+impl Contents for V1Limit<Micros> {
+    fn from_text(text: &str) -> Result<V1Limit<Micros>, Malformed> {
+        if text == "-1" {
+            return Ok(V1Limit(Limit::Unlimited));
+        }
+        Micros::from_text(text).map(|micros| V1Limit(Limit::At(micros)))
+    }
+}
+
+impl<T: Setting> Setting for V1Limit<T> {
+    fn text(&self) -> String {
+        match &self.0 {
+            Limit::Unlimited => "-1".into(),
+            Limit::At(value) => value.text(),
+        }
+    }
+}
+
+/// `cpu.shares`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shares(pub u64);
+
+impl Shares {
+    /// The shares for a `cpu.weight`: 100 corresponds to the default of 1024.
+    pub fn of(weight: Weight) -> Shares {
+        Shares((u64::from(weight.get()) * 1024 / 100).max(2))
+    }
+}
+
+impl Contents for Shares {
+    fn from_text(text: &str) -> Result<Shares, Malformed> {
+        number(text).map(Shares)
+    }
+}
+
+impl Setting for Shares {
+    fn text(&self) -> String {
+        self.0.to_string()
+    }
+}
+
+/// A ceiling for each device that has one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct V1Rates(pub BTreeMap<BlockDevice, u64>);
+
+impl Contents for V1Rates {
+    fn from_text(text: &str) -> Result<V1Rates, Malformed> {
+        let line = |line: &str| {
+            let (device, rate) = line.split_once(' ').ok_or_else(|| Malformed::new(line))?;
+            Ok((device.parse().map_err(|_| Malformed::new(line))?, number(rate)?))
+        };
+        Ok(V1Rates(text.lines().map(line).collect::<Result<_, _>>()?))
+    }
+}
+
+/// The ceiling of one device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct V1Rate(pub BlockDevice, pub Limit<u64>);
+
+impl Setting for V1Rate {
+    fn text(&self) -> String {
+        // v1 takes 0 for none.
+        format!("{} {}", self.0, self.1.at().unwrap_or(0))
+    }
+}
 
 /// What went wrong with a v1 group.
 #[derive(Debug, thiserror::Error)]
 pub enum V1Error {
-    /// A file of it.
+    /// Making it, or moving processes to it.
     #[error("cannot {verb} the cgroup v1 group {group}: {cause}")]
     File {
         /// What was tried.
@@ -76,9 +185,9 @@ pub enum V1Error {
         /// What went wrong.
         source: io::Error,
     },
-    /// It has another controller.
-    #[error("the cgroup v1 group {0} has no such controller")]
-    NoController(PathBuf),
+    /// A value in a file of it.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
 }
 
 /// A group of one v1 controller.
@@ -91,13 +200,13 @@ pub struct V1Group {
 impl V1Group {
     /// The group `path` (from the mount point on) of `controller`, made if it is not there.
     pub fn make(mount: &Path, controller: &str, path: &Path) -> Result<V1Group, V1Error> {
-        let group = V1Group::open(mount, controller, path);
+        let group = V1Group::at(mount, controller, path);
         group.cgroup.create().map_err(group.error("make"))?;
         Ok(group)
     }
 
     /// The group `path`, which need not be there.
-    pub fn open(mount: &Path, controller: &str, path: &Path) -> V1Group {
+    pub fn at(mount: &Path, controller: &str, path: &Path) -> V1Group {
         let cgroup =
             Cgroup::load_with_specified_controllers(Box::new(V1::new()), path, vec![controller.to_owned()]);
         V1Group { cgroup, directory: mount.join(path), controller: controller.to_owned() }
@@ -128,9 +237,15 @@ impl V1Group {
 
     /// Opens a file to read it again and again; `None` where the kernel has no such file, or the group is gone.
     pub fn open_file<R, W>(&self, file: File<R, W>) -> Option<Open<R, W>> {
+        self.open(file, OFlags::RDONLY).ok()
+    }
+
+    fn open<R, W>(&self, file: File<R, W>, access: OFlags) -> Result<Open<R, W>, V1Error> {
         let path = self.directory.join(file.name());
-        let fd = rustix::fs::openat(CWD, &path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-        Some(Open::new(fd, self.directory.as_path().into(), file))
+        match rustix::fs::openat(CWD, &path, access | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty()) {
+            Ok(fd) => Ok(Open::new(fd, self.directory.as_path().into(), file)),
+            Err(errno) => Err(CgroupError::Open { path, source: errno.into() }.into()),
+        }
     }
 
     /// Whether its directory is there.
@@ -138,44 +253,71 @@ impl V1Group {
         self.directory.is_dir()
     }
 
-    /// `cpu.cfs_quota_us`, for a period of [`PERIOD_US`]; −1 is no quota.
-    pub fn cpu_quota(&self) -> Result<i64, V1Error> {
-        self.cpu()?.cfs_quota().map_err(self.error("read cpu.cfs_quota_us of"))
+    /// What a file says.
+    pub fn get<R: Contents, W>(&self, file: File<R, W>) -> Result<R, V1Error> {
+        Ok(self.open(file, OFlags::RDONLY)?.read()?)
     }
 
-    /// Sets `cpu.cfs_quota_us`.
-    pub fn set_cpu_quota(&self, quota_us: i64) -> Result<(), V1Error> {
-        self.cpu()?.set_cfs_quota(quota_us).map_err(self.error("write cpu.cfs_quota_us of"))
+    /// What a file says; `None` where the kernel has none.
+    pub fn find<R: Contents, W>(&self, file: File<R, W>) -> Result<Option<R>, V1Error> {
+        match self.open(file, OFlags::RDONLY) {
+            Ok(open) => Ok(Some(open.read()?)),
+            Err(V1Error::Cgroup(error)) if error.is_gone() && self.exists() => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
-    /// `cpu.shares`.
-    pub fn cpu_shares(&self) -> Result<u64, V1Error> {
-        self.cpu()?.shares().map_err(self.error("read cpu.shares of"))
+    /// Writes a file.
+    pub fn set<R, W: Setting>(&self, file: File<R, W>, value: &W) -> Result<(), V1Error> {
+        Ok(self.open(file, OFlags::WRONLY)?.write(value)?)
     }
 
-    /// Sets `cpu.shares`.
-    pub fn set_cpu_shares(&self, shares: u64) -> Result<(), V1Error> {
-        self.cpu()?.set_shares(shares).map_err(self.error("write cpu.shares of"))
+    /// Quota, period and burst.
+    pub fn bandwidth(&self) -> Result<Bandwidth, V1Error> {
+        let max = CpuMax { quota: self.get(CPU_QUOTA)?.0, period: self.get(CPU_PERIOD)? };
+        Ok(Bandwidth { max, burst: self.find(CPU_BURST)? })
     }
 
-    /// `memory.limit_in_bytes`.
-    pub fn memory_limit(&self) -> Result<i64, V1Error> {
-        Ok(self.memory()?.memory_stat().limit_in_bytes)
+    /// Sets them, in the order that the kernel takes.
+    pub fn set_bandwidth(&self, to: &Bandwidth) -> Result<(), V1Error> {
+        let from = self.bandwidth()?;
+        for step in to.steps(&from) {
+            match step {
+                BandwidthStep::Max(max) => {
+                    if max.period != from.max.period {
+                        self.set(CPU_PERIOD, &max.period)?;
+                    }
+                    self.set(CPU_QUOTA, &V1Limit(max.quota))?;
+                }
+                BandwidthStep::Burst(burst) => self.set(CPU_BURST, &burst)?,
+            }
+        }
+        Ok(())
     }
 
-    /// Sets `memory.limit_in_bytes`; −1 is no limit. v1 reclaims, and answers EBUSY rather than kill.
-    pub fn set_memory_limit(&self, bytes: i64) -> Result<(), V1Error> {
-        self.memory()?.set_limit(bytes).map_err(self.error("write memory.limit_in_bytes of"))
+    /// The ceilings of a device.
+    pub fn io_limits(&self, device: BlockDevice) -> Result<IoLimits, V1Error> {
+        let rate = |index: usize| -> Result<Limit<u64>, V1Error> {
+            let rates = self.get(IO_RATES[index])?;
+            Ok(rates.0.get(&device).copied().map_or(Limit::Unlimited, Limit::At))
+        };
+        Ok(IoLimits {
+            read: rate(0)?.map(BytesPerSec),
+            write: rate(1)?.map(BytesPerSec),
+            read_operations: rate(2)?.map(Iops),
+            write_operations: rate(3)?.map(Iops),
+        })
     }
 
-    /// `memory.usage_in_bytes`.
-    pub fn memory_usage(&self) -> Result<u64, V1Error> {
-        Ok(self.memory()?.memory_stat().usage_in_bytes)
-    }
-
-    /// `memory.max_usage_in_bytes`.
-    pub fn memory_peak(&self) -> Result<u64, V1Error> {
-        Ok(self.memory()?.memory_stat().max_usage_in_bytes)
+    /// Sets the ceilings of a device.
+    pub fn set_io_limits(&self, device: BlockDevice, limits: &IoLimits) -> Result<(), V1Error> {
+        let IoLimits { read, write, read_operations, write_operations } = *limits;
+        let bytes = [read, write].map(|limit| limit.map(|BytesPerSec(bytes)| bytes));
+        let operations = [read_operations, write_operations].map(|limit| limit.map(|Iops(iops)| iops));
+        for (file, limit) in IO_RATES.into_iter().zip(bytes.into_iter().chain(operations)) {
+            self.set(file, &V1Rate(device, limit))?;
+        }
+        Ok(())
     }
 
     /// Adds a process.
@@ -211,19 +353,6 @@ impl V1Group {
             _ => Ok(()),
         }
     }
-
-    fn cpu(&self) -> Result<&CpuController, V1Error> {
-        self.cgroup.controller_of().ok_or_else(|| V1Error::NoController(self.directory.clone()))
-    }
-
-    fn memory(&self) -> Result<&MemController, V1Error> {
-        self.cgroup.controller_of().ok_or_else(|| V1Error::NoController(self.directory.clone()))
-    }
-}
-
-/// `cpu.shares` for a `cpu.weight`: 100 corresponds to the default of 1024.
-pub fn shares_of_weight(weight: u32) -> u64 {
-    (u64::from(weight) * 1024 / 100).max(2)
 }
 
 #[cfg(test)]
@@ -237,5 +366,27 @@ mod tests {
         assert!(V1CpuStat::from_text("nr_periods 5").is_err());
         let text = "oom_kill_disable 0\nunder_oom 0\noom_kill 2";
         assert_eq!(V1OomControl::from_text(text), Ok(V1OomControl { kills: 2 }));
+    }
+
+    #[test]
+    fn no_limit_has_three_forms() {
+        let bytes = V1Limit::<Bytes>::from_text;
+        assert_eq!(bytes("9223372036854771712"), Ok(V1Limit(Limit::Unlimited)));
+        assert_eq!(bytes("1048576"), Ok(V1Limit(Limit::At(Bytes(1 << 20)))));
+        assert!(bytes("-2").is_err());
+        let micros = V1Limit::<Micros>::from_text;
+        assert_eq!(micros("-1"), Ok(V1Limit(Limit::Unlimited)));
+        assert_eq!(micros("50000"), Ok(V1Limit(Limit::At(Micros(50_000)))));
+        assert_eq!(V1Limit(Limit::<Micros>::Unlimited).text(), "-1");
+        let device = BlockDevice { major: 8, minor: 0 };
+        assert_eq!(V1Rates::from_text("8:0 5\n7:1 6").unwrap().0[&device], 5);
+        assert_eq!(V1Rate(device, Limit::Unlimited).text(), "8:0 0");
+        assert!(V1Rates::from_text("8:0").is_err());
+    }
+
+    #[test]
+    fn shares_of_a_weight() {
+        assert_eq!(Shares::of(Weight::DEFAULT), Shares(1024));
+        assert_eq!(Shares::of(Weight::new(1).unwrap()), Shares(10));
     }
 }

@@ -6,6 +6,7 @@ use std::{collections::HashMap, fs, time::Duration};
 use shaper_core::{
     adjust::{self, Brain, Move, Observation, PolicyInForce, TaskObservation},
     id::ExecutionId,
+    ledger::Cause,
     limits::{Limits, LimitsChange},
     spec::{DecisionKind, Demand, Priority},
     task::UnixNanos,
@@ -87,12 +88,14 @@ impl Node {
 
     fn carry_out(&mut self, a_move: Move) {
         match a_move {
-            Move::Grant { execution, change, kind, reason } => match self.regrant(&execution, &change) {
-                Ok(()) => self.tell_decision(&execution, kind.into(), reason),
-                Err(error) => {
-                    tracing::warn!(%execution, error = %launch::chain(&error), "cannot change a grant");
+            Move::Grant { execution, change, kind, reason } => {
+                match self.regrant(&execution, &change, &reason) {
+                    Ok(()) => self.tell_decision(&execution, kind.into(), reason),
+                    Err(error) => {
+                        tracing::warn!(%execution, error = %launch::chain(&error), "cannot change a grant");
+                    }
                 }
-            },
+            }
             Move::Evict { execution, reason } => {
                 let broker = Caller { uid: 0, gid: 0, groups: Vec::new() };
                 let is_there =
@@ -114,11 +117,16 @@ impl Node {
         }
     }
 
-    fn regrant(&mut self, execution: &ExecutionId, change: &LimitsChange) -> Result<(), NodeError> {
+    fn regrant(
+        &mut self,
+        execution: &ExecutionId,
+        change: &LimitsChange,
+        reason: &str,
+    ) -> Result<(), NodeError> {
         if self.task(&execution.task)?.record.execution != *execution {
             return Ok(());
         }
-        self.change(&execution.task, change)
+        self.change(&execution.task, change, &Cause::agent("adjust", reason))
     }
 
     /// The broker's running tasks with their use since the last turn; `None` on the first one.

@@ -3,12 +3,12 @@
 
 use shaper_core::{
     id::ExecutionId,
+    ledger::Cause,
     task::{ExitStatus, Origin, Phase},
 };
 
 use super::{Node, NodeError, SUPERVISOR_LOST, end::status_of, not_established, now};
 use crate::{
-    actuate,
     kernel::{bpf::Bpf, cgroup::Cgroup},
     launch::{self, Attachment},
     record::{self, Record},
@@ -124,7 +124,6 @@ impl Node {
         let (slot, origin) = (record.slot, record.origin.clone());
         let ids = target.cgroup.ids();
         let running = record.phase == Phase::Running;
-        let change = actuate::whole_change(&record.limits, &record.baseline);
         let directory = record::directory(self.state_dir(), &record.execution);
         let execution = record.execution.clone();
         self.insert(record, Some(target));
@@ -136,7 +135,7 @@ impl Node {
         }
         // What is in force is compared with what should be; only what differs is written. Whatever
         // comes of it, the task is looked after.
-        let changed = self.change(&id, &change);
+        let changed = self.put_all_back(&id, &Cause::agent("start", "taken up from an earlier agent"));
         if let Err(error) = self.watch_quota(&id) {
             tracing::warn!(task = %id, error = %launch::chain(&error), "cannot watch a CPU quota");
         }

@@ -11,7 +11,7 @@ use shaper_proto::{failpoint, peer::Caller};
 
 use super::{ENDED_KEPT, Node, NodeError, Task, boottime_ns, not_established, now};
 use crate::{
-    actuate::{self, ActuateError},
+    actuate,
     ground::GroundError,
     launch::{self, Attachment},
     record,
@@ -184,11 +184,12 @@ impl Node {
         let bpf = self.bpf.as_mut().ok_or_else(not_established)?;
         let Some(mut task) = self.tasks.remove(id) else { return Ok(done) };
         let restored = match &task.target {
-            Some(target) => actuate::restore(target, bpf, &task.record.baseline),
+            Some(target) => actuate::plan(target, bpf, &actuate::as_before(&task.record.baseline))
+                .and_then(|changes| actuate::execute(target, bpf, &changes)),
             None => Ok(()),
         };
         match restored {
-            Err(ActuateError::Cgroup(error)) if error.is_gone() => {}
+            Err(error) if error.is_gone() => {}
             Err(error) => {
                 self.tasks.insert(id.clone(), task);
                 return Err(error.into());

@@ -18,14 +18,14 @@ use shaper_core::{
 use super::{Node, NodeError, not_established, now};
 use crate::{
     actor::Handle,
-    kernel::{bpf, mapped::monotonic_ns, v1::PERIOD_US},
+    kernel::{bpf, cgroup::cpu::CpuMax, mapped::monotonic_ns},
     launch,
     meter::Alarms,
     waiter::Waiter,
 };
 
 /// A window of the warning is as long as the period of a quota.
-const PERIOD_NS: u64 = PERIOD_US * 1000;
+const PERIOD_NS: u64 = CpuMax::PERIOD.0 * 1000;
 /// The kernel charges CPU time at ticks, and a tick is 4 ms on most kernels: the warning comes two of them before
 /// the quota is used up, where that leaves half of it.
 const TICKS_NS: u64 = 8_000_000;

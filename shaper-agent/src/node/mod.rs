@@ -2,6 +2,7 @@
 
 mod adjust;
 mod adopt;
+mod change;
 pub mod cluster;
 mod end;
 mod events;
@@ -27,6 +28,7 @@ use tokio::{
     sync::{mpsc, watch},
 };
 
+pub use self::change::Hold;
 use self::cluster::{Assignment, News};
 use shaper_proto::peer::Caller;
 

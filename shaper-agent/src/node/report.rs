@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::{Node, NodeError, Task, now};
 use crate::{
-    actuate::{self, ActuateError},
+    actuate,
     kernel::{bpf::Counters, features},
     record::{self, Record},
 };
@@ -112,10 +112,12 @@ impl Node {
         let Record { execution, owner, runs_as, origin, cgroup, limits, created_at, phase, .. } =
             &task.record;
         let enforcement: Vec<Enforcement> = match (&task.target, &self.bpf) {
-            (Some(target), Some(bpf)) if task.is_running() => match actuate::enforcement(target, bpf) {
-                Err(ActuateError::Cgroup(error)) if error.is_gone() => Vec::new(),
-                other => other?,
-            },
+            (Some(target), Some(bpf)) if task.is_running() => {
+                match actuate::enforcement(target, bpf, &task.record.baseline) {
+                    Err(error) if error.is_gone() => Vec::new(),
+                    other => other?,
+                }
+            }
             _ => Vec::new(),
         };
         Ok(TaskStatus {
@@ -155,7 +157,7 @@ impl Node {
         let (Some(target), Some(bpf)) = (&task.target, &self.bpf) else { return Ok(Usage::default()) };
         let counters = self.meter.counters_now(target.slot, bpf).unwrap_or_else(|| bpf.counters(target.slot));
         let memory_bytes = match actuate::memory_in_use(target) {
-            Err(ActuateError::Cgroup(error)) if error.is_gone() => None,
+            Err(error) if error.is_gone() => None,
             other => other?.map(|bytes| bytes.0),
         };
         Ok(usage_of(&counters, self.meter.counters_before(target.slot), memory_bytes))

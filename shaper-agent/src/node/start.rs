@@ -8,6 +8,7 @@ use std::{
 use shaper_common::abi::{LEVELS_MAX, SLOT_FIRST};
 use shaper_core::{
     id::{ExecutionId, TaskId},
+    ledger::{Actor, Cause},
     limits::{Limits, LimitsChange},
     task::{ExitStatus, Origin, Phase, TaskStatus},
 };
@@ -19,7 +20,7 @@ use super::{
     COMMAND_MAX, LAUNCH_DEADLINE, Node, NodeError, RunRequest, SUPERVISOR_LOST, not_established, now,
 };
 use crate::{
-    actuate::{self, Raw},
+    actuate::Values,
     kernel::{cgroup::Cgroup, features},
     launch::{self, Attachment, SpawnError, Spawned, spec::LaunchSpec},
     record::{self, Record},
@@ -48,7 +49,8 @@ impl Node {
             slot: 0,
             cgroup: PathBuf::new(),
             limits: request.limits,
-            baseline: Raw::new(),
+            standing: Values::new(),
+            baseline: Values::new(),
             created_at: now(),
             boot_id: self.boot_id.clone(),
             phase: Phase::Running,
@@ -56,7 +58,11 @@ impl Node {
             assignment: request.assignment,
             kill_at_boottime_ns: None,
         };
-        self.begin(record)?;
+        let cause = match &record.assignment {
+            Some(_) => Cause::new(Actor::Broker(self.highest_epoch), "start"),
+            None => Cause::new(Actor::User(caller.uid), "run"),
+        };
+        self.begin(record, cause)?;
         let spec = LaunchSpec {
             execution: execution.clone(),
             command: request.command,
@@ -171,7 +177,7 @@ impl Node {
     }
 
     /// Makes everything in the kernel for a task and puts its limits in force, intent first.
-    fn begin(&mut self, mut record: Record) -> Result<(), NodeError> {
+    fn begin(&mut self, mut record: Record, cause: Cause) -> Result<(), NodeError> {
         self.establish()?;
         let Some(slot) = self.free_slots.pop_first() else {
             return Err(NodeError::Exhausted(format!(
@@ -192,11 +198,11 @@ impl Node {
         self.insert(record, None);
         self.task_mut(&execution.task)?.holds_slot = true;
         failpoint::hit("agent-after-record");
-        self.begin_in_kernel(&execution.task)
+        self.begin_in_kernel(&execution.task, &cause)
             .inspect_err(|error| self.abort(&execution, &launch::chain(error)))
     }
 
-    fn begin_in_kernel(&mut self, id: &TaskId) -> Result<(), NodeError> {
+    fn begin_in_kernel(&mut self, id: &TaskId, cause: &Cause) -> Result<(), NodeError> {
         let record = &self.task(id)?.record;
         let (slot, limits) = (record.slot, record.limits);
         let adopted = record.origin == Origin::Adopted;
@@ -217,7 +223,7 @@ impl Node {
         let ids = self.task(id)?.target.as_ref().ok_or_else(not_established)?.cgroup.ids()?;
         self.bpf.as_mut().ok_or_else(not_established)?.join(slot, &ids)?;
         self.meter_task(id)?;
-        self.change(id, &limits.as_change())
+        self.change(id, &limits.as_change(), cause)
     }
 
     /// Measures a task whose slot has its cgroups.
@@ -426,7 +432,8 @@ impl Node {
             slot: 0,
             cgroup: path,
             limits,
-            baseline: Raw::new(),
+            standing: Values::new(),
+            baseline: Values::new(),
             created_at: now(),
             boot_id: self.boot_id.clone(),
             phase: Phase::Running,
@@ -435,7 +442,7 @@ impl Node {
             kill_at_boottime_ns: None,
         };
         self.may_adopt(&record.cgroup)?;
-        self.begin(record)?;
+        self.begin(record, Cause::new(Actor::User(caller.uid), "adopt"))?;
         // Sockets that are older than the adoption join the pacing loop.
         if let Err(error) = self.bpf.as_ref().ok_or_else(not_established)?.walk_tcp() {
             self.note(
@@ -502,33 +509,8 @@ impl Node {
         if !self.task(id)?.is_running() {
             return Err(NodeError::Precondition(format!("task `{id}` has ended")));
         }
-        self.change(id, change)?;
+        self.change(id, change, &Cause::new(Actor::User(caller.uid), "set"))?;
         self.status(id)
-    }
-
-    pub(super) fn change(&mut self, id: &TaskId, change: &LimitsChange) -> Result<(), NodeError> {
-        let task = self.tasks.get_mut(id).ok_or_else(|| NodeError::NoSuchTask(id.clone()))?;
-        let target = task.target.as_ref().ok_or_else(not_established)?;
-        let bpf = self.bpf.as_mut().ok_or_else(not_established)?;
-        // The ledger is on disk before the first knob is turned.
-        let mut baseline = task.record.baseline.clone();
-        actuate::note_baseline(target, bpf, change, &mut baseline)?;
-        let before = task.record.limits;
-        task.record.baseline = baseline;
-        task.record.limits = before.with(change);
-        task.record.save(&self.config.state_dir)?;
-        if let Err(error) = actuate::apply(target, bpf, change) {
-            task.record.limits = before;
-            task.record.save(&self.config.state_dir)?;
-            return Err(error.into());
-        }
-        if change.cpu.is_some()
-            && let Err(error) = self.watch_quota(id)
-        {
-            // The limit holds all the same; what is lost is the warning.
-            tracing::warn!(task = %id, error = %launch::chain(&error), "cannot watch a CPU quota");
-        }
-        Ok(())
     }
 }
 

@@ -5,6 +5,7 @@ mod adopt;
 mod cpu;
 mod identity;
 mod input;
+mod knobs;
 mod measure;
 mod net;
 mod release;

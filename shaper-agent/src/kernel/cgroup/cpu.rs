@@ -15,8 +15,8 @@ use super::{
 pub const MAX: File<CpuMax> = File::new("cpu.max");
 /// What of an unused quota is kept for the next periods (5.14).
 pub const MAX_BURST: File<Micros> = File::new("cpu.max.burst");
-/// Share of a contended CPU.
-pub const WEIGHT: File<CpuWeight, Weight> = File::new("cpu.weight");
+/// Share of a contended CPU; of a cgroup that is `cpu.idle` it says nothing, and may not be written.
+pub const WEIGHT: File<Weight> = File::new("cpu.weight");
 /// Whether it runs only where nobody else would (5.15). 0 after 1 leaves `cpu.weight` at 100.
 pub const IDLE: File<bool> = File::new("cpu.idle");
 /// The CPUs that it asks for.
@@ -67,23 +67,13 @@ impl Setting for CpuMax {
     }
 }
 
-/// `cpu.weight` as it reads: a cgroup that is `cpu.idle` shows 0, and refuses to be given another.
+/// `cpu.weight` and `cpu.idle`: a cgroup has a weight or is idle, and forgets its weight when it becomes so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CpuWeight {
+pub enum CpuShare {
     /// Below every weight.
     Idle,
     /// This weight.
     At(Weight),
-}
-
-impl Contents for CpuWeight {
-    fn from_text(text: &str) -> Result<CpuWeight, Malformed> {
-        if text == "0" {
-            Ok(CpuWeight::Idle)
-        } else {
-            <Weight as Contents>::from_text(text).map(CpuWeight::At)
-        }
-    }
 }
 
 /// `cpu.max` and `cpu.max.burst`: the kernel takes neither that would make the burst exceed the quota.
@@ -136,6 +126,29 @@ impl Cgroup {
             }
         }
         Ok(())
+    }
+}
+
+impl Cgroup {
+    /// Its weight, or that it is idle.
+    pub fn cpu_share(&self) -> Result<CpuShare, CgroupError> {
+        match self.find(IDLE)? {
+            Some(true) => Ok(CpuShare::Idle),
+            _ => Ok(CpuShare::At(self.get(WEIGHT)?)),
+        }
+    }
+
+    /// Sets either.
+    pub fn set_cpu_share(&self, share: CpuShare) -> Result<(), CgroupError> {
+        match share {
+            CpuShare::Idle => self.set(IDLE, &true),
+            CpuShare::At(weight) => {
+                if self.find(IDLE)? == Some(true) {
+                    self.set(IDLE, &false)?;
+                }
+                self.set(WEIGHT, &weight)
+            }
+        }
     }
 }
 
@@ -249,13 +262,6 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_group_has_no_weight() {
-        assert_eq!(CpuWeight::from_text("0"), Ok(CpuWeight::Idle));
-        assert_eq!(CpuWeight::from_text("100"), Ok(CpuWeight::At(Weight::DEFAULT)));
-        assert!(CpuWeight::from_text("10001").is_err());
-    }
-
-    #[test]
     fn cpu_stat_with_and_without_the_controller() {
         // 6.12, cpu controller enabled.
         let text = "usage_usec 1234567\nuser_usec 1000000\nsystem_usec 234567\nnice_usec 0\n\
@@ -333,7 +339,7 @@ mod tests {
 
         #[test]
         fn no_text_panics(text in "[ -~\n]{0,64}") {
-            let _ = (CpuMax::from_text(&text), CpuSet::from_text(&text), CpuStat::from_text(&text), CpuWeight::from_text(&text));
+            let _ = (CpuMax::from_text(&text), CpuSet::from_text(&text), CpuStat::from_text(&text));
         }
     }
 }

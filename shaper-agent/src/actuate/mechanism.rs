@@ -1,0 +1,199 @@
+//! How a knob is turned for a task: one place for each, in v2 where the controller is, else in v1.
+
+use std::path::Path;
+
+use shaper_common::abi::PACE_ON;
+use shaper_core::{
+    id::BlockDevice,
+    limits::Limit,
+    units::{BitsPerSec, Micros},
+};
+
+use super::{ActuateError, Knob, Pacing, Target, Value, Wish};
+use crate::kernel::{
+    cgroup::{
+        Cgroup, File,
+        block::{self, IoLimits, IoWeight, OfDevice, SetIoWeight},
+        cpu::{self, Bandwidth, CpuMax, CpuShare},
+        memory,
+    },
+    v1::{self, Shares, V1Group, V1Limit},
+};
+
+/// How a knob is turned for a task.
+pub(super) enum Mechanism<'a> {
+    Cgroup(&'a Cgroup),
+    V1(&'a V1Group),
+    Pacing(u32),
+}
+
+/// A file of cgroup v2 that holds a bound of memory.
+fn memory_file(knob: Knob) -> File<Limit<shaper_core::units::Bytes>> {
+    match knob {
+        Knob::MemoryHigh => memory::HIGH,
+        Knob::MemoryLow => memory::LOW,
+        _ => memory::MAX,
+    }
+}
+
+/// io.cost's where it is, else BFQ's.
+fn io_weight_file(cgroup: &Cgroup) -> File<IoWeight, SetIoWeight> {
+    if cgroup.has(block::WEIGHT) { block::WEIGHT } else { block::BFQ_WEIGHT }
+}
+
+impl<'a> Mechanism<'a> {
+    pub(super) fn of(target: &'a Target, knob: Knob) -> Result<Mechanism<'a>, ActuateError> {
+        let cgroup = &target.cgroup;
+        let (is_in_v2, v1) = match knob {
+            Knob::NetEgress => return Ok(Mechanism::Pacing(target.slot)),
+            Knob::Cpu => (cgroup.has(cpu::MAX), &target.v1_cpu),
+            Knob::CpuWeight => (cgroup.has(cpu::WEIGHT), &target.v1_cpu),
+            Knob::Memory => (cgroup.has(memory::MAX), &target.v1_memory),
+            // v1 has nothing that does the same.
+            Knob::MemoryHigh => (cgroup.has(memory::HIGH), &None),
+            Knob::MemoryLow => (cgroup.has(memory::LOW), &None),
+            Knob::IoWeight => (cgroup.has(io_weight_file(cgroup)), &None),
+            Knob::IoMax(_) => (cgroup.has(block::MAX), &target.v1_io),
+        };
+        if is_in_v2 {
+            return Ok(Mechanism::Cgroup(cgroup));
+        }
+        v1.as_ref().map(Mechanism::V1).ok_or(ActuateError::NoMechanism {
+            knob,
+            reason: "no controller of this host reaches this cgroup (see `shaper doctor`); on a hybrid host only \
+                     launched tasks have one: start it with `shaper run`",
+        })
+    }
+
+    /// By its usual name.
+    pub(super) fn name(&self, knob: Knob) -> &'static str {
+        match (self, knob) {
+            (Mechanism::Cgroup(_), Knob::Cpu) => cpu::MAX.name(),
+            (Mechanism::Cgroup(_), Knob::CpuWeight) => cpu::WEIGHT.name(),
+            (Mechanism::Cgroup(_), Knob::IoMax(_)) => block::MAX.name(),
+            (Mechanism::Cgroup(cgroup), Knob::IoWeight) => io_weight_file(cgroup).name(),
+            (Mechanism::Cgroup(_), _) => memory_file(knob).name(),
+            (Mechanism::V1(_), Knob::CpuWeight) => "v1 cpu.shares",
+            (Mechanism::V1(_), Knob::Memory) => "v1 memory.limit_in_bytes",
+            (Mechanism::V1(_), Knob::IoMax(_)) => "v1 blkio.throttle",
+            (Mechanism::V1(_), _) => "v1 cpu.cfs_quota_us",
+            (Mechanism::Pacing(_), _) => "tcp-pacing",
+        }
+    }
+
+    /// What the knob will hold when a wish is granted. `before`: what it holds.
+    pub(super) fn value(&self, wish: &Wish, before: Value) -> Value {
+        let value = match (*wish, self) {
+            (Wish::Cpu(limit), _) => {
+                let max = CpuMax::of(limit);
+                // As much as the quota: over ten seconds that is a hundredth.
+                let of_quota = max.quota.at().unwrap_or(Micros(0));
+                let has_burst = matches!(before, Value::Bandwidth(Bandwidth { burst: Some(_), .. }));
+                Value::Bandwidth(Bandwidth { max, burst: has_burst.then_some(of_quota) })
+            }
+            (Wish::CpuWeight(weight), Mechanism::V1(_)) => Value::Shares(Shares::of(weight)),
+            (Wish::CpuWeight(weight) | Wish::IoWeight(weight), _) => Value::Weight(weight),
+            (Wish::CpuIdle, _) => Value::Idle,
+            (Wish::Memory(limit) | Wish::MemoryHigh(limit) | Wish::MemoryLow(limit), _) => {
+                Value::Memory(limit)
+            }
+            (Wish::NetEgress(limit), _) => Value::Rate(limit),
+            (Wish::IoMax(_, limits), _) => Value::Io(limits),
+            (Wish::Exactly(_, value), _) => value,
+        };
+        value.as_kept()
+    }
+
+    pub(super) fn read(&self, pacing: &dyn Pacing, knob: Knob) -> Result<Value, ActuateError> {
+        Ok(match (self, knob) {
+            (Mechanism::Pacing(slot), _) => {
+                let pace = pacing.pace(*slot);
+                let limit = if pace.mode == PACE_ON {
+                    Limit::At(BitsPerSec(pace.rate * 8))
+                } else {
+                    Limit::Unlimited
+                };
+                Value::Rate(limit)
+            }
+            (Mechanism::Cgroup(cgroup), Knob::Cpu) => Value::Bandwidth(cgroup.bandwidth()?),
+            (Mechanism::V1(group), Knob::Cpu) => Value::Bandwidth(group.bandwidth()?),
+            (Mechanism::Cgroup(cgroup), Knob::CpuWeight) => match cgroup.cpu_share()? {
+                CpuShare::Idle => Value::Idle,
+                CpuShare::At(weight) => Value::Weight(weight),
+            },
+            (Mechanism::V1(group), Knob::CpuWeight) => match group.find(v1::CPU_IDLE)? {
+                Some(true) => Value::Idle,
+                _ => Value::Shares(group.get(v1::CPU_SHARES)?),
+            },
+            (Mechanism::Cgroup(cgroup), Knob::IoMax(device)) => {
+                Value::Io(cgroup.get(block::MAX)?.get(&device).copied().unwrap_or_default())
+            }
+            (Mechanism::V1(group), Knob::IoMax(device)) => Value::Io(group.io_limits(device)?),
+            (Mechanism::Cgroup(cgroup), Knob::IoWeight) => {
+                Value::Weight(cgroup.get(io_weight_file(cgroup))?.default)
+            }
+            (Mechanism::Cgroup(cgroup), _) => Value::Memory(cgroup.get(memory_file(knob))?),
+            (Mechanism::V1(group), _) => Value::Memory(group.get(v1::MEMORY_LIMIT)?.0),
+        })
+    }
+
+    pub(super) fn write(
+        &self,
+        pacing: &mut dyn Pacing,
+        knob: Knob,
+        value: &Value,
+        has_sockets: bool,
+    ) -> Result<(), ActuateError> {
+        match (self, *value) {
+            (Mechanism::Pacing(slot), Value::Rate(limit)) => pacing.limit(*slot, limit.at(), has_sockets)?,
+            (Mechanism::Cgroup(cgroup), Value::Bandwidth(bandwidth)) => cgroup.set_bandwidth(&bandwidth)?,
+            (Mechanism::V1(group), Value::Bandwidth(bandwidth)) => group.set_bandwidth(&bandwidth)?,
+            (Mechanism::Cgroup(cgroup), Value::Idle) => cgroup.set_cpu_share(CpuShare::Idle)?,
+            (Mechanism::V1(group), Value::Idle) => group.set(v1::CPU_IDLE, &true)?,
+            (Mechanism::Cgroup(cgroup), Value::Weight(weight)) if knob == Knob::IoWeight => {
+                cgroup.set(io_weight_file(cgroup), &SetIoWeight::Default(weight))?;
+            }
+            (Mechanism::Cgroup(cgroup), Value::Weight(weight)) => {
+                cgroup.set_cpu_share(CpuShare::At(weight))?;
+            }
+            (Mechanism::V1(group), Value::Shares(shares)) => {
+                // An idle group refuses shares.
+                if group.find(v1::CPU_IDLE)? == Some(true) {
+                    group.set(v1::CPU_IDLE, &false)?;
+                }
+                group.set(v1::CPU_SHARES, &shares)?;
+            }
+            (Mechanism::Cgroup(cgroup), Value::Memory(limit)) => cgroup.set(memory_file(knob), &limit)?,
+            (Mechanism::V1(group), Value::Memory(limit)) => group.set(v1::MEMORY_LIMIT, &V1Limit(limit))?,
+            (_, Value::Io(limits)) => {
+                if let Knob::IoMax(device) = knob {
+                    self.write_io(device, &limits)?;
+                }
+            }
+            // Written down on another kind of host: a hierarchy has moved since.
+            (_, value) => return Err(ActuateError::OtherHierarchy { knob, value: Box::new(value) }),
+        }
+        Ok(())
+    }
+
+    fn write_io(&self, device: BlockDevice, limits: &IoLimits) -> Result<(), ActuateError> {
+        let written = match self {
+            Mechanism::Cgroup(cgroup) => {
+                cgroup.set(block::MAX, &OfDevice(device, *limits)).map_err(ActuateError::from)
+            }
+            Mechanism::V1(group) => group.set_io_limits(device, limits).map_err(ActuateError::from),
+            Mechanism::Pacing(_) => Ok(()),
+        };
+        match written {
+            // A device that is gone took its limits with it.
+            Err(_) if *limits == IoLimits::default() && !is_there(device) => Ok(()),
+            Err(_) if !is_there(device) => Err(ActuateError::NoDevice(device)),
+            other => other,
+        }
+    }
+}
+
+/// Whether a block device is there.
+pub(super) fn is_there(device: BlockDevice) -> bool {
+    Path::new(&format!("/sys/dev/block/{device}")).exists()
+}

@@ -1,0 +1,330 @@
+//! The one executor: it alone changes a limit.
+//!
+//! A change is planned as actions that carry what was there before; they are executed in order,
+//! each is read back, and when one fails those before it are undone in reverse.
+
+mod knob;
+mod mechanism;
+
+use serde::{Deserialize, Serialize};
+use shaper_common::{
+    abi::{PACE_ON, Pace},
+    pace,
+};
+use shaper_core::{
+    id::BlockDevice,
+    limits::{Limit, Limits},
+    task::Enforcement,
+    units::{BitsPerSec, Bytes},
+};
+use shaper_proto::failpoint;
+
+use crate::kernel::{
+    bpf::{Bpf, BpfError},
+    cgroup::{Cgroup, CgroupError, memory},
+    v1::{self, V1Error, V1Group},
+};
+
+pub use self::knob::{Knob, UnknownKnob, Value, Values, Wish};
+use self::mechanism::Mechanism;
+
+/// How what a slot sends is paced.
+pub trait Pacing {
+    /// What is in force.
+    fn pace(&self, slot: u32) -> Pace;
+
+    /// Sets a ceiling, or lifts it; `has_sockets` if any may be there that have to be told.
+    fn limit(&mut self, slot: u32, ceiling: Option<BitsPerSec>, has_sockets: bool) -> Result<(), BpfError>;
+}
+
+impl Pacing for Bpf {
+    fn pace(&self, slot: u32) -> Pace {
+        self.pacing(slot)
+    }
+
+    fn limit(&mut self, slot: u32, ceiling: Option<BitsPerSec>, has_sockets: bool) -> Result<(), BpfError> {
+        self.limit_egress(slot, ceiling, has_sockets)
+    }
+}
+
+/// Where the limits of a task are enforced.
+pub struct Target {
+    /// Its cgroup.
+    pub cgroup: Cgroup,
+    /// Its group in the v1 cpu hierarchy, on a hybrid host.
+    pub v1_cpu: Option<V1Group>,
+    /// Its group in the v1 memory hierarchy, on a hybrid host.
+    pub v1_memory: Option<V1Group>,
+    /// Its group in the v1 blkio hierarchy, on a hybrid host: block IO is charged there.
+    pub v1_io: Option<V1Group>,
+    /// Its slot in the kernel programs' tables.
+    pub slot: u32,
+    /// Whether anything has run in it that may have opened a socket.
+    pub has_sockets: bool,
+}
+
+/// What went wrong with a limit.
+#[derive(Debug, thiserror::Error)]
+pub enum ActuateError {
+    /// Nothing on this host enforces it for this task.
+    #[error("{knob}: {reason}")]
+    NoMechanism {
+        /// The resource.
+        knob: Knob,
+        /// Why, and what to do.
+        reason: &'static str,
+    },
+    /// A limit below what is in use.
+    #[error(
+        "memory: {wanted} is below what the task uses now ({used}); the kernel would kill it. \
+         Let it free memory first, or choose at least that"
+    )]
+    BelowUse {
+        /// The wanted limit.
+        wanted: Bytes,
+        /// The use.
+        used: Bytes,
+    },
+    /// The kernel took the value and shows another.
+    #[error(
+        "{knob}: wrote `{wrote}`, but it reads `{reads}`: somebody else changes it, or the kernel rounds it"
+    )]
+    ReadBack {
+        /// The resource.
+        knob: Knob,
+        /// What was written.
+        wrote: Box<Value>,
+        /// What is there.
+        reads: Box<Value>,
+    },
+    /// The first failure, and one that befell its undoing.
+    #[error("{first}; and undoing {knob} failed too: {undo}")]
+    Undo {
+        /// Why it had to be undone.
+        first: Box<ActuateError>,
+        /// What could not be undone.
+        knob: Knob,
+        /// Why.
+        undo: Box<ActuateError>,
+    },
+    /// A value of another kind of host.
+    #[error("{knob}: `{value}` was written down when another cgroup hierarchy had this controller")]
+    OtherHierarchy {
+        /// The resource.
+        knob: Knob,
+        /// What was written down.
+        value: Box<Value>,
+    },
+    /// A block device that is not there.
+    #[error("there is no block device {0} (see `lsblk`)")]
+    NoDevice(BlockDevice),
+    /// A v2 file.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// A v1 file.
+    #[error(transparent)]
+    V1(#[from] V1Error),
+    /// A map.
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+}
+
+impl ActuateError {
+    /// Whether everything is again as it was before.
+    pub fn is_undone(&self) -> bool {
+        !matches!(self, ActuateError::Undo { .. })
+    }
+
+    /// Whether the cgroup is not there any more.
+    pub fn is_gone(&self) -> bool {
+        match self {
+            ActuateError::Cgroup(error) | ActuateError::V1(V1Error::Cgroup(error)) => error.is_gone(),
+            _ => false,
+        }
+    }
+}
+
+/// One step, with its undo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// What is turned.
+    pub knob: Knob,
+    /// What it held.
+    pub before: Value,
+    /// What it is to hold.
+    pub after: Value,
+}
+
+/// What is to be done for `wishes`: nothing for a knob that holds it already.
+pub fn plan(target: &Target, pacing: &dyn Pacing, wishes: &[Wish]) -> Result<Vec<Change>, ActuateError> {
+    let mut changes = Vec::new();
+    for wish in wishes {
+        let knob = wish.knob();
+        // What is put back on a device that is gone went with it.
+        if matches!(wish, Wish::Exactly(Knob::IoMax(device), _) if !mechanism::is_there(*device)) {
+            continue;
+        }
+        let mechanism = Mechanism::of(target, knob)?;
+        let before = mechanism.read(pacing, knob)?;
+        let after = mechanism.value(wish, before);
+        if before == after {
+            continue;
+        }
+        if let Wish::Memory(Limit::At(wanted)) = *wish
+            && let Some(used) = memory_in_use(target)?
+            && wanted < used
+        {
+            return Err(ActuateError::BelowUse { wanted, used });
+        }
+        changes.push(Change { knob, before, after });
+    }
+    Ok(changes)
+}
+
+/// What the knobs hold once `wishes` are granted.
+pub fn values(target: &Target, pacing: &dyn Pacing, wishes: &[Wish]) -> Result<Values, ActuateError> {
+    let value = |wish: &Wish| {
+        let knob = wish.knob();
+        let mechanism = Mechanism::of(target, knob)?;
+        Ok((knob, mechanism.value(wish, mechanism.read(pacing, knob)?)))
+    };
+    wishes.iter().map(value).collect()
+}
+
+/// Turns knobs in order, all or none: when one fails, it and those before it are turned back in reverse.
+pub fn execute(target: &Target, pacing: &mut dyn Pacing, changes: &[Change]) -> Result<(), ActuateError> {
+    for (index, change) in changes.iter().enumerate() {
+        failpoint::hit("actuate-before-write");
+        let turned = turn(target, pacing, change.knob, &change.after);
+        failpoint::hit("actuate-after-write");
+        let Err(first) = turned else { continue };
+        // The one that failed is undone as well: it may have been written and misread. All are tried.
+        let mut error = first;
+        for done in changes[..=index].iter().rev() {
+            failpoint::hit("actuate-before-undo");
+            if let Err(undo) = turn(target, pacing, done.knob, &done.before) {
+                error = ActuateError::Undo { first: Box::new(error), knob: done.knob, undo: Box::new(undo) };
+            }
+        }
+        return Err(error);
+    }
+    Ok(())
+}
+
+/// Writes a value and reads it back.
+fn turn(target: &Target, pacing: &mut dyn Pacing, knob: Knob, value: &Value) -> Result<(), ActuateError> {
+    let mechanism = Mechanism::of(target, knob)?;
+    mechanism.write(pacing, knob, value, target.has_sockets)?;
+    let reads = mechanism.read(pacing, knob)?;
+    if reads == *value {
+        Ok(())
+    } else {
+        Err(ActuateError::ReadBack { knob, wrote: Box::new(*value), reads: Box::new(reads) })
+    }
+}
+
+/// What every knob that was ever turned should hold: the limits; else what was decided for good; else what it held
+/// before.
+pub fn decided(limits: &Limits, standing: &Values, baseline: &Values) -> Vec<Wish> {
+    let wish = |(knob, before): (&Knob, &Value)| match knob {
+        Knob::Cpu => Wish::Cpu(limits.cpu),
+        Knob::Memory => Wish::Memory(limits.memory),
+        Knob::NetEgress => Wish::NetEgress(limits.net_egress),
+        other => match (other, limits.cpu_weight, standing.get(other)) {
+            (_, _, Some(value)) => Wish::Exactly(*other, *value),
+            (Knob::CpuWeight, Some(weight), None) => Wish::CpuWeight(weight),
+            (_, _, None) => Wish::Exactly(*other, *before),
+        },
+    };
+    baseline.iter().map(wish).collect()
+}
+
+/// The wishes that put values back which were read before, last first.
+pub fn as_before(values: &Values) -> Vec<Wish> {
+    values.iter().rev().map(|(knob, value)| Wish::Exactly(*knob, *value)).collect()
+}
+
+/// What holds each limit that is in force, as read back now. `turned`: knobs that are told of because they were ever
+/// turned.
+pub fn enforcement(
+    target: &Target,
+    pacing: &dyn Pacing,
+    turned: &Values,
+) -> Result<Vec<Enforcement>, ActuateError> {
+    let always = [Knob::Cpu, Knob::CpuWeight, Knob::Memory, Knob::NetEgress];
+    let more = turned.keys().filter(|knob| !always.contains(knob));
+    let mut found = Vec::new();
+    for knob in always.iter().chain(more).copied() {
+        let Ok(mechanism) = Mechanism::of(target, knob) else { continue };
+        let mut in_force = mechanism.read(pacing, knob)?.to_string();
+        let pace = pacing.pace(target.slot);
+        if knob == Knob::NetEgress && pace.mode == PACE_ON {
+            let active = pace.active.max(pace.active_before.into());
+            let share = BitsPerSec(pace::share(pace.rate, pace.gain.into(), pace.aim.into(), active) * 8);
+            in_force = format!("{in_force}, {active} active sockets at {share}");
+            if active * pace::SHARE_MIN > pace.rate {
+                in_force += " (the least that keeps a socket alive: together they exceed the limit)";
+            }
+        }
+        found.push(Enforcement {
+            resource: knob.to_string(),
+            mechanism: mechanism.name(knob).into(),
+            in_force,
+        });
+    }
+    Ok(found)
+}
+
+/// Memory in use, where a controller says so.
+pub fn memory_in_use(target: &Target) -> Result<Option<Bytes>, ActuateError> {
+    match Mechanism::of(target, Knob::Memory) {
+        Ok(Mechanism::Cgroup(cgroup)) => Ok(Some(cgroup.get(memory::CURRENT)?)),
+        Ok(Mechanism::V1(group)) => Ok(Some(group.get(v1::MEMORY_USAGE)?)),
+        _ => Ok(None),
+    }
+}
+
+/// The most memory that was ever in use, where the kernel counts it; else what is in use.
+pub fn memory_peak(target: &Target) -> Result<Option<Bytes>, ActuateError> {
+    let peak = match Mechanism::of(target, Knob::Memory) {
+        Ok(Mechanism::Cgroup(cgroup)) => cgroup.find(memory::PEAK)?,
+        Ok(Mechanism::V1(group)) => group.find(v1::MEMORY_MAX_USAGE)?,
+        _ => None,
+    };
+    match peak {
+        None => memory_in_use(target),
+        peak => Ok(peak),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shaper_core::units::{Millicores, Weight};
+
+    use super::*;
+
+    #[test]
+    fn what_was_turned_stands_at_its_limit_or_at_what_was_decided_or_as_it_was() {
+        let memory = |bytes| Value::Memory(Limit::At(Bytes(bytes)));
+        let weight = Value::Weight(Weight::DEFAULT);
+        let limits = Limits { cpu: Limit::At(Millicores(500)), ..Limits::default() };
+        let baseline = Values::from([
+            (Knob::Cpu, weight),
+            (Knob::CpuWeight, weight),
+            (Knob::MemoryHigh, memory(1)),
+            (Knob::MemoryLow, memory(2)),
+            (Knob::NetEgress, weight),
+        ]);
+        let standing = Values::from([(Knob::MemoryLow, memory(3)), (Knob::IoWeight, weight)]);
+        let expected = [
+            Wish::Cpu(limits.cpu),
+            Wish::Exactly(Knob::CpuWeight, weight),
+            Wish::Exactly(Knob::MemoryHigh, memory(1)),
+            Wish::Exactly(Knob::MemoryLow, memory(3)),
+            Wish::NetEgress(Limit::Unlimited),
+        ];
+        assert_eq!(decided(&limits, &standing, &baseline), expected);
+        let heavy = Limits { cpu_weight: Some(Weight::MAX), ..limits };
+        assert_eq!(decided(&heavy, &Values::new(), &baseline)[1], Wish::CpuWeight(Weight::MAX));
+    }
+}

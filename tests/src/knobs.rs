@@ -1,0 +1,59 @@
+//! The executor by itself, on the cgroup files of this kernel: what an agent does with them, without one.
+
+use shaper_agent::{
+    actuate::{self, ActuateError, Change, Knob, Pacing, Target, Value, Values, Wish},
+    kernel::bpf::BpfError,
+};
+use shaper_common::abi::Pace;
+use shaper_core::{id::BlockDevice, units::BitsPerSec};
+
+/// For tasks whose sockets nobody asks about.
+pub struct NoPacing;
+
+impl Pacing for NoPacing {
+    fn pace(&self, slot: u32) -> Pace {
+        panic!("the pacing of slot {slot} is asked for");
+    }
+
+    fn limit(&mut self, slot: u32, _: Option<BitsPerSec>, _: bool) -> Result<(), BpfError> {
+        panic!("slot {slot} is to be paced");
+    }
+}
+
+/// Grants wishes, and returns what was changed.
+pub fn grant(target: &Target, wishes: &[Wish]) -> Result<Vec<Change>, ActuateError> {
+    let changes = actuate::plan(target, &NoPacing, wishes)?;
+    actuate::execute(target, &mut NoPacing, &changes)?;
+    Ok(changes)
+}
+
+/// Grants wishes that each turn a knob, sees that `files` shows it, and that everything comes back: when a later knob
+/// of the same change fails, and at a release.
+#[track_caller]
+pub fn assert_turned_and_restored(target: &Target, wishes: &[Wish], files: impl Fn() -> String) {
+    let before = files();
+    let changes = grant(target, wishes).expect("the kernel takes the values");
+    assert_eq!(changes.len(), wishes.len(), "{changes:?}");
+    let turned = files();
+    assert_ne!(turned, before);
+    // What is in force is read back as what was wished, so nothing is left to do.
+    assert_eq!(actuate::plan(target, &NoPacing, wishes).expect("it can be read"), []);
+
+    let baseline: Values = changes.iter().map(|change| (change.knob, change.before)).collect();
+    assert_eq!(
+        grant(target, &actuate::as_before(&baseline)).expect("the kernel takes the values back").len(),
+        wishes.len()
+    );
+    assert_eq!(files(), before);
+
+    let nowhere = BlockDevice { major: 4000, minor: 1 };
+    let value =
+        |read| Value::Io(shaper_agent::kernel::cgroup::block::IoLimits { read, ..Default::default() });
+    let limit = shaper_core::limits::Limit::At(shaper_core::units::BytesPerSec(1 << 20));
+    let fails = Change { knob: Knob::IoMax(nowhere), before: value(Default::default()), after: value(limit) };
+    let with_failure: Vec<Change> = changes.into_iter().chain([fails]).collect();
+    let error = actuate::execute(target, &mut NoPacing, &with_failure).expect_err("there is no such device");
+    assert!(matches!(error, ActuateError::NoDevice(device) if device == nowhere), "{error}");
+    assert!(error.is_undone());
+    assert_eq!(files(), before, "after {turned}");
+}
