@@ -46,7 +46,7 @@ struct Stock {
 /// What is known of one task.
 struct Metered {
     files: Files,
-    /// As of the last look.
+    /// As of the last look in which it was active.
     counters: Counters,
     /// The most CPU time that was told of, ns.
     cpu_ns_told: Cell<u64>,
@@ -92,6 +92,7 @@ struct Device {
 #[derive(Default)]
 pub struct Meter {
     tasks: BTreeMap<u32, Metered>,
+    looked_at_ns: u64,
     io: BTreeMap<IoKey, IoStat>,
     io_before: BTreeMap<IoKey, IoStat>,
     machine: Option<Machine>,
@@ -159,14 +160,12 @@ impl Meter {
 
     /// Reads the counters of every task that was active since the last look.
     pub fn look(&mut self, bpf: &Bpf) {
-        let looker = bpf.look();
-        let now = monotonic_ns();
-        for (slot, task) in &mut self.tasks {
-            if bpf.is_active(&looker, *slot) {
-                task.counters = task.count(bpf, *slot);
+        let active = bpf.look();
+        self.looked_at_ns = monotonic_ns();
+        for slot in active {
+            if let Some(task) = self.tasks.get_mut(&slot) {
+                task.counters = task.count(bpf, slot);
                 task.active = true;
-            } else {
-                task.counters.at_ns = now;
             }
         }
     }
@@ -177,8 +176,13 @@ impl Meter {
     }
 
     /// The counters of a task as of the last look.
-    pub fn counters(&self, slot: u32) -> Option<&Counters> {
-        Some(&self.tasks.get(&slot)?.counters)
+    pub fn counters(&self, slot: u32) -> Option<Counters> {
+        Some(self.as_of_look(self.tasks.get(&slot)?))
+    }
+
+    /// What was not active then had the same counters as before.
+    fn as_of_look(&self, task: &Metered) -> Counters {
+        Counters { at_ns: task.counters.at_ns.max(self.looked_at_ns), ..task.counters }
     }
 
     /// The counters of a task one or two seconds ago.
@@ -200,13 +204,14 @@ impl Meter {
     /// Takes stock: once a second, after a look. Returns the slots whose cgroups have gone.
     pub fn take_stock(&mut self, bpf: &Bpf) -> Result<Vec<u32>, BpfError> {
         self.stocks += 1;
-        let turn = self.stocks % TURNS;
+        let (turn, looked_at_ns) = (self.stocks % TURNS, self.looked_at_ns);
         let mut gone = Vec::new();
         let mut has_io = false;
         for (slot, task) in &mut self.tasks {
             let is_its_turn = u64::from(*slot) % TURNS == turn;
             let histograms = if task.active { bpf.histograms(*slot) } else { task.stock.histograms };
-            let stock = Stock { counters: task.counters, histograms };
+            let at_ns = task.counters.at_ns.max(looked_at_ns);
+            let stock = Stock { counters: Counters { at_ns, ..task.counters }, histograms };
             task.before = Some(std::mem::replace(&mut task.stock, stock));
             if task.active || is_its_turn {
                 task.read_files();

@@ -143,7 +143,7 @@ impl Node {
             if !task.is_running() || task.started.is_none() || task.record.kill_at_boottime_ns.is_some() {
                 continue;
             }
-            let Some(counters) = self.meter.counters(target.slot).copied() else { continue };
+            let Some(counters) = self.meter.counters(target.slot) else { continue };
             now_ns = counters.at_ns;
             let execution = &task.record.execution;
             let before = last.get(execution);

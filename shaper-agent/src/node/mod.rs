@@ -163,6 +163,12 @@ impl Task {
         self.record.phase == Phase::Running
     }
 
+    /// Whether there is anything to be done about it by and by.
+    fn needs_care(&self) -> bool {
+        let is_steady = self.is_running() && !self.over && self.record.kill_at_boottime_ns.is_none();
+        self.unsaved || (self.is_held() && !is_steady)
+    }
+
     /// Whether there is anything of it that can be let go: processes, limits, a place in the kernel.
     fn is_held(&self) -> bool {
         self.is_running() || self.target.is_some()
@@ -377,12 +383,8 @@ impl Node {
     }
 
     fn look_after_tasks(&mut self) {
-        let ids: Vec<TaskId> = self
-            .tasks
-            .iter()
-            .filter(|(_, task)| task.is_held() || task.unsaved)
-            .map(|(id, _)| id.clone())
-            .collect();
+        let ids: Vec<TaskId> =
+            self.tasks.iter().filter(|(_, task)| task.needs_care()).map(|(id, _)| id.clone()).collect();
         for id in ids {
             if let Err(error) = self.tick_task(&id) {
                 tracing::warn!(task = %id, error = %launch::chain(&error), "cannot look after a task");

@@ -11,7 +11,8 @@ use aya::maps::IterableMap;
 use rustix::thread::CpuSet;
 use shaper_common::{
     abi::{
-        Budget, Control, CpuCount, CpuStat, CpuState, IoKey, IoStat, SLOT_FIRST, SLOT_NOBODY, SLOT_UNMANAGED,
+        Budget, Control, CpuCount, CpuStat, CpuState, IoKey, IoStat, SLOT_AGENT, SLOT_FIRST, SLOT_NOBODY,
+        SLOT_UNMANAGED,
     },
     hist::Histogram,
 };
@@ -62,31 +63,19 @@ pub struct Histograms {
     pub round_trip: Histogram,
 }
 
-/// Tells which slots have to be read: what [`Bpf::look`] saw.
-pub struct Looker {
-    epoch: u32,
-    running: Vec<u32>,
-}
-
-impl Looker {
-    /// Whether a slot with this mark of activity did anything since the look before.
-    fn is_active(&self, slot: u32, activity: u32) -> bool {
-        // A program that began before the last look marks with the epoch of then.
-        self.epoch.wrapping_sub(activity) <= 2 || self.running.contains(&slot)
-    }
-}
-
 impl Bpf {
-    /// Begins a new look: what is active from now on is seen by the next.
-    pub fn look(&self) -> Looker {
+    /// The slots that were active since the look before: nothing has changed in the others, and they need not be read.
+    /// What is active from now on is seen by the next look.
+    pub fn look(&self) -> Vec<u32> {
         let epoch = self.control.half(0, offset_of!(Control, epoch)).fetch_add(1, SeqCst) + 1;
-        let running = self.cpu_states().iter().filter(|cpu| cpu.pid != 0).map(|cpu| cpu.slot).collect();
-        Looker { epoch, running }
-    }
-
-    /// Whether a slot was active since the look before. What is not need not be read: nothing has changed.
-    pub fn is_active(&self, looker: &Looker, slot: u32) -> bool {
-        looker.is_active(slot, self.activity.half(slot as usize, 0).load(Relaxed))
+        let running: Vec<u32> =
+            self.cpu_states().iter().filter(|cpu| cpu.pid != 0).map(|cpu| cpu.slot).collect();
+        let is_active = |slot: &u32| {
+            let marked = self.activity.half(*slot as usize, 0).load(Relaxed);
+            // A program that began before the last look marks with the epoch of then.
+            epoch.wrapping_sub(marked) <= 2 || running.contains(slot)
+        };
+        (SLOT_AGENT..self.slots).filter(is_active).collect()
     }
 
     /// The counters of a slot.

@@ -46,7 +46,7 @@ use attach::{
     attach_beside, failed, layout_directory, links_directory, prepare_directories, program, remove_pins,
 };
 pub(super) use attach::{pin_link, replace};
-pub use counters::{Counters, Histograms, Looker};
+pub use counters::{Counters, Histograms};
 
 /// What went wrong with the kernel programs.
 #[derive(Debug, thiserror::Error)]
