@@ -80,6 +80,7 @@ pub(crate) mod resource {
     pub(crate) const CPU_WEIGHT: &str = "cpu_weight";
     pub(crate) const MEMORY: &str = "memory";
     pub(crate) const NET_EGRESS: &str = "net_egress";
+    pub(crate) const STORAGE_IO: &str = "storage_io";
 }
 
 /// One limit of a task, by the name of its resource in [`Enforcement`].
@@ -89,14 +90,15 @@ pub(crate) struct NamedLimit {
 }
 
 /// Every limit there is, with or without a ceiling.
-pub(crate) fn limits(limits: &Limits) -> [NamedLimit; 4] {
-    let Limits { cpu, cpu_weight, memory, net_egress } = limits;
+pub(crate) fn limits(limits: &Limits) -> [NamedLimit; 5] {
+    let Limits { cpu, cpu_weight, memory, net_egress, storage_io } = limits;
     let cpu_weight = cpu_weight.map_or_else(|| "as found".into(), |weight| weight.to_string());
     [
         NamedLimit { resource: resource::CPU, limit: cpu.to_string() },
         NamedLimit { resource: resource::CPU_WEIGHT, limit: cpu_weight },
         NamedLimit { resource: resource::MEMORY, limit: memory.to_string() },
         NamedLimit { resource: resource::NET_EGRESS, limit: net_egress.to_string() },
+        NamedLimit { resource: resource::STORAGE_IO, limit: storage_io.to_string() },
     ]
 }
 

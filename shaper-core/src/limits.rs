@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::units::{BitsPerSec, Bytes, Millicores, Weight};
+use crate::units::{BitsPerSec, Bytes, Iops, Millicores, Weight};
 
 /// A ceiling, or none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +58,9 @@ pub struct Limits {
     pub memory: Limit<Bytes>,
     /// Sent on the wire, all TCP sockets together.
     pub net_egress: Limit<BitsPerSec>,
+    /// Operations on block devices: reads and writes, of all devices together (`io.max`).
+    #[serde(default)]
+    pub storage_io: Limit<Iops>,
 }
 
 /// A change of some limits: what is `None` stays.
@@ -72,6 +75,9 @@ pub struct LimitsChange {
     pub memory: Option<Limit<Bytes>>,
     /// New network limit.
     pub net_egress: Option<Limit<BitsPerSec>>,
+    /// New limit of block IO.
+    #[serde(default)]
+    pub storage_io: Option<Limit<Iops>>,
 }
 
 impl LimitsChange {
@@ -90,6 +96,7 @@ impl Limits {
             cpu_weight: change.cpu_weight.or(self.cpu_weight),
             memory: change.memory.unwrap_or(self.memory),
             net_egress: change.net_egress.unwrap_or(self.net_egress),
+            storage_io: change.storage_io.unwrap_or(self.storage_io),
         }
     }
 
@@ -103,6 +110,7 @@ impl Limits {
             cpu_weight: self.cpu_weight,
             memory: set(self.memory),
             net_egress: set(self.net_egress),
+            storage_io: set(self.storage_io),
         }
     }
 }

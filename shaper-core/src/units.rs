@@ -200,6 +200,19 @@ impl fmt::Display for Millicores {
     }
 }
 
+impl Iops {
+    /// More than any device does.
+    pub const MAX: Iops = Iops(1_000_000_000);
+
+    /// Reads `500`.
+    pub fn parse(input: &str) -> Result<Iops, ParseQuantityError> {
+        const EXPECTED: &str = "operations a second: a whole number from 1 to 1000000000";
+        let error = || ParseQuantityError { input: input.into(), expected: EXPECTED };
+        let operations = input.trim().parse().ok().map(Iops);
+        operations.filter(|operations| (Iops(1)..=Self::MAX).contains(operations)).ok_or_else(error)
+    }
+}
+
 impl fmt::Display for Bytes {
     /// The largest binary unit that leaves a value of at least 1, with one decimal where it matters.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

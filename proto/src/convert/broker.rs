@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use shaper_core::{
-    document::{MAX_IOPS, MAX_RETRIES, MAX_RUNTIME_SECONDS, fits_label},
+    document::{MAX_RETRIES, MAX_RUNTIME_SECONDS, fits_label},
     id::TaskId,
     limits::Limits,
     spec::{
@@ -13,12 +13,8 @@ use shaper_core::{
     units::{BitsPerSec, Bytes, Iops, Millicores},
 };
 
-use super::{WireError, bandwidth, cpu, memory};
+use super::{WireError, bandwidth, cpu, memory, operations};
 use crate::v1;
-
-fn iops(value: u64) -> Result<Iops, WireError> {
-    in_range("storage_iops", value, 1..=MAX_IOPS, "from 1 to 1000000000").map(Iops)
-}
 
 fn in_range(
     field: &'static str,
@@ -79,7 +75,7 @@ impl TryFrom<v1::ResourceDemand> for Demand {
             memory: memory("memory_bytes", memory_bytes)?,
             gpu_memory: gpu_memory_bytes.map(|bytes| memory("gpu_memory_bytes", bytes)).transpose()?,
             network: network_bps.map(|bits| bandwidth("network_bps", bits)).transpose()?,
-            storage_io: storage_iops.map(iops).transpose()?,
+            storage_io: storage_iops.map(operations).transpose()?,
         })
     }
 }
@@ -197,10 +193,12 @@ impl TryFrom<v1::TaskSpec> for TaskSpec {
 
 fn at_least_the_request(limits: &Limits, demand: &Demand) -> Result<(), WireError> {
     let requested = demand.network.map_or(0, |bandwidth| bandwidth.0);
+    let storage_io = demand.storage_io.map_or(0, |operations| operations.0);
     for (field, limit, request) in [
         ("limits.cpu_millicores", limits.cpu.at().map(|cpu| cpu.0), demand.cpu.0),
         ("limits.memory_bytes", limits.memory.at().map(|memory| memory.0), demand.memory.0),
         ("limits.net_egress_bps", limits.net_egress.at().map(|bandwidth| bandwidth.0), requested),
+        ("limits.storage_iops", limits.storage_io.at().map(|operations| operations.0), storage_io),
     ] {
         if let Some(value) = limit.filter(|limit| *limit < request) {
             return Err(WireError::OutOfRange { field, value, expected: "at least the request" });
@@ -417,6 +415,7 @@ mod tests {
                 cpu_weight: Weight::new(200),
                 memory: Limit::At(Bytes(1 << 30)),
                 net_egress: Limit::Unlimited,
+                storage_io: Limit::At(Iops(900)),
             },
             run_as: Some(Credentials { uid: 7, gid: 8, groups: vec![9] }),
             retries: 2,

@@ -8,7 +8,7 @@ use shaper_core::{
     id::{InvalidTaskId, TaskId},
     limits::{Limit, Limits, LimitsChange},
     task::{Enforcement, ExitStatus, Origin, Owner, Phase, TaskStatus, Traffic, Usage},
-    units::{BitsPerSec, Bytes, Millicores, Weight},
+    units::{BitsPerSec, Bytes, Iops, Millicores, Weight},
 };
 
 use crate::v1;
@@ -69,6 +69,14 @@ fn bandwidth(field: &'static str, value: u64) -> Result<BitsPerSec, WireError> {
     Ok(bits)
 }
 
+fn operations(value: u64) -> Result<Iops, WireError> {
+    let operations = Iops(value);
+    if value == 0 || operations > Iops::MAX {
+        return Err(WireError::OutOfRange { field: "storage_iops", value, expected: "from 1 to 1000000000" });
+    }
+    Ok(operations)
+}
+
 fn weight(value: u32) -> Result<Weight, WireError> {
     Weight::new(value).ok_or(WireError::OutOfRange {
         field: "cpu_weight",
@@ -109,24 +117,26 @@ impl TryFrom<v1::Limits> for Limits {
     type Error = WireError;
 
     fn try_from(wire: v1::Limits) -> Result<Limits, WireError> {
-        let v1::Limits { cpu_millicores, cpu_weight, memory_bytes, net_egress_bps } = wire;
+        let v1::Limits { cpu_millicores, cpu_weight, memory_bytes, net_egress_bps, storage_iops } = wire;
         Ok(Limits {
             cpu: limit(cpu_millicores, cpu)?,
             cpu_weight: cpu_weight.map(weight).transpose()?,
             memory: limit(memory_bytes, |bytes| memory("memory_bytes", bytes))?,
             net_egress: limit(net_egress_bps, |bits| bandwidth("net_egress_bps", bits))?,
+            storage_io: limit(storage_iops, operations)?,
         })
     }
 }
 
 impl From<Limits> for v1::Limits {
     fn from(limits: Limits) -> v1::Limits {
-        let Limits { cpu, cpu_weight, memory, net_egress } = limits;
+        let Limits { cpu, cpu_weight, memory, net_egress, storage_io } = limits;
         v1::Limits {
             cpu_millicores: cpu.at().map(|cpu| cpu.0),
             cpu_weight: cpu_weight.map(Weight::get),
             memory_bytes: memory.at().map(|memory| memory.0),
             net_egress_bps: net_egress.at().map(|bandwidth| bandwidth.0),
+            storage_iops: storage_io.at().map(|operations| operations.0),
         }
     }
 }
@@ -135,24 +145,27 @@ impl TryFrom<v1::LimitsChange> for LimitsChange {
     type Error = WireError;
 
     fn try_from(wire: v1::LimitsChange) -> Result<LimitsChange, WireError> {
-        let v1::LimitsChange { cpu_millicores, cpu_weight, memory_bytes, net_egress_bps } = wire;
+        let v1::LimitsChange { cpu_millicores, cpu_weight, memory_bytes, net_egress_bps, storage_iops } =
+            wire;
         Ok(LimitsChange {
             cpu: ceiling("cpu_millicores", cpu_millicores, cpu)?,
             cpu_weight: cpu_weight.map(weight).transpose()?,
             memory: ceiling("memory_bytes", memory_bytes, |bytes| memory("memory_bytes", bytes))?,
             net_egress: ceiling("net_egress_bps", net_egress_bps, |bits| bandwidth("net_egress_bps", bits))?,
+            storage_io: ceiling("storage_iops", storage_iops, operations)?,
         })
     }
 }
 
 impl From<LimitsChange> for v1::LimitsChange {
     fn from(change: LimitsChange) -> v1::LimitsChange {
-        let LimitsChange { cpu, cpu_weight, memory, net_egress } = change;
+        let LimitsChange { cpu, cpu_weight, memory, net_egress, storage_io } = change;
         v1::LimitsChange {
             cpu_millicores: to_ceiling(cpu, |cpu| cpu.0),
             cpu_weight: cpu_weight.map(Weight::get),
             memory_bytes: to_ceiling(memory, |memory| memory.0),
             net_egress_bps: to_ceiling(net_egress, |bandwidth| bandwidth.0),
+            storage_iops: to_ceiling(storage_io, |operations| operations.0),
         }
     }
 }
@@ -380,6 +393,7 @@ mod tests {
                 cpu_weight: Weight::new(300),
                 memory: Limit::Unlimited,
                 net_egress: Limit::At(BitsPerSec(1_000_000)),
+                storage_io: Limit::At(Iops(500)),
             },
             enforcement: vec![Enforcement {
                 resource: "cpu".into(),
@@ -409,6 +423,7 @@ mod tests {
         let change = LimitsChange {
             cpu: Some(Limit::Unlimited),
             net_egress: Some(Limit::At(BitsPerSec(5_000_000))),
+            storage_io: Some(Limit::Unlimited),
             ..LimitsChange::default()
         };
         assert_eq!(LimitsChange::try_from(v1::LimitsChange::from(change)), Ok(change));

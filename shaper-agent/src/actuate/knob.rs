@@ -227,7 +227,8 @@ impl Wish {
 
     /// The wishes that a change of limits amounts to.
     pub fn of(change: &LimitsChange) -> Vec<Wish> {
-        let LimitsChange { cpu, cpu_weight, memory, net_egress } = *change;
+        // Which knobs hold the ceiling of block IO follows from what is done: `node/io.rs`.
+        let LimitsChange { cpu, cpu_weight, memory, net_egress, storage_io: _ } = *change;
         let wishes = [
             cpu_weight.map(Wish::CpuWeight),
             cpu.map(Wish::Cpu),

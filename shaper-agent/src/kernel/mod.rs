@@ -3,6 +3,7 @@
 pub mod bpf;
 pub mod btf;
 pub mod cgroup;
+pub mod disks;
 pub mod features;
 pub mod hierarchy;
 pub mod mapped;

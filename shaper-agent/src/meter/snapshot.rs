@@ -20,6 +20,7 @@ use super::{Device, Meter, Metered};
 use crate::{
     kernel::{
         bpf::{Bpf, Counters, Measure},
+        disks,
         mapped::monotonic_ns,
     },
     record::Record,
@@ -243,8 +244,7 @@ impl Device {
         let path = PathBuf::from(format!("/sys/dev/block/{number}"));
         let target = fs::read_link(&path).unwrap_or_default();
         let name = target.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let has_slaves = fs::read_dir(path.join("slaves")).is_ok_and(|mut slaves| slaves.next().is_some());
-        Device { name, stacked: has_slaves || path.join("loop/backing_file").exists() }
+        Device { name, stacked: disks::is_stacked(&path) }
     }
 }
 

@@ -37,7 +37,11 @@ impl Node {
             // Whoever names a weight wants that, and nothing that was decided in its place.
             standing.remove(&Knob::CpuWeight);
         }
-        self.carry_through(id, &Wish::of(change), limits, standing, cause)?;
+        let mut wishes = Wish::of(change);
+        if let Some(ceiling) = change.storage_io {
+            wishes.extend(self.io_wishes(id, ceiling)?);
+        }
+        self.carry_through(id, &wishes, limits, standing, cause)?;
         if change.cpu.is_some()
             && let Err(error) = self.watch_quota(id)
         {

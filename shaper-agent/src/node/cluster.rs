@@ -310,6 +310,7 @@ fn first_grant(spec: &TaskSpec) -> Limits {
             limit => limit,
         },
         net_egress: demand.network.map_or(spec.limits.net_egress, Limit::At),
+        storage_io: spec.limits.storage_io,
     }
 }
 

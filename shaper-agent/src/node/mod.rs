@@ -2,6 +2,7 @@
 
 mod adjust;
 mod adopt;
+mod block_io;
 mod change;
 pub mod cluster;
 mod end;
@@ -196,6 +197,7 @@ pub struct Node {
     policies: Vec<Policy>,
     policies_revision: u64,
     adjustment: adjust::Loop,
+    ceilings: block_io::Ceilings,
     cpu_utilisation_permille: u32,
     ticks: u64,
     stopping: bool,
@@ -243,6 +245,7 @@ impl Node {
             policies: Vec::new(),
             policies_revision: 0,
             adjustment: adjust::Loop::default(),
+            ceilings: block_io::Ceilings::default(),
             cpu_utilisation_permille: 0,
             ticks: 0,
             stopping: false,
@@ -343,8 +346,8 @@ impl Node {
         Ok(Target { cgroup, v1_cpu, v1_memory, v1_io, slot: record.slot, has_sockets: true })
     }
 
-    /// Every 100 ms: looks at what is active, and adjusts what the broker's tasks may use. Every fifth time, kills
-    /// what is overdue and takes away what is left of ended tasks; every tenth, takes stock and reports to the
+    /// Every 100 ms: looks at what is active, and adjusts what the broker's tasks may use. Every fifth time, divides
+    /// ceilings of block IO, kills what is overdue and takes away what is left of ended tasks; every tenth, takes stock and reports to the
     /// broker.
     pub fn tick(&mut self) {
         self.ticks += 1;
@@ -353,6 +356,7 @@ impl Node {
             self.take_stock();
         }
         if self.ticks.is_multiple_of(5) {
+            self.divide_io();
             self.look_after_tasks();
         }
         if self.ticks.is_multiple_of(10) {

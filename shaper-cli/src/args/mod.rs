@@ -9,7 +9,7 @@ use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 use shaper_core::{
     id::TaskId,
     limits::{Limit, LimitsChange},
-    units::{BitsPerSec, Bytes, Millicores, ParseQuantityError, Weight},
+    units::{BitsPerSec, Bytes, Iops, Millicores, ParseQuantityError, Weight},
 };
 
 pub(crate) use self::{
@@ -66,7 +66,8 @@ All of the changes are made, or none. What is not named stays as it is. Operator
 Examples:
   shaper set etl --cpu 2                  at most two cores
   shaper set etl --net 50mbit --cpu max   50 Mbit/s on the wire, CPU without a limit
-  shaper set etl --cpu-weight 300         three times the usual share where CPUs are contended";
+  shaper set etl --cpu-weight 300         three times the usual share where CPUs are contended
+  shaper set etl --io 500                 500 reads and writes a second, all devices together";
 
 /// Reshape the resources of tasks while they run.
 #[derive(Debug, Parser)]
@@ -134,12 +135,15 @@ pub(crate) struct LimitArgs {
     /// Sent on the wire: 100mbit, 1.5gbit, 500kbit
     #[arg(long, value_name = "RATE|max", value_parser = limit(BitsPerSec::parse), help_heading = "Limits")]
     net: Option<Limit<BitsPerSec>>,
+    /// Reads and writes a second, of all block devices together: 500
+    #[arg(long, value_name = "N|max", value_parser = limit(Iops::parse), help_heading = "Limits")]
+    io: Option<Limit<Iops>>,
 }
 
 impl From<LimitArgs> for LimitsChange {
     fn from(args: LimitArgs) -> LimitsChange {
-        let LimitArgs { cpu, cpu_weight, memory, net } = args;
-        LimitsChange { cpu, cpu_weight, memory, net_egress: net }
+        let LimitArgs { cpu, cpu_weight, memory, net, io } = args;
+        LimitsChange { cpu, cpu_weight, memory, net_egress: net, storage_io: io }
     }
 }
 
@@ -277,7 +281,7 @@ pub(crate) struct Logs {
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = SET_AFTER_HELP,
-    group = ArgGroup::new("change").required(true).multiple(true).args(["cpu", "cpu_weight", "memory", "net"])
+    group = ArgGroup::new("change").required(true).multiple(true).args(["cpu", "cpu_weight", "memory", "net", "io"])
 )]
 pub(crate) struct Set {
     /// The task

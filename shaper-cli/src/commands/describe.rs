@@ -110,7 +110,7 @@ fn requests(demand: &Demand, limits: &Limits) -> String {
         ["memory".into(), memory.to_string(), limit(limits.memory)],
         ["gpu_memory".into(), requested(*gpu_memory), "-".into()],
         ["network".into(), requested(*network), limit(limits.net_egress)],
-        ["storage_io".into(), requested(*storage_io), "-".into()],
+        ["storage_io".into(), requested(*storage_io), limit(limits.storage_io)],
     ];
     output::table(columns, rows)
 }

@@ -22,12 +22,13 @@ pub(super) async fn set(client: &Client, args: &Set) -> Result<(), Error> {
 
 /// A line for each limit that was to change, and for each note that the change brought.
 fn text(change: &LimitsChange, before: &TaskStatus, after: &TaskStatus) -> String {
-    let LimitsChange { cpu, cpu_weight, memory, net_egress } = change;
+    let LimitsChange { cpu, cpu_weight, memory, net_egress, storage_io } = change;
     let named = [
         (resource::CPU, cpu.is_some()),
         (resource::CPU_WEIGHT, cpu_weight.is_some()),
         (resource::MEMORY, memory.is_some()),
         (resource::NET_EGRESS, net_egress.is_some()),
+        (resource::STORAGE_IO, storage_io.is_some()),
     ];
     let mut lines = Vec::new();
     for (resource, _) in named.into_iter().filter(|(_, named)| *named) {

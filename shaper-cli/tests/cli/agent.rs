@@ -32,6 +32,7 @@ fn busy_task() -> TaskStatus {
             cpu_weight: Weight::new(300),
             memory: Limit::At(Bytes(512 << 20)),
             net_egress: Limit::At(BitsPerSec(10_000_000)),
+            storage_io: Limit::Unlimited,
         },
         usage: Usage {
             memory_bytes: Some(120 << 20),
@@ -460,6 +461,7 @@ Limits:
   cpu_weight        300  -            -
   memory        512 MiB  -            -
   net_egress  10 Mbit/s  -            -
+  storage_io        max  -            -
 
 Usage:
   RESOURCE               NOW    TOTAL  PACKETS

@@ -17,7 +17,7 @@ mod task;
 mod tests;
 
 pub use error::DocumentError;
-pub use profile::{MAX_IOPS, MAX_RUNTIME_SECONDS, profile_to_json};
+pub use profile::{MAX_RUNTIME_SECONDS, profile_to_json};
 pub use source::MAX_BYTES;
 pub use task::{MAX_RETRIES, NoCommand, TaskDraft, fits_label};
 

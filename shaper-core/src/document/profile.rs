@@ -59,8 +59,6 @@ pub(super) const BANDWIDTH: Quantity = Quantity {
     remedy: "write Mbit/s as a plain number, such as 100; leave the field out to ask for none",
 };
 
-/// The most storage operations a second that are asked for.
-pub const MAX_IOPS: u64 = 1_000_000_000;
 /// The longest estimate of a run, in seconds: 100 years.
 pub const MAX_RUNTIME_SECONDS: u64 = 3_153_600_000;
 
@@ -90,7 +88,7 @@ pub(super) fn demand(item: &Item<'_>) -> Result<Demand, DocumentError> {
         gpu_memory: fields.map("gpu_memory_gb", |item| item.quantity(&GPU_MEMORY).map(Bytes))?,
         network: fields.map("network_bandwidth_mbps", |item| item.quantity(&BANDWIDTH).map(BitsPerSec))?,
         storage_io: fields.map("storage_io_ops", |item| {
-            item.whole(1, MAX_IOPS, "a number of operations a second").map(Iops)
+            item.whole(1, Iops::MAX.0, "a number of operations a second").map(Iops)
         })?,
     })
 }

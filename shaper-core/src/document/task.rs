@@ -10,7 +10,7 @@ use super::{
 use crate::{
     limits::{Limit, Limits},
     spec::{Credentials, DEFAULT_NAMESPACE, Demand, Profile, TaskSpec},
-    units::{BitsPerSec, Bytes, Millicores, Weight},
+    units::{BitsPerSec, Bytes, Iops, Millicores, Weight},
 };
 
 /// The most retries of a task.
@@ -119,6 +119,7 @@ const LIMITS: &[Field] = &[
     Field { name: "cpu_cores", example: "8" },
     Field { name: "memory_gb", example: "16" },
     Field { name: "network_bandwidth_mbps", example: "100" },
+    Field { name: "storage_io_ops", example: "500" },
     Field { name: "cpu_weight", example: "100" },
 ];
 
@@ -246,6 +247,11 @@ fn limits(item: &Item<'_>, request: &Demand) -> Result<Limits, DocumentError> {
         let requested = request.network.unwrap_or(BitsPerSec(0));
         at_least(item, item.quantity(&BANDWIDTH)?, requested.0, requested.to_string())
     })?;
+    let operations = fields.map("storage_io_ops", |item| {
+        let requested = request.storage_io.unwrap_or(Iops(0));
+        let limit = item.whole(1, Iops::MAX.0, "a number of operations a second")?;
+        at_least(item, limit, requested.0, requested.to_string())
+    })?;
     let weight = fields.map("cpu_weight", |item| item.whole(1, 10_000, "a weight"))?;
     fn limit<T>(value: Option<u64>, unit: impl FnOnce(u64) -> T) -> Limit<T> {
         value.map_or(Limit::Unlimited, |value| Limit::At(unit(value)))
@@ -255,6 +261,7 @@ fn limits(item: &Item<'_>, request: &Demand) -> Result<Limits, DocumentError> {
         cpu_weight: weight.and_then(|weight| u32::try_from(weight).ok()).and_then(Weight::new),
         memory: limit(memory, Bytes),
         net_egress: limit(network, BitsPerSec),
+        storage_io: limit(operations, Iops),
     })
 }
 

@@ -357,7 +357,7 @@ command: [/usr/bin/python3, etl.py]
 env: {MODE: fast}
 cwd: /srv/etl
 labels: {team: data}
-limits: {cpu_cores: 2, memory_gb: 2, network_bandwidth_mbps: 10, cpu_weight: 200}
+limits: {cpu_cores: 2, memory_gb: 2, network_bandwidth_mbps: 10, storage_io_ops: 300, cpu_weight: 200}
 run_as: {uid: 1000, gid: 100, groups: [4, 24]}
 retries: 3
 ";
@@ -379,6 +379,7 @@ fn a_task_spec() {
             cpu_weight: Weight::new(200),
             memory: Limit::At(Bytes(2 * GIB)),
             net_egress: Limit::At(BitsPerSec(10_000_000)),
+            storage_io: Limit::At(Iops(300)),
         },
         run_as: Some(Credentials { uid: 1000, gid: 100, groups: vec![4, 24] }),
         retries: 3,

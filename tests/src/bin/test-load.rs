@@ -7,9 +7,13 @@ use std::{
     hint::black_box,
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream, UdpSocket},
-    os::unix::{fs::OpenOptionsExt, process::CommandExt},
+    os::unix::{
+        fs::{FileExt, OpenOptionsExt},
+        process::CommandExt,
+    },
     path::Path,
     process::{self, Command, ExitCode},
+    sync::Arc,
     thread,
     time::Duration,
 };
@@ -28,6 +32,8 @@ usage: test-load spin                 uses one CPU
        test-load write PATH KIB direct|buffered
                                       writes that much in pieces of 4 KiB, brings it to the disk, says so
        test-load read PATH            reads that file from the disk, in pieces of 4 KiB
+       test-load churn PATH read|write
+                                      does so without end, or writes over its first 4 MiB, four pieces at once
        test-load tick COUNT CODE      prints a line every 100 ms, and exits with CODE
        test-load witness LOG spin     notes in LOG that it runs, and uses one CPU
        test-load witness LOG until PATH CODE
@@ -63,6 +69,7 @@ fn main() -> ExitCode {
             _ => return usage(),
         },
         ["read", path] => read(path),
+        ["churn", path, way @ ("read" | "write")] => churn(path, *way == "write"),
         ["tick", count, code] => match (count.parse(), code.parse::<u8>()) {
             (Ok(count), Ok(code)) => tick(count).map(|()| ExitCode::from(code)),
             _ => return usage(),
@@ -177,6 +184,33 @@ fn write(path: &str, kib: u32, direct: bool) -> io::Result<ExitCode> {
     }
     file.sync_all()?;
     say(&format!("wrote {kib} KiB")).map(|()| ExitCode::SUCCESS)
+}
+
+/// Ends when the first of the threads does.
+fn churn(path: &str, writes: bool) -> io::Result<ExitCode> {
+    const PIECES: u64 = (4 << 20) / (PIECE_KIB as u64 * 1024);
+    let mut options = File::options();
+    let file = Arc::new(options.read(true).write(writes).custom_flags(libc::O_DIRECT).open(path)?);
+    let (failed, failures) = std::sync::mpsc::channel();
+    for first in 0..4 {
+        let (file, failed) = (file.clone(), failed.clone());
+        thread::spawn(move || {
+            let mut piece = Piece::ONES;
+            let error = (first..).find_map(|number| {
+                let at = number * 4 % PIECES * piece.0.len() as u64;
+                let done = if writes {
+                    file.write_all_at(&piece.0, at)
+                } else {
+                    file.read_exact_at(&mut piece.0, at)
+                };
+                done.err()
+            });
+            // The first to fail is heard; nobody waits for the others.
+            let _ = failed.send(error.unwrap_or_else(|| io::ErrorKind::InvalidInput.into()));
+        });
+    }
+    drop(failed);
+    Err(failures.recv().unwrap_or_else(|_| io::ErrorKind::InvalidInput.into()))
 }
 
 fn tick(count: u32) -> io::Result<()> {

@@ -3,6 +3,7 @@
 //! The machine may be emulated, so that everything is slow and no rate is exact. The tests of the module `systemd` are
 //! those of a profile of their own, where systemd is PID 1; all others run below a PID 1 that does nothing.
 
+mod block_io;
 mod knobs;
 mod measure;
 mod systemd;

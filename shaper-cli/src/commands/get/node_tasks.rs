@@ -90,6 +90,7 @@ mod tests {
                 cpu_weight: Weight::new(300),
                 memory: Limit::At(Bytes(512 << 20)),
                 net_egress: Limit::At(BitsPerSec(10_000_000)),
+                storage_io: Limit::Unlimited,
             },
             enforcement: vec![],
             usage: Usage {

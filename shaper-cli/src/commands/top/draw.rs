@@ -341,7 +341,7 @@ Sources  memory, pressure from cgroup files: the kernel counts that itself
 
 ── etl ── 7 lines more: PgDn ──
 Task         etl (attempt 2)  uid 1000, gid 100
-Limits       cpu 2  cpu_weight 300  memory 512 MiB  net_egress 10 Mbit/s
+Limits       cpu 2  cpu_weight 300  memory 512 MiB  net_egress 10 Mbit/s  storage_io max
 CPU          1.98/2 cores  12.345 s in all  throttled 12.3%
              PSI some 25.10% full 0.00%, 2.510 s / 0.000 s in all
 Switches     1200 a second  preempted 30  of those by others 12

@@ -112,6 +112,7 @@ fn etl() -> TaskSnapshot {
             cpu_weight: Weight::new(300),
             memory: Limit::At(Bytes(512 << 20)),
             net_egress: Limit::At(BitsPerSec(10_000_000)),
+            storage_io: Limit::Unlimited,
         },
         cpu: CpuUsage {
             time_ns: 12_345_678_901,
