@@ -9,6 +9,7 @@ pub mod durable;
 pub mod ground;
 pub mod kernel;
 pub mod launch;
+pub mod ledger;
 pub mod meter;
 pub mod node;
 pub mod open_files;

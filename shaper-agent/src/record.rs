@@ -34,6 +34,9 @@ pub struct Record {
     pub cgroup: PathBuf,
     /// What it may use.
     pub limits: Limits,
+    /// The number of the last entry of the ledger that is in this.
+    #[serde(default)]
+    pub ledger_number: u64,
     /// What stands beside the limits: knobs that were turned for good.
     #[serde(default)]
     pub standing: Values,

@@ -24,6 +24,7 @@ use crate::{
         self,
         log::{LogReader, LogRecord, Stream as LogStream},
     },
+    ledger,
     node::{Node, NodeError, RunRequest},
 };
 
@@ -299,6 +300,23 @@ impl Agent for AgentService {
             drop(permit);
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn get_ledger(
+        &self,
+        request: Request<v1::GetLedgerRequest>,
+    ) -> Result<Response<v1::GetLedgerResponse>, Status> {
+        let caller = caller(&request)?;
+        let v1::GetLedgerRequest { task_id: id, since_unix_nanos: since } = request.into_inner();
+        let task = if id.is_empty() { None } else { Some(task_id(&id)?) };
+        let _permit = self.admit(&caller)?;
+        let (directory, query) = self.ask(move |node| Ok(node.ledger_query(&caller, task, since))).await?;
+        // It may be long: the node is not kept from its work meanwhile.
+        let read = tokio::task::spawn_blocking(move || ledger::read(&directory, &query)).await;
+        let read = read.map_err(|error| Status::internal(error.to_string()))?;
+        let (entries, notes) = read.map_err(|error| refused(error.into()))?;
+        let entries = entries.into_iter().map(v1::LedgerEntry::from).collect();
+        Ok(Response::new(v1::GetLedgerResponse { entries, notes }))
     }
 
     async fn doctor(

@@ -331,6 +331,11 @@ impl<'a> Agent<'a> {
         self.launch(None);
     }
 
+    /// Starts it again, to abort at that place.
+    pub fn restart_to_die_at(&mut self, failpoint: &str) {
+        self.launch(Some(failpoint));
+    }
+
     fn launch(&mut self, failpoint: Option<&str>) {
         assert!(self.server.is_none(), "the agent runs");
         let log = OpenOptions::new().create(true).append(true).open(self.log());

@@ -9,6 +9,7 @@ use std::{
 
 use shaper_core::{
     doctor::Report,
+    ledger::Entry,
     snapshot::{NodeSnapshot, TaskSnapshot},
     task::{Enforcement, TaskStatus},
 };
@@ -142,6 +143,12 @@ impl Shaper {
         let tasks = self.top().tasks;
         let found = tasks.into_iter().find(|task| task.task_id.as_str() == id);
         found.unwrap_or_else(|| panic!("{id} is not in the snapshot"))
+    }
+
+    /// What was done to a task.
+    #[track_caller]
+    pub fn ledger(&self, id: &str) -> Vec<Entry> {
+        parse(&self.ok(&["ledger", id, "--output", "json"]))
     }
 
     /// What the node offers.

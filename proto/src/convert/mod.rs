@@ -1,6 +1,7 @@
 //! Wire types to domain types and back. What comes from the wire is checked here, once.
 
 mod broker;
+mod ledger;
 mod snapshot;
 
 use shaper_core::{

@@ -1,6 +1,8 @@
 //! What an earlier agent left is taken up again. Nothing that is wrong with one task keeps the agent from
 //! starting: without it, nothing could be released either.
 
+use std::collections::HashMap;
+
 use shaper_core::{
     id::ExecutionId,
     ledger::Cause,
@@ -11,6 +13,7 @@ use super::{Node, NodeError, SUPERVISOR_LOST, end::status_of, not_established, n
 use crate::{
     kernel::{bpf::Bpf, cgroup::Cgroup},
     launch::{self, Attachment},
+    ledger::Decided,
     record::{self, Record},
 };
 
@@ -18,11 +21,23 @@ use crate::{
 const NEVER_STARTED: &str = "the agent stopped before the task was started";
 
 impl Node {
-    pub(super) fn adopt_all(&mut self) -> Result<(), NodeError> {
+    pub(super) fn adopt_all(&mut self, decided: &HashMap<ExecutionId, Decided>) -> Result<(), NodeError> {
         let mut records = Vec::new();
         for execution in record::executions(self.state_dir())? {
             match Record::load(self.state_dir(), &execution) {
-                Ok(Some(record)) => records.push(record),
+                Ok(Some(mut record)) => {
+                    self.ledger.skip(record.ledger_number);
+                    // What a loop decided since the record was saved.
+                    if let Some(later) = decided.get(&execution)
+                        && later.number > record.ledger_number
+                    {
+                        record.limits = later.limits.unwrap_or(record.limits);
+                        if let Some(standing) = &later.standing {
+                            record.standing.clone_from(standing);
+                        }
+                    }
+                    records.push(record);
+                }
                 Ok(None) => self.erase_if_over(&execution),
                 Err(error) => {
                     tracing::error!(%execution, error = %launch::chain(&error), "cannot read a task's record; it is left as it is");

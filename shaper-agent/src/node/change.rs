@@ -1,17 +1,21 @@
 //! Changes of what a task may use: written down, put in force, and undone where that fails.
 
+use std::path::PathBuf;
+
 use shaper_core::{
     id::TaskId,
-    ledger::Cause,
+    ledger::{Actor, Cause, Kind, Outcome},
     limits::{Limits, LimitsChange},
+    task::UnixNanos,
 };
-use shaper_proto::failpoint;
+use shaper_proto::{failpoint, peer::Caller};
 
-use super::{Node, NodeError, not_established};
+use super::{Node, NodeError, Task, not_established, now};
 use crate::{
-    actuate::{self, Knob, Target, Values, Wish},
+    actuate::{self, ActuateError, Knob, Target, Values, Wish},
     kernel::bpf::Bpf,
     launch,
+    ledger::{self, Intent, Ledger, Summary},
 };
 
 /// How long a change stands.
@@ -41,7 +45,7 @@ impl Node {
         if let Some(ceiling) = change.storage_io {
             wishes.extend(self.io_wishes(id, ceiling)?);
         }
-        self.carry_through(id, &wishes, limits, standing, cause)?;
+        self.carry_through(id, &wishes, limits, standing, Kind::Standing, cause)?;
         if change.cpu.is_some()
             && let Err(error) = self.watch_quota(id)
         {
@@ -66,7 +70,11 @@ impl Node {
             let (target, bpf) = self.held(id)?;
             standing.extend(actuate::values(target, bpf, wishes)?);
         }
-        self.carry_through(id, wishes, limits, standing, cause)
+        let kind = match hold {
+            Hold::Standing => Kind::Standing,
+            Hold::Transient => Kind::Transient,
+        };
+        self.carry_through(id, wishes, limits, standing, kind, cause)
     }
 
     /// Puts knobs back to what was decided for good: the limits, what stands, or what was there before.
@@ -75,7 +83,7 @@ impl Node {
         let (limits, standing) = (record.limits, record.standing.clone());
         let mut wishes = actuate::decided(&limits, &standing, &record.baseline);
         wishes.retain(|wish| knobs.contains(&wish.knob()));
-        self.carry_through(id, &wishes, limits, standing, cause)
+        self.carry_through(id, &wishes, limits, standing, Kind::Transient, cause)
     }
 
     /// Puts every knob of a task that was ever turned to what was decided for it.
@@ -90,14 +98,18 @@ impl Node {
         Ok((target, self.bpf.as_ref().ok_or_else(not_established)?))
     }
 
-    /// Turns knobs, with what is to be remembered of it: the record first, then the effect.
+    /// Turns knobs, with what is to be remembered of it: the record and the ledger first, then the effect.
+    ///
+    /// The record is brought to the disk when a knob is turned that never was before, and when somebody asked for other
+    /// limits. What a loop does within what is recorded is in the ledger, from which the next agent takes it.
     fn carry_through(
         &mut self,
         id: &TaskId,
         wishes: &[Wish],
         limits: Limits,
         standing: Values,
-        _cause: &Cause,
+        kind: Kind,
+        cause: &Cause,
     ) -> Result<(), NodeError> {
         let (target, bpf) = self.held(id)?;
         let changes = actuate::plan(target, bpf, wishes)?;
@@ -105,26 +117,132 @@ impl Node {
         let task = self.tasks.get_mut(id).ok_or_else(|| NodeError::NoSuchTask(id.clone()))?;
         let target = task.target.as_ref().ok_or_else(not_established)?;
         let bpf = self.bpf.as_mut().ok_or_else(not_established)?;
-        let before = (task.record.limits, std::mem::replace(&mut task.record.standing, standing));
-        task.record.limits = limits;
-        let mut is_first_touch = false;
-        for change in &changes {
-            task.record.baseline.entry(change.knob).or_insert_with(|| {
-                is_first_touch = true;
-                change.before
-            });
+        let record = &mut task.record;
+        let intent = Intent {
+            execution: record.execution.clone(),
+            owner: record.owner,
+            kind,
+            cause: cause.clone(),
+            limits: (record.limits != limits).then_some(limits),
+            standing: (record.standing != standing).then(|| standing.clone()),
+            changes,
+        };
+        if intent.changes.is_empty() && intent.limits.is_none() && intent.standing.is_none() {
+            return Ok(());
         }
-        if is_first_touch || before != (task.record.limits, task.record.standing.clone()) {
+        let before = (record.limits, std::mem::replace(&mut record.standing, standing));
+        record.limits = limits;
+        let known = record.baseline.len();
+        for change in &intent.changes {
+            record.baseline.entry(change.knob).or_insert(change.before);
+        }
+        let is_loop = matches!(cause.actor, Actor::Agent(_) | Actor::Policy(_));
+        let is_saved = record.baseline.len() > known || !is_loop;
+        if is_saved {
             failpoint::hit("change-before-record");
-            task.record.save(&state_dir)?;
+            record.ledger_number = self.ledger.next_number();
+            if let Err(error) = record.save(&state_dir) {
+                (record.limits, record.standing) = before;
+                return Err(error.into());
+            }
             failpoint::hit("change-after-record");
         }
-        if let Err(error) = actuate::execute(target, bpf, &changes) {
-            (task.record.limits, task.record.standing) = before;
-            task.record.save(&state_dir)?;
-            return Err(error.into());
+        let changes = intent.changes.clone();
+        let result = match self.ledger.intend(now(), intent) {
+            Ok(number) => {
+                failpoint::hit("ledger-after-intent");
+                let result = actuate::execute(target, bpf, &changes);
+                failpoint::hit("change-after-effect");
+                conclude(&mut self.ledger, number, &result);
+                failpoint::hit("ledger-after-outcome");
+                result.map_err(NodeError::from)
+            }
+            // Nothing is done that is not written down.
+            Err(error) => Err(error.into()),
+        };
+        if result.is_err() {
+            (record.limits, record.standing) = before;
+            if is_saved {
+                record.save(&state_dir)?;
+            }
         }
+        result
+    }
+
+    /// Puts back what every knob of a task held before it was first turned, for good. What cannot be written down is
+    /// done all the same: nothing is to keep a task from being let go.
+    pub(super) fn restore(&mut self, task: &Task, cause: &Cause) -> Result<(), NodeError> {
+        let Some(target) = &task.target else { return Ok(()) };
+        let bpf = self.bpf.as_mut().ok_or_else(not_established)?;
+        let planned = actuate::plan(target, bpf, &actuate::as_before(&task.record.baseline));
+        let changes = match planned {
+            Err(error) if error.is_gone() => return Ok(()),
+            other => other?,
+        };
+        let intent = Intent {
+            execution: task.record.execution.clone(),
+            owner: task.record.owner,
+            kind: Kind::Release,
+            cause: cause.clone(),
+            limits: None,
+            standing: None,
+            changes: changes.clone(),
+        };
+        let number = self.ledger.intend(now(), intent).inspect_err(|error| {
+            tracing::warn!(error = %launch::chain(error), "a release is not in the ledger");
+        });
+        failpoint::hit("ledger-after-intent");
+        let result = match actuate::execute(target, bpf, &changes) {
+            Err(error) if error.is_gone() => Ok(()),
+            other => other,
+        };
         failpoint::hit("change-after-effect");
-        Ok(())
+        if let Ok(number) = number {
+            conclude(&mut self.ledger, number, &result);
+        }
+        failpoint::hit("ledger-after-outcome");
+        Ok(result?)
+    }
+
+    /// Every second: brings the ledger to the disk, and begins a new file of it where the last is long.
+    pub(super) fn keep_ledger(&mut self) {
+        if self.ledger.is_full() {
+            let held = self.tasks.values().filter(|task| task.is_held());
+            let summaries = held.map(|Task { record, .. }| Summary {
+                execution: record.execution.clone(),
+                owner: record.owner,
+                limits: record.limits,
+                standing: record.standing.clone(),
+                baseline: record.baseline.clone(),
+            });
+            let summaries = summaries.collect();
+            if let Err(error) = self.ledger.compact(now(), summaries) {
+                tracing::warn!(error = %launch::chain(&error), "cannot begin a new file of the ledger");
+            }
+        }
+        self.ledger.sync(&self.runtime);
+    }
+
+    /// Where the ledger is, and what of it a caller may see.
+    pub fn ledger_query(
+        &self,
+        caller: &Caller,
+        task: Option<TaskId>,
+        since: UnixNanos,
+    ) -> (PathBuf, ledger::Query) {
+        let owner = (!caller.is_operator()).then_some(caller.uid);
+        (self.ledger.directory().to_owned(), ledger::Query { task, owner, since })
+    }
+}
+
+/// Writes down what came of a change. Where that fails it stays unknown, which is true.
+fn conclude(ledger: &mut Ledger, number: u64, result: &Result<(), ActuateError>) {
+    let outcome = match result {
+        Ok(()) => Outcome::Done,
+        Err(error) if error.is_undone() => Outcome::RolledBack(launch::chain(error)),
+        Err(error) => Outcome::Failed(launch::chain(error)),
+    };
+    if let Err(error) = ledger.conclude(now(), number, outcome) {
+        tracing::warn!(error = %launch::chain(&error), "the outcome of a change is not in the ledger");
     }
 }

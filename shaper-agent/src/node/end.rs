@@ -5,11 +5,12 @@ use std::{collections::BTreeMap, time::Duration};
 use rustix::process::{Signal, pidfd_send_signal};
 use shaper_core::{
     id::{ExecutionId, TaskId},
+    ledger::{Actor, Cause},
     task::{ExitStatus, Origin, Phase, TaskStatus, UnixNanos},
 };
 use shaper_proto::{failpoint, peer::Caller};
 
-use super::{ENDED_KEPT, Node, NodeError, Task, boottime_ns, not_established, now};
+use super::{ENDED_KEPT, Node, NodeError, Task, boottime_ns, now};
 use crate::{
     actuate,
     ground::GroundError,
@@ -169,10 +170,10 @@ impl Node {
         if self.task(id)?.is_held() {
             self.only_operator(caller, "release a running task")?;
         }
-        self.let_go(id)
+        self.let_go(id, &Cause::new(Actor::User(caller.uid), "release"))
     }
 
-    pub(super) fn let_go(&mut self, id: &TaskId) -> Result<Vec<String>, NodeError> {
+    pub(super) fn let_go(&mut self, id: &TaskId, cause: &Cause) -> Result<Vec<String>, NodeError> {
         let task = self.task(id)?;
         let execution = task.record.execution.clone();
         if !task.is_held() {
@@ -181,20 +182,10 @@ impl Node {
             return Ok(vec![format!("{id}: it had ended; its log and exit code are forgotten")]);
         }
         let mut done = Vec::new();
-        let bpf = self.bpf.as_mut().ok_or_else(not_established)?;
         let Some(mut task) = self.tasks.remove(id) else { return Ok(done) };
-        let restored = match &task.target {
-            Some(target) => actuate::plan(target, bpf, &actuate::as_before(&task.record.baseline))
-                .and_then(|changes| actuate::execute(target, bpf, &changes)),
-            None => Ok(()),
-        };
-        match restored {
-            Err(error) if error.is_gone() => {}
-            Err(error) => {
-                self.tasks.insert(id.clone(), task);
-                return Err(error.into());
-            }
-            Ok(()) => {}
+        if let Err(error) = self.restore(&task, cause) {
+            self.tasks.insert(id.clone(), task);
+            return Err(error);
         }
         for (knob, value) in &task.record.baseline {
             done.push(format!("{id}: {knob} is `{value}` again"));
@@ -222,12 +213,13 @@ impl Node {
     /// Releases every task and takes away all that the agent made in the kernel.
     pub fn release_all(&mut self, caller: &Caller) -> Result<Vec<String>, NodeError> {
         self.only_operator(caller, "release everything")?;
+        let cause = Cause::new(Actor::User(caller.uid), "release --all");
         let mut done = Vec::new();
         let mut failed = Vec::new();
         let held: Vec<TaskId> =
             self.tasks.iter().filter(|(_, task)| task.is_held()).map(|(id, _)| id.clone()).collect();
         for id in held {
-            match self.let_go(&id) {
+            match self.let_go(&id, &cause) {
                 Ok(lines) => done.extend(lines),
                 Err(error) => failed.push(format!("{id} was not released: {}", launch::chain(&error))),
             }

@@ -45,6 +45,7 @@ use crate::{
         v1::V1Error,
     },
     launch::{self, AttachError, SpawnError, spec::Started},
+    ledger::Ledger,
     meter::Meter,
     record::Record,
     waiter::Waiter,
@@ -186,6 +187,7 @@ pub struct Node {
     bpf: Option<Bpf>,
     events: Option<Waiter>,
     tasks: BTreeMap<TaskId, Task>,
+    ledger: Ledger,
     meter: Meter,
     /// How often stock was taken: whoever follows the snapshots waits for the next.
     stocks: watch::Sender<u64>,
@@ -227,6 +229,7 @@ impl Node {
                 "the tables of an earlier agent stay as they are"
             );
         }
+        let (ledger, decided) = Ledger::open(&config.state_dir, now())?;
         let mut node = Node {
             config,
             handle,
@@ -236,6 +239,7 @@ impl Node {
             bpf: None,
             events: None,
             tasks: BTreeMap::new(),
+            ledger,
             meter: Meter::default(),
             stocks: watch::Sender::new(0),
             free_slots: (SLOT_FIRST..slots).collect(),
@@ -252,7 +256,7 @@ impl Node {
             _lock: lock,
         };
         node.load_epoch()?;
-        node.adopt_all()?;
+        node.adopt_all(&decided)?;
         Ok(node)
     }
 
@@ -361,6 +365,7 @@ impl Node {
         }
         if self.ticks.is_multiple_of(10) {
             self.tell_all();
+            self.keep_ledger();
         }
     }
 

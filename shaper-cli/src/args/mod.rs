@@ -116,6 +116,8 @@ pub(crate) enum Command {
     Profile(Profile),
     /// Show what this node and its tasks use, each second
     Top(Top),
+    /// Show what was done to tasks of this node: who changed what, why, and what came of it
+    Ledger(Ledger),
     /// Show what this node offers, and what degrades
     Doctor(Doctor),
 }
@@ -338,6 +340,30 @@ pub(crate) struct Release {
     /// How it is shown what was done
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
     pub(crate) output: Format,
+}
+
+const LEDGER_AFTER_HELP: &str = "\
+Each change is written down before it takes effect. Its outcome is `done`; `rolled back`, where it
+failed and everything is as it was before; `failed`, where not everything could be put back; or
+`unknown`, where the agent died meanwhile. A `summary` stands for older entries: what was there before
+anything was changed, and what stood then.
+
+Examples:
+  shaper ledger etl                  what was done to one task, one that was released too
+  shaper ledger --since 10m -o wide  everything of the last ten minutes, with errors";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = LEDGER_AFTER_HELP)]
+pub(crate) struct Ledger {
+    /// The task; without it, all of the caller's
+    #[arg(value_name = "TASK")]
+    pub(crate) id: Option<TaskId>,
+    /// Nothing older than this, such as 10s, 5m or 2h
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<Span>,
+    /// How it is shown
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub(crate) output: ListFormat,
 }
 
 #[derive(Debug, clap::Args)]

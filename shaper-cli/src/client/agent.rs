@@ -5,9 +5,10 @@ use std::{path::Path, time::Duration};
 use shaper_core::{
     doctor::Report,
     id::TaskId,
+    ledger::Entry,
     limits::{Limits, LimitsChange},
     snapshot::NodeSnapshot,
-    task::TaskStatus,
+    task::{TaskStatus, UnixNanos},
 };
 use shaper_proto::v1::{self, agent_client::AgentClient, log_chunk::Record};
 use tonic::{Streaming, transport::Channel};
@@ -83,6 +84,21 @@ impl Client {
     pub(crate) async fn release_all(&self) -> Result<Vec<String>, CallError> {
         let response = self.agent().release_all(v1::ReleaseAllRequest {}).await;
         self.link.answer("release all tasks", response).map(|v1::ReleaseResponse { done }| done)
+    }
+
+    /// What was done to a task or to all, with remarks on it.
+    pub(crate) async fn ledger(
+        &self,
+        id: Option<&TaskId>,
+        since: UnixNanos,
+    ) -> Result<(Vec<Entry>, Vec<String>), CallError> {
+        const OPERATION: &str = "read the ledger";
+        let task_id = id.map(TaskId::to_string).unwrap_or_default();
+        let request = v1::GetLedgerRequest { task_id, since_unix_nanos: since };
+        let answer = self.link.answer(OPERATION, self.agent().get_ledger(request).await)?;
+        let v1::GetLedgerResponse { entries, notes } = answer;
+        let entries = entries.into_iter().map(|entry| self.link.domain(OPERATION, entry));
+        Ok((entries.collect::<Result<_, _>>()?, notes))
     }
 
     pub(crate) async fn doctor(&self) -> Result<Report, CallError> {

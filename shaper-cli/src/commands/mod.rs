@@ -8,6 +8,7 @@ mod doctor;
 mod document;
 mod explain;
 mod get;
+mod ledger;
 mod logs;
 mod profile;
 mod release;
@@ -42,6 +43,7 @@ pub(crate) async fn execute(args: Args) -> Result<ExitCode, Error> {
         Command::Get(Get::Policies(args)) => get::policies(&servers.broker().await?, &args).await?,
         Command::Describe(args) => describe::describe(&servers, &args).await?,
         Command::Explain(args) => explain::explain(&servers.broker().await?, &args).await?,
+        Command::Ledger(args) => ledger::ledger(&servers.agent().await?, &args).await?,
         Command::Logs(args) => logs::logs(&servers, &args).await?,
         Command::Set(args) => set::set(&servers.agent().await?, &args).await?,
         Command::Cancel(args) => cancel::cancel(&servers, &args).await?,

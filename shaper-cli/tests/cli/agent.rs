@@ -494,3 +494,28 @@ dmem     missing: not in cgroup.controllers  counting  not counted
 ";
     assert_eq!(texts(&host.shaper(&["doctor"])), (expected, "", Some(0)));
 }
+
+#[test]
+fn the_ledger_is_that_of_all_tasks_or_of_one() {
+    let host = Host::new();
+    let _agent = host.start_agent();
+    for id in ["web", "etl"] {
+        host.spawn(&["run", "-d", "--id", id, "--", "x"]).end();
+    }
+    let (all, said) = (host.shaper(&["ledger"]), "shaper: a remark\n");
+    let (stdout, stderr, code) = texts(&all);
+    assert_eq!((stderr, code), (said, Some(0)));
+    assert_eq!(stdout.lines().count(), 3, "{stdout}");
+    assert!(stdout.contains("cpu: max → 0.5 cores  done     run"), "{stdout}");
+    let one = host.shaper(&["ledger", "web", "-o", "json"]);
+    let entries: Vec<shaper_core::ledger::Entry> = serde_json::from_str(texts(&one).0).unwrap();
+    let tasks: Vec<&str> = entries.iter().map(|entry| entry.execution.task.as_str()).collect();
+    assert_eq!(tasks, ["web"]);
+    // The tasks of the fake are from the year 1970.
+    assert_eq!(texts(&host.shaper(&["ledger", "-o", "json", "--since", "1h"])).0, "[]\n");
+    assert!(texts(&host.shaper(&["ledger", "web", "-o", "wide"])).0.contains("ATTEMPT"));
+    assert_eq!(
+        texts(&host.shaper(&["ledger", "nobody"])),
+        ("", "shaper: a remark\nnothing is in the ledger\n", Some(0))
+    );
+}

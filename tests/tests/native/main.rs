@@ -6,6 +6,7 @@ mod cpu;
 mod identity;
 mod input;
 mod knobs;
+mod ledger;
 mod measure;
 mod net;
 mod release;

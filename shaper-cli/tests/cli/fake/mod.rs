@@ -13,6 +13,7 @@ use std::{
 
 use shaper_core::{
     doctor::{Availability, Report, Rung},
+    ledger::{Actor, Cause, Entry, Kind, KnobChange, Outcome},
     limits::{Limits, LimitsChange},
     snapshot::NodeSnapshot,
     task::{Enforcement, ExitStatus, Origin, Owner, Phase, TaskStatus, Usage},
@@ -298,6 +299,33 @@ impl agent_server::Agent for Service {
 
     async fn doctor(&self, _: Request<v1::DoctorRequest>) -> Result<Response<v1::DoctorReport>, Status> {
         Ok(Response::new(report().into()))
+    }
+
+    /// One entry for each task that was asked for, or for every one.
+    async fn get_ledger(
+        &self,
+        request: Request<v1::GetLedgerRequest>,
+    ) -> Result<Response<v1::GetLedgerResponse>, Status> {
+        let v1::GetLedgerRequest { task_id, since_unix_nanos } = request.into_inner();
+        let state = self.0.state();
+        let wanted = state.tasks.values().map(|(task, _)| task).filter(|task| {
+            (task_id.is_empty() || task_id == task.task_id.as_str()) && task.created_at >= since_unix_nanos
+        });
+        let entry = |(number, task): (usize, &TaskStatus)| {
+            let change = KnobChange { knob: "cpu".into(), before: "max".into(), after: "0.5 cores".into() };
+            Entry {
+                number: number as u64 + 1,
+                at: task.created_at,
+                execution: task.execution(),
+                owner: task.owner,
+                kind: Kind::Standing,
+                cause: Cause::new(Actor::User(task.owner.uid), "run"),
+                changes: vec![change],
+                outcome: Outcome::Done,
+            }
+        };
+        let entries = wanted.enumerate().map(|task| entry(task).into()).collect();
+        Ok(Response::new(v1::GetLedgerResponse { entries, notes: vec!["a remark".into()] }))
     }
 
     async fn get_snapshot(

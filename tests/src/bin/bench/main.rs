@@ -8,6 +8,7 @@ mod agent;
 mod child;
 mod cost;
 mod kernel;
+mod ledger;
 mod load;
 mod peer;
 mod report;
@@ -82,12 +83,13 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
 
 type Part = fn(Plan, &mut Report) -> Result<()>;
 
-const PARTS: [(&str, Part); 5] = [
+const PARTS: [(&str, Part); 6] = [
     ("cost", cost::measure),
     ("added", added::measure),
     ("scaling", scaling::measure),
     ("agent", agent::measure),
     ("accuracy", accuracy::measure),
+    ("ledger", ledger::measure),
 ];
 
 /// Measures these parts, or all.
