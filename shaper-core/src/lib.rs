@@ -12,6 +12,7 @@ pub mod ledger;
 pub mod limits;
 pub mod place;
 pub mod share;
+pub mod shrink;
 pub mod snapshot;
 pub mod spec;
 pub mod task;
