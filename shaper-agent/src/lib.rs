@@ -13,6 +13,7 @@ pub mod ledger;
 pub mod meter;
 pub mod node;
 pub mod open_files;
+pub mod reclaim;
 pub mod record;
 pub mod service;
 pub mod session;

@@ -99,6 +99,7 @@ fn refused(error: NodeError) -> Status {
         NodeError::Denied(_) => Status::permission_denied(text),
         NodeError::Exhausted(_) => Status::resource_exhausted(text),
         NodeError::Precondition(_)
+        | NodeError::NotReclaimable(_)
         | NodeError::Actuate(ActuateError::NoMechanism { .. } | ActuateError::BelowUse { .. }) => {
             Status::failed_precondition(text)
         }
@@ -225,11 +226,26 @@ impl Agent for AgentService {
 
     async fn set_limits(&self, request: Request<v1::SetLimitsRequest>) -> Result<Response<v1::Task>, Status> {
         let caller = caller(&request)?;
-        let v1::SetLimitsRequest { task_id: id, change } = request.into_inner();
+        let v1::SetLimitsRequest { task_id: id, change, wait } = request.into_inner();
         let id = task_id(&id)?;
         let change = change.ok_or_else(|| invalid(WireError::Missing("change")))?;
         let change = LimitsChange::try_from(change).map_err(invalid)?;
-        self.task(move |node| node.set_limits(&caller, &id, &change)).await
+        if !wait {
+            return self.task(move |node| node.set_limits(&caller, &id, &change)).await;
+        }
+        let _permit = self.admit(&caller)?;
+        let shrunk = {
+            let (caller, id) = (caller.clone(), id.clone());
+            self.ask(move |node| {
+                node.set_limits(&caller, &id, &change).and_then(|_| node.shrunk(&caller, &id))
+            })
+            .await?
+        };
+        if let Some(mut shrunk) = shrunk {
+            // An error means that the task was forgotten, which the next request will say.
+            let _ = shrunk.wait_for(|over| *over).await;
+        }
+        self.task(move |node| node.get(&caller, &id)).await
     }
 
     async fn cancel_task(

@@ -77,6 +77,9 @@ pub(crate) enum Error {
         /// Why it cannot be reached from here.
         reason: String,
     },
+    /// A memory limit did not come below use.
+    #[error("the memory limit of task `{0}` is what it was")]
+    NotShrunk(TaskId),
     /// There is no exit code to pass on.
     #[error("task `{0}` was cancelled")]
     Cancelled(TaskId),

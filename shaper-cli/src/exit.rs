@@ -71,6 +71,7 @@ fn code(error: &Error) -> u8 {
         | Error::Runtime(_)
         | Error::NotEnded(_)
         | Error::Superseded { .. }
+        | Error::NotShrunk(_)
         | Error::Cancelled(_)
         | Error::Left(_) => FAILED,
     }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     id::{ExecutionId, TaskId},
     limits::Limits,
+    shrink,
 };
 
 /// Nanoseconds since the Unix epoch.
@@ -151,6 +152,8 @@ pub struct TaskStatus {
     pub enforcement: Vec<Enforcement>,
     /// What it has used.
     pub usage: Usage,
+    /// Its memory limit on its way below use, or how the last such ended.
+    pub shrink: Option<shrink::Status>,
     /// What its reader ought to know: degradations, with their reason.
     pub notes: Vec<String>,
 }

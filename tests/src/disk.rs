@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use crate::{cgroup::read, time::happens};
 
 /// The VM has one; a machine of somebody's does not lose its own to a test.
-const DEVICE: &str = "/dev/vda";
+pub(crate) const DEVICE: &str = "/dev/vda";
 
 /// An empty ext4 on the disk, mounted. Dropping it unmounts it.
 pub struct Disk {
@@ -26,10 +26,7 @@ pub struct Disk {
 impl Disk {
     /// Makes the file system, and mounts it in a directory of its own.
     pub fn format_and_mount() -> Disk {
-        assert!(
-            std::env::var_os("SHAPER_VM").is_some(),
-            "{DEVICE} is formatted in the VM only: `cargo xtask vm`"
-        );
+        assert_vm();
         // Complete from the start: no thread of the kernel's writes to it behind a test's back.
         let options = ["-q", "-F", "-b", "4096", "-N", "1024", "-E", "lazy_itable_init=0", DEVICE];
         let output = Command::new("mkfs.ext4").args(options).output();
@@ -69,6 +66,13 @@ impl Disk {
         let found = counts.filter(|(name, _)| *name == count).find_map(|(_, value)| value.parse().ok());
         found.unwrap_or_else(|| panic!("no {count} in io.stat: {fields:?}"))
     }
+}
+
+pub(crate) fn assert_vm() {
+    assert!(
+        std::env::var_os("SHAPER_VM").is_some(),
+        "{DEVICE} is written to in the VM only: `cargo xtask vm`"
+    );
 }
 
 impl Drop for Disk {

@@ -19,6 +19,8 @@ pub mod pins;
 pub mod process;
 pub mod shaper;
 pub mod sink;
+pub mod soak;
+pub mod swap;
 pub mod systemd;
 pub mod time;
 

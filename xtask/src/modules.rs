@@ -45,6 +45,10 @@ const WANTED: &[&str] = &[
     "virtio_net",
     "virtio_rng",
     "ext4",
+    // swap in memory, and its compressors where they are not built in
+    "lzo_rle",
+    "lz4",
+    "zram",
 ];
 
 /// What a machine needs besides whose root is this machine's.

@@ -2,6 +2,7 @@
 
 mod broker;
 mod ledger;
+mod shrink;
 mod snapshot;
 
 use shaper_core::{
@@ -282,6 +283,7 @@ impl From<TaskStatus> for v1::Task {
             limits,
             enforcement,
             usage,
+            shrink,
             notes,
         } = task;
         let wire =
@@ -302,6 +304,7 @@ impl From<TaskStatus> for v1::Task {
             limits: Some(limits.into()),
             enforcement: enforcement.into_iter().map(wire).collect(),
             usage: Some(usage.into()),
+            shrink: shrink.map(Into::into),
             notes,
         }
     }
@@ -330,6 +333,7 @@ impl TryFrom<v1::Task> for TaskStatus {
             limits: wire.limits.ok_or(WireError::Missing("limits"))?.try_into()?,
             enforcement: wire.enforcement.into_iter().map(domain).collect(),
             usage: wire.usage.ok_or(WireError::Missing("usage"))?.into(),
+            shrink: wire.shrink.map(TryInto::try_into).transpose()?,
             notes: wire.notes,
         })
     }
@@ -402,6 +406,7 @@ mod tests {
                 in_force: "0.5 cores".into(),
             }],
             usage: Usage { at_monotonic_ns: 7, cpu_time_ns: 1, memory_bytes: Some(3), ..Usage::default() },
+            shrink: None,
             notes: vec!["note".into()],
         };
         assert_eq!(TaskStatus::try_from(v1::Task::from(task.clone())), Ok(task));

@@ -31,10 +31,7 @@ impl Machine {
     pub fn read() -> Machine {
         let stat = read_to_string("/proc/stat").unwrap_or_default();
         let memory = read_to_string("/proc/meminfo").unwrap_or_default();
-        let kib = |name: &str| {
-            let line = memory.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-            line.and_then(|rest| rest.trim().strip_suffix(" kB")?.parse::<u64>().ok()).unwrap_or(0) << 10
-        };
+        let kib = |name| kib(&memory, name).unwrap_or(0);
         let status = read_to_string("/proc/self/statm").unwrap_or_default();
         let pages = status.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
         let agent = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
@@ -51,6 +48,17 @@ impl Machine {
             agent_memory: pages * rustix::param::page_size() as u64,
         }
     }
+}
+
+/// A size in `/proc/meminfo`, bytes.
+fn kib(meminfo: &str, name: &str) -> Option<u64> {
+    let rest = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    Some(rest.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
+}
+
+/// Swap that is free, bytes; 0 where there is none.
+pub fn swap_free() -> u64 {
+    read_to_string("/proc/meminfo").and_then(|text| kib(&text, "SwapFree")).unwrap_or(0)
 }
 
 fn online(stat: &str) -> u32 {

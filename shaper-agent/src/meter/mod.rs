@@ -31,7 +31,7 @@ use crate::{
 };
 pub use alarm::Alarms;
 use files::{Files, Reading};
-pub use machine::{Machine, busy_ns};
+pub use machine::{Machine, busy_ns, swap_free};
 
 /// A cgroup that does nothing has its files read once in so many seconds.
 const TURNS: u64 = 10;

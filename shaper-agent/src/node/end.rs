@@ -80,6 +80,7 @@ impl Node {
         if let Some(Ok(peak)) = self.task(id)?.target.as_ref().map(actuate::memory_peak) {
             usage.memory_bytes = peak.map(|bytes| bytes.0).or(usage.memory_bytes);
         }
+        self.end_shrink(id);
         let state_dir = self.config.state_dir.clone();
         let task = self.task_mut(id)?;
         task.record.phase = phase;
@@ -182,6 +183,7 @@ impl Node {
             return Ok(vec![format!("{id}: it had ended; its log and exit code are forgotten")]);
         }
         let mut done = Vec::new();
+        self.call_off(id);
         let Some(mut task) = self.tasks.remove(id) else { return Ok(done) };
         if let Err(error) = self.restore(&task, cause) {
             self.tasks.insert(id.clone(), task);

@@ -93,6 +93,9 @@ impl Node {
 
     fn pressed(&mut self, slot: u32) {
         self.meter.alarm(slot);
+        if let Some(id) = self.task_of_slot(slot) {
+            self.look_at_shrink(&id);
+        }
         self.turn();
     }
 

@@ -7,6 +7,7 @@ mod change;
 pub mod cluster;
 mod end;
 mod events;
+mod memory;
 mod report;
 mod start;
 
@@ -21,6 +22,7 @@ use shaper_common::abi::SLOT_FIRST;
 use shaper_core::{
     id::{InvalidTaskId, TaskId},
     limits::Limits,
+    shrink::{self, NotReclaimable},
     spec::Policy,
     task::{Origin, Owner, Phase, UnixNanos},
 };
@@ -35,13 +37,13 @@ use shaper_proto::peer::Caller;
 
 use crate::{
     actor::Handle,
-    actuate::{ActuateError, Target},
+    actuate::{ActuateError, Target, Wish},
     config::Config,
     durable,
     ground::{Ground, GroundError},
     kernel::{
         bpf::{Bpf, BpfConfig, BpfError},
-        cgroup::{Cgroup, CgroupError, block, cpu, memory},
+        cgroup::{Cgroup, CgroupError, block, cpu, memory as memory_files},
         v1::V1Error,
     },
     launch::{self, AttachError, SpawnError, spec::Started},
@@ -78,6 +80,9 @@ pub enum NodeError {
     /// A limit.
     #[error(transparent)]
     Actuate(#[from] ActuateError),
+    /// A memory limit that cannot come to be.
+    #[error(transparent)]
+    NotReclaimable(#[from] NotReclaimable),
     /// Our cgroups.
     #[error(transparent)]
     Ground(#[from] GroundError),
@@ -157,6 +162,12 @@ struct Task {
     /// The record on disk is older than this one.
     unsaved: bool,
     ended: watch::Sender<bool>,
+    /// Its memory limit on its way below use …
+    shrinking: Option<memory::Shrinking>,
+    /// … or how the last such ended.
+    last_shrink: Option<shrink::Status>,
+    /// What a shrink could not put back at its end.
+    memory_owed: Vec<Wish>,
     notes: Vec<String>,
 }
 
@@ -262,6 +273,7 @@ impl Node {
 
     /// Ends the thread after the job that calls this.
     pub fn stop(&mut self) {
+        self.call_off_all();
         self.stopping = true;
     }
 
@@ -345,7 +357,7 @@ impl Node {
             ground.v1_group(controller, &record.execution.to_string())
         };
         let v1_cpu = group("cpu", cgroup.has(cpu::MAX))?;
-        let v1_memory = group("memory", cgroup.has(memory::MAX))?;
+        let v1_memory = group("memory", cgroup.has(memory_files::MAX))?;
         let v1_io = group("blkio", cgroup.has(block::STAT))?;
         Ok(Target { cgroup, v1_cpu, v1_memory, v1_io, slot: record.slot, has_sockets: true })
     }
@@ -355,6 +367,7 @@ impl Node {
     /// broker.
     pub fn tick(&mut self) {
         self.ticks += 1;
+        self.look_at_shrinks();
         self.adjust();
         if self.ticks.is_multiple_of(10) {
             self.take_stock();
@@ -407,6 +420,10 @@ impl Node {
             task.record.save(&self.config.state_dir)?;
             task.unsaved = false;
         }
+        if !task.memory_owed.is_empty() && task.shrinking.is_none() {
+            self.put_back_owed(id)?;
+        }
+        let Some(task) = self.tasks.get_mut(id) else { return Ok(()) };
         if !task.is_running() {
             return self.clean_up(id);
         }
@@ -433,6 +450,9 @@ impl Node {
             over: false,
             unsaved: false,
             ended,
+            shrinking: None,
+            last_shrink: None,
+            memory_owed: Vec::new(),
             notes: Vec::new(),
         };
         self.tasks.insert(id, task);

@@ -133,6 +133,7 @@ impl Node {
             limits: *limits,
             enforcement,
             usage: self.usage(id)?,
+            shrink: task.shrinking.as_ref().map(|shrinking| shrinking.status()).or(task.last_shrink.clone()),
             notes: self.notes(task),
         })
     }

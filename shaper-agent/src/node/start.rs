@@ -511,7 +511,7 @@ impl Node {
         if !self.task(id)?.is_running() {
             return Err(NodeError::Precondition(format!("task `{id}` has ended")));
         }
-        self.change(id, change, &Cause::new(Actor::User(caller.uid), "set"))?;
+        self.change_or_shrink(id, change, &Cause::new(Actor::User(caller.uid), "set"))?;
         self.status(id)
     }
 }

@@ -56,6 +56,7 @@ pub(super) fn status(task: &str, attempt: u32, phase: RunPhase) -> TaskStatus {
         limits: Limits::default(),
         enforcement: Vec::new(),
         usage: Usage::default(),
+        shrink: None,
         notes: Vec::new(),
     }
 }

@@ -290,6 +290,9 @@ pub(crate) struct Set {
     pub(crate) id: TaskId,
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
+    /// Where a memory limit comes below use: return when it is in force, or has been given up
+    #[arg(long)]
+    pub(crate) wait: bool,
     /// How the task is shown after the change
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
     pub(crate) output: Format,

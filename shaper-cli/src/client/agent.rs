@@ -70,8 +70,9 @@ impl Client {
         &self,
         id: &TaskId,
         change: LimitsChange,
+        wait: bool,
     ) -> Result<TaskStatus, CallError> {
-        let request = v1::SetLimitsRequest { task_id: id.to_string(), change: Some(change.into()) };
+        let request = v1::SetLimitsRequest { task_id: id.to_string(), change: Some(change.into()), wait };
         self.link.read(&format!("set limits of task `{id}`"), self.agent().set_limits(request).await)
     }
 

@@ -7,6 +7,7 @@ use std::{
 
 use shaper_core::{
     limits::{Limit, Limits},
+    shrink::Status,
     spec::{Demand, Profile, TaskSpec},
     task::{Enforcement, ExitStatus, Origin, Owner, Phase, TaskStatus, Traffic, UnixNanos, Usage},
     units::{BitsPerSec, Bytes, Millicores},
@@ -77,6 +78,7 @@ fn cluster_text(task: &ClusterTask, now: UnixNanos) -> String {
     if let Some(task) = on_node {
         let title = format!("Limits on {}, as last reported", node.as_deref().unwrap_or("its node"));
         section(&mut text, &printable(&title), &self::limits(task));
+        shrink(&mut text, task.shrink.as_ref(), now);
         section(&mut text, "Usage", &usage_table(&task.usage));
         notes(&mut text, &task.notes);
     }
@@ -129,6 +131,7 @@ fn text(task: &TaskStatus, now: UnixNanos) -> String {
         limits: _,
         enforcement: _,
         usage,
+        shrink,
         notes,
     } = task;
     let mut text = String::new();
@@ -144,6 +147,7 @@ fn text(task: &TaskStatus, now: UnixNanos) -> String {
     field("Cgroup", cgroup);
     field("Created", &format!("{} ({} ago)", Utc(*created_at), time::age(*created_at, now)));
     section(&mut text, "Limits", &limits(task));
+    self::shrink(&mut text, shrink.as_ref(), now);
     section(&mut text, "Usage", &usage_table(usage));
     self::notes(&mut text, notes);
     text
@@ -158,6 +162,13 @@ fn notes(text: &mut String, notes: &[String]) {
     if !notes.is_empty() {
         let notes: String = notes.iter().map(|note| format!("{}\n", printable(note))).collect();
         section(text, "Notes", &notes);
+    }
+}
+
+fn shrink(text: &mut String, shrink: Option<&Status>, now: UnixNanos) {
+    if let Some(shrink) = shrink {
+        let line = format!("{shrink} (since {} ago)\n", time::age(shrink.began_at, now));
+        section(text, "Memory limit below use", &line);
     }
 }
 

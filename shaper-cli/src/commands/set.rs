@@ -1,6 +1,10 @@
 //! `shaper set`: changes limits of a running task.
 
-use shaper_core::{limits::LimitsChange, task::TaskStatus};
+use shaper_core::{
+    limits::LimitsChange,
+    shrink::{Outcome, Status},
+    task::TaskStatus,
+};
 
 use crate::{
     args::{Format, Set},
@@ -13,11 +17,21 @@ use crate::{
 pub(super) async fn set(client: &Client, args: &Set) -> Result<(), Error> {
     let change = LimitsChange::from(args.limits);
     let before = client.get_task(&args.id).await?;
-    let after = client.set_limits(&args.id, change).await?;
+    let after = client.set_limits(&args.id, change, args.wait).await?;
     match args.output {
         Format::Text => output::print(&text(&change, &before, &after)),
         Format::Json => output::print_json(&after),
+    }?;
+    match after.shrink {
+        Some(shrink) if args.wait && change.memory.is_some() && was_given_up(&shrink) => {
+            Err(Error::NotShrunk(args.id.clone()))
+        }
+        _ => Ok(()),
     }
+}
+
+fn was_given_up(shrink: &Status) -> bool {
+    matches!(shrink.outcome, Some(Outcome::Aborted { .. } | Outcome::Ended))
 }
 
 /// A line for each limit that was to change, and for each note that the change brought.
@@ -36,6 +50,9 @@ fn text(change: &LimitsChange, before: &TaskStatus, after: &TaskStatus) -> Strin
             show::enforcement(after, resource).map(|enforcement| enforcement.mechanism.as_str()).collect();
         let by = if mechanisms.is_empty() { String::new() } else { format!(" ({})", mechanisms.join(", ")) };
         lines.push(format!("{resource}: {} → {}{by}", in_force(before, resource), in_force(after, resource)));
+    }
+    if let Some(shrink) = after.shrink.as_ref().filter(|_| after.shrink != before.shrink) {
+        lines.push(format!("memory: {shrink}"));
     }
     let new_notes = after.notes.iter().filter(|note| !before.notes.contains(note));
     lines.extend(new_notes.map(|note| format!("note: {note}")));

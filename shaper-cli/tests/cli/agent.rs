@@ -386,6 +386,25 @@ note: `net_egress` holds TCP only
 }
 
 #[test]
+fn a_memory_limit_below_use_is_on_its_way_or_waited_for() {
+    let host = Host::new();
+    host.node.add(task("web"));
+    let _agent = host.start_agent();
+    let expected = "\
+memory: max → 32 MiB
+memory: the limit is to come down to 32 MiB: 48 MiB in use, 64 MiB at first
+";
+    assert_eq!(texts(&host.shaper(&["set", "web", "--memory", "32Mi"])), (expected, "", Some(0)));
+    let output = host.shaper(&["set", "web", "--memory", "32Mi", "--wait"]);
+    let (stdout, stderr, code) = texts(&output);
+    let given_up = "the task waited for memory: all of it for 120 ms, a part for 130 ms, of 500 ms. Of 64 MiB in use, \
+                    16 MiB could be reclaimed";
+    assert!(stdout.contains(given_up), "{stdout}");
+    assert!(stderr.contains("the memory limit of task `web` is what it was"), "{stderr}");
+    assert_eq!(code, Some(1));
+}
+
+#[test]
 fn logs_are_printed_to_where_they_are() {
     let host = Host::new();
     host.node.add(task("web"));

@@ -58,7 +58,7 @@ use std::{collections::VecDeque, fmt};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{limits::Limit, units::Bytes};
+use crate::{limits::Limit, task::UnixNanos, units::Bytes};
 
 const MS: u64 = 1_000_000;
 const SECOND: u64 = 1000 * MS;
@@ -204,9 +204,7 @@ pub enum Reason {
 pub enum Outcome {
     /// The limit is in force.
     Done {
-        /// Use at the end.
-        used: Bytes,
-        /// How far it had fallen.
+        /// How far use had fallen.
         freed: Bytes,
     },
     /// Everything is as it was.
@@ -215,11 +213,24 @@ pub enum Outcome {
         reason: Reason,
         /// How much was given up without complaint: the cold memory that was found.
         cold: Bytes,
-        /// Use at the end.
-        used: Bytes,
     },
     /// The task ended meanwhile.
     Ended,
+}
+
+/// A conversation as it is told of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// What is aimed at.
+    pub target: Bytes,
+    /// When it began.
+    pub began_at: UnixNanos,
+    /// Use when it began.
+    pub used_at_first: Bytes,
+    /// Use as last seen.
+    pub used: Bytes,
+    /// How it ended; `None`: it goes on.
+    pub outcome: Option<Outcome>,
 }
 
 /// What cannot work, as can be said at once.
@@ -255,6 +266,26 @@ impl fmt::Display for Swap {
         match self {
             Swap::None => f.write_str("there is no swap for its anonymous memory"),
             Swap::Room(bytes) => write!(f, "swap has room for {bytes} of it"),
+        }
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Status { target, began_at: _, used_at_first, used, outcome } = self;
+        match outcome {
+            None => {
+                write!(f, "the limit is to come down to {target}: {used} in use, {used_at_first} at first")
+            }
+            Some(Outcome::Done { freed }) => {
+                write!(f, "the limit came down to {target}: {freed} were cold and are reclaimed")
+            }
+            Some(Outcome::Aborted { reason, cold }) => write!(
+                f,
+                "the limit did not come down to {target}, and is what it was: {reason}. Of {used_at_first} in use, \
+                 {cold} could be reclaimed"
+            ),
+            Some(Outcome::Ended) => write!(f, "the task ended before its limit came down to {target}"),
         }
     }
 }
@@ -388,9 +419,15 @@ impl Shrink {
         self.before
     }
 
-    /// Use as last seen.
-    pub fn used(&self) -> Bytes {
-        self.last.used
+    /// What is told of one that began at that time.
+    pub fn status(&self, began_at: UnixNanos) -> Status {
+        Status {
+            target: self.target(),
+            began_at,
+            used_at_first: Bytes(self.first_used),
+            used: self.last.used,
+            outcome: self.outcome().cloned(),
+        }
     }
 
     /// How it ended, once it has.
@@ -525,9 +562,8 @@ impl Shrink {
     }
 
     fn done(&mut self) -> Vec<Action> {
-        let used = self.last.used;
-        let outcome = Outcome::Done { used, freed: Bytes(self.first_used.saturating_sub(used.0)) };
-        self.finish(Vec::new(), outcome)
+        let freed = Bytes(self.first_used.saturating_sub(self.last.used.0));
+        self.finish(Vec::new(), Outcome::Done { freed })
     }
 
     fn abort(&mut self, reason: Reason) -> Vec<Action> {
@@ -537,7 +573,7 @@ impl Shrink {
             actions.push(Action::SetMax(self.before.max));
         }
         let cold = Bytes(self.first_used.saturating_sub(self.fall.lowest));
-        self.finish(actions, Outcome::Aborted { reason, cold, used: self.last.used })
+        self.finish(actions, Outcome::Aborted { reason, cold })
     }
 
     fn stop_reclaim(&mut self) -> Option<Action> {

@@ -15,7 +15,7 @@ use std::{
     process::{self, Command, ExitCode},
     sync::Arc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
@@ -29,6 +29,11 @@ usage: test-load spin                 uses one CPU
                                       sends that many datagrams of that many bytes at once, with that type of
                                       service, and stays
        test-load eat MIB              takes memory, says so, and keeps it
+       test-load hold PROGRESS HOT COLD [RATE MORE]
+                                      holds two sets of memory and touches all of HOT every 50 ms, COLD never; a set
+                                      is a number of MiB, or one with `:` and a file that is made for it. Says so, and
+                                      counts in the file PROGRESS (64 bits, of this machine's order) how often it came
+                                      round in time. Takes RATE MiB more a second, until it has MORE MiB more
        test-load write PATH KIB direct|buffered
                                       writes that much in pieces of 4 KiB, brings it to the disk, says so
        test-load read PATH            reads that file from the disk, in pieces of 4 KiB
@@ -64,6 +69,17 @@ fn main() -> ExitCode {
             Ok(mib) => eat(mib),
             Err(_) => return usage(),
         },
+        ["hold", progress, hot, cold, more @ ..] => {
+            let growth = match more {
+                [] => Some((0, 0)),
+                [rate, most] => rate.parse().ok().zip(most.parse().ok()),
+                _ => None,
+            };
+            match (Set::parse(hot), Set::parse(cold), growth) {
+                (Some(hot), Some(cold), Some(growth)) => hold(progress, &hot, &cold, growth),
+                _ => return usage(),
+            }
+        }
         ["write", path, kib, way @ ("direct" | "buffered")] => match kib.parse::<u32>() {
             Ok(kib) if kib % PIECE_KIB == 0 => write(path, kib, *way == "direct"),
             _ => return usage(),
@@ -157,6 +173,95 @@ fn eat(mib: usize) -> io::Result<ExitCode> {
         thread::park();
         black_box(&eaten);
     }
+}
+
+/// Memory that is held: anonymous, or the page cache of a file.
+struct Set<'a> {
+    pages: usize,
+    file: Option<&'a str>,
+}
+
+enum Held {
+    Anonymous(Vec<u8>),
+    Cached(File, usize),
+}
+
+const PAGE: usize = 4096;
+const ROUND: Duration = Duration::from_millis(50);
+
+impl<'a> Set<'a> {
+    fn parse(text: &'a str) -> Option<Set<'a>> {
+        let (mib, file) = text.split_once(':').map_or((text, None), |(mib, file)| (mib, Some(file)));
+        Some(Set { pages: mib.parse::<usize>().ok()? << 8, file })
+    }
+
+    fn take(&self) -> io::Result<Held> {
+        let Some(path) = self.file else { return Ok(Held::Anonymous(anonymous(self.pages))) };
+        let mut file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
+        for _ in 0..self.pages {
+            file.write_all(&Piece::ONES.0)?;
+        }
+        // What is dirty cannot be taken away.
+        file.sync_all()?;
+        Ok(Held::Cached(file, self.pages))
+    }
+}
+
+impl Held {
+    fn touch(&mut self) -> io::Result<()> {
+        match self {
+            Held::Anonymous(bytes) => {
+                for page in bytes.chunks_mut(PAGE) {
+                    page[1] = page[1].wrapping_add(1);
+                }
+                black_box(bytes);
+            }
+            Held::Cached(file, pages) => {
+                for page in 0..*pages {
+                    file.read_exact_at(&mut [0], (page * PAGE) as u64)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Pages of which no two are alike, so that a compressing swap has to keep them.
+fn anonymous(pages: usize) -> Vec<u8> {
+    let mut bytes = vec![0; pages * PAGE];
+    for (number, page) in bytes.chunks_mut(PAGE).enumerate() {
+        let mut word = number as u64 + 1;
+        for place in page[..PAGE / 2].chunks_exact_mut(8) {
+            word = word.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+            place.copy_from_slice(&word.to_ne_bytes());
+        }
+    }
+    bytes
+}
+
+fn hold(progress: &str, hot: &Set<'_>, cold: &Set<'_>, (rate, most): (usize, usize)) -> io::Result<ExitCode> {
+    let progress = File::options().write(true).create(true).truncate(false).open(progress)?;
+    let (cold, mut hot) = (cold.take()?, hot.take()?);
+    let mut more: Vec<Vec<u8>> = Vec::new();
+    let mut owed = 0;
+    say("holds")?;
+    let mut due = Instant::now();
+    for round in 1u64.. {
+        hot.touch()?;
+        owed += (rate << 8) * ROUND.as_millis() as usize;
+        let pages = (owed / 1000).min((most << 8) - more.iter().map(Vec::len).sum::<usize>() / PAGE);
+        if pages > 0 {
+            more.push(anonymous(pages));
+            owed %= 1000;
+        }
+        progress.write_all_at(&round.to_ne_bytes(), 0)?;
+        // Rounds that were missed are lost.
+        let now = Instant::now();
+        due = (due + ROUND).max(now);
+        thread::sleep(due - now);
+    }
+    black_box((cold, more));
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Aligned as direct IO wants it.

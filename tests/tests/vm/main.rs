@@ -7,6 +7,7 @@ mod block_io;
 mod crash;
 mod knobs;
 mod measure;
+mod memory;
 mod systemd;
 
 use std::{path::Path, time::Duration};
@@ -92,17 +93,6 @@ fn an_eater_is_killed_within_its_limit_and_the_node_survives() {
     assert_eq!(agent.shaper().wait("eater"), 128 + 9);
     assert!(matches!(agent.shaper().get("eater").phase, Phase::Ended { status: ExitStatus::Signal(9), .. }));
     assert!(agent.process(&bystander).is_alive());
-}
-
-#[test]
-fn a_memory_limit_below_use_is_refused_with_everything_beside_it() {
-    let agent = Agent::start();
-    let task = agent.run("task", &["--cpu", "0.5", "--memory", "128Mi"], &["eat", "48"]);
-    eventually("it has eaten", || agent.shaper().ok(&["logs", "task"]).contains("ate"));
-    let said = agent.shaper().refused(&["set", "task", "--cpu", "0.7", "--memory", "16Mi"]);
-    assert!(said.contains("is below what the task uses now"), "{said}");
-    assert_eq!(["cpu.max", "memory.max"].map(|file| read(&task.cgroup, file)), ["50000 100000", "134217728"]);
-    assert!(agent.process(&task).is_alive());
 }
 
 #[test]

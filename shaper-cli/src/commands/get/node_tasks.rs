@@ -100,6 +100,7 @@ mod tests {
                 ingress_now_bps: 128_000,
                 ..Usage::default()
             },
+            shrink: None,
             notes: vec![],
         }
     }

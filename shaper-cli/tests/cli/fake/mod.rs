@@ -14,9 +14,11 @@ use std::{
 use shaper_core::{
     doctor::{Availability, Report, Rung},
     ledger::{Actor, Cause, Entry, Kind, KnobChange, Outcome},
-    limits::{Limits, LimitsChange},
+    limits::{Limit, Limits, LimitsChange},
+    shrink::{self, Reason, Status as Shrink},
     snapshot::NodeSnapshot,
     task::{Enforcement, ExitStatus, Origin, Owner, Phase, TaskStatus, Usage},
+    units::Bytes,
 };
 use shaper_proto::v1::{
     self,
@@ -256,7 +258,7 @@ impl agent_server::Agent for Service {
     }
 
     async fn set_limits(&self, request: Request<v1::SetLimitsRequest>) -> Result<Response<v1::Task>, Status> {
-        let v1::SetLimitsRequest { task_id, change } = request.into_inner();
+        let v1::SetLimitsRequest { task_id, change, wait } = request.into_inner();
         let change = LimitsChange::try_from(change.unwrap_or_default())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let mut task = self.0.find(&task_id)?;
@@ -265,6 +267,17 @@ impl agent_server::Agent for Service {
             if enforcement.resource == "cpu" {
                 enforcement.in_force = format!("{} cores", task.limits.cpu);
             }
+        }
+        if let Some(Limit::At(target)) = change.memory {
+            let reason = Reason::Stalled { full_us: 120_000, some_us: 130_000, window_us: 500_000 };
+            task.shrink = Some(Shrink {
+                target,
+                began_at: task.created_at,
+                used_at_first: Bytes(64 << 20),
+                used: Bytes(48 << 20),
+                outcome: wait.then_some(shrink::Outcome::Aborted { reason, cold: Bytes(16 << 20) }),
+            });
+            return answer(task);
         }
         task.notes.push("`net_egress` holds TCP only".into());
         self.0.add(task.clone());
@@ -398,6 +411,7 @@ pub(crate) fn task(id: &str) -> TaskStatus {
             in_force: "max cores".into(),
         }],
         usage: Usage::default(),
+        shrink: None,
         notes: Vec::new(),
     }
 }

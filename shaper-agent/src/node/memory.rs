@@ -1,0 +1,349 @@
+//! Memory limits that come below use: `shaper_core::shrink` decides, one conversation for each task that has one.
+//!
+//! The conversations are held on the node's thread, by its ticks and by alarms of pressure; reclaim itself, which may take
+//! long, is not ([`crate::reclaim`]). What a conversation turns is held by this agent alone ([`Hold::Transient`]) until it
+//! has come to its end: another agent that takes the task up puts back what was decided before.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use shaper_core::{
+    id::{ExecutionId, TaskId},
+    ledger::Cause,
+    limits::{Limit, LimitsChange},
+    shrink::{self, Action, Before, Event, Observation, Outcome, Shrink, Status, Swap},
+    snapshot::Pressure,
+    task::UnixNanos,
+    units::Bytes,
+};
+use shaper_proto::peer::Caller;
+use tokio::sync::watch;
+
+use super::{Node, NodeError, change::Hold, not_established, now};
+use crate::{
+    actuate::{self, ActuateError, Knob, Target, Value, Wish},
+    kernel::{
+        cgroup::{
+            Cgroup, CgroupError, Open, ReadOnly,
+            memory::{self, MemoryEvents, MemoryStat, Reclaimer},
+            pressure,
+        },
+        mapped::monotonic_ns,
+    },
+    launch,
+    meter::swap_free,
+    reclaim::Chunk,
+};
+
+/// A conversation with everything that it needs.
+pub(super) struct Shrinking {
+    shrink: Shrink,
+    began_at: UnixNanos,
+    files: Files,
+    reclaimer: Arc<Reclaimer>,
+    chunk: Option<Chunk>,
+    over: watch::Sender<bool>,
+}
+
+impl Shrinking {
+    pub(super) fn status(&self) -> Status {
+        self.shrink.status(self.began_at)
+    }
+}
+
+/// What is read again and again while a conversation lasts.
+struct Files {
+    used: Open<Bytes, ReadOnly>,
+    stat: Open<MemoryStat, ReadOnly>,
+    events: Open<MemoryEvents, ReadOnly>,
+    pressure: Open<Pressure, ReadOnly>,
+    swap_used: Option<Open<Bytes, ReadOnly>>,
+    swap_max: Option<Open<Limit<Bytes>>>,
+}
+
+impl Files {
+    /// `None` where a kernel lacks something that a conversation cannot do without.
+    fn open(cgroup: &Cgroup) -> Result<Option<Files>, CgroupError> {
+        let (Some(used), Some(stat), Some(events), Some(pressure)) = (
+            cgroup.open_file(memory::CURRENT)?,
+            cgroup.open_file(memory::STAT)?,
+            cgroup.open_file(memory::EVENTS)?,
+            cgroup.open_file(pressure::MEMORY)?,
+        ) else {
+            return Ok(None);
+        };
+        let swap_used = cgroup.open_file(memory::SWAP_CURRENT)?;
+        let swap_max = cgroup.open_file(memory::SWAP_MAX)?;
+        Ok(Some(Files { used, stat, events, pressure, swap_used, swap_max }))
+    }
+
+    /// How much of the task's memory could be swapped out besides what is.
+    fn swap_room(&self) -> Result<u64, CgroupError> {
+        let free = swap_free();
+        let max = self.swap_max.as_ref().map(Open::read).transpose()?;
+        let Some(Limit::At(Bytes(max))) = max else { return Ok(free) };
+        let used = self.swap_used.as_ref().map(Open::read).transpose()?.unwrap_or_default();
+        Ok(free.min(max.saturating_sub(used.0)))
+    }
+
+    fn observe(&self) -> Result<(Observation, Swap), CgroupError> {
+        let stat = self.stat.read()?;
+        let pressure = self.pressure.read()?;
+        let room = self.swap_room()?;
+        // Memory of tmpfs and of shared mappings is on the lists of the anonymous.
+        let anonymous = stat.inactive_anon.0.saturating_add(stat.active_anon.0);
+        let cache = stat.inactive_file.0.saturating_add(stat.active_file.0);
+        let refaults = stat.refault_anon.saturating_add(stat.refault_file);
+        let observation = Observation {
+            used: self.used.read()?,
+            reclaimable: Bytes(cache.saturating_add(anonymous.min(room))),
+            refaulted: Bytes(refaults.saturating_mul(rustix::param::page_size() as u64)),
+            some_stall_us: pressure.some_total_us,
+            full_stall_us: pressure.full_total_us,
+            oom_kills: self.events.read()?.oom_kill,
+        };
+        Ok((observation, if room == 0 { Swap::None } else { Swap::Room(Bytes(room)) }))
+    }
+}
+
+impl Node {
+    /// Changes limits of a running task. A memory limit below use is not refused if it may come to be in force: then it is
+    /// on its way when this returns, and the others are in force.
+    pub(super) fn change_or_shrink(
+        &mut self,
+        id: &TaskId,
+        change: &LimitsChange,
+        cause: &Cause,
+    ) -> Result<(), NodeError> {
+        let Some(wanted) = change.memory else { return self.change(id, change, cause) };
+        self.put_back_owed(id)?;
+        let is_below_use = match wanted {
+            Limit::Unlimited => false,
+            Limit::At(wanted) => {
+                let target = self.task(id)?.target.as_ref().ok_or_else(not_established)?;
+                actuate::memory_in_use(target)?.is_some_and(|used| wanted < used)
+            }
+        };
+        let (true, Limit::At(wanted)) = (is_below_use, wanted) else {
+            self.call_off(id);
+            return self.change(id, change, cause);
+        };
+        let rest = LimitsChange { memory: None, ..*change };
+        if self.task(id)?.shrinking.is_some() {
+            self.change(id, &rest, cause)?;
+            self.tell_shrink(id, Event::Retargeted(whole_pages(wanted)));
+            return Ok(());
+        }
+        let target = self.task(id)?.target.as_ref().ok_or_else(not_established)?;
+        let Some(shrinking) = prepare(target, whole_pages(wanted))? else {
+            // Nothing here can shrink: it is refused as a whole.
+            return self.change(id, change, cause);
+        };
+        self.change(id, &rest, cause)?;
+        self.begin_shrink(id, shrinking)
+    }
+
+    fn begin_shrink(&mut self, id: &TaskId, shrinking: Shrinking) -> Result<(), NodeError> {
+        tracing::info!(task = %id, status = %shrinking.status(), "shrinks");
+        let task = self.task_mut(id)?;
+        task.last_shrink = None;
+        task.shrinking = Some(shrinking);
+        self.look_at_shrink(id);
+        Ok(())
+    }
+
+    /// Turns true when the conversation that a task has now is over; `None` if it has none.
+    pub fn shrunk(&self, caller: &Caller, id: &TaskId) -> Result<Option<watch::Receiver<bool>>, NodeError> {
+        self.visible(caller, id)?;
+        Ok(self.task(id)?.shrinking.as_ref().map(|shrinking| shrinking.over.subscribe()))
+    }
+
+    /// Every conversation goes on.
+    pub(super) fn look_at_shrinks(&mut self) {
+        let shrinking = |task: &super::Task| task.shrinking.is_some();
+        let ids: Vec<TaskId> =
+            self.tasks.iter().filter(|(_, task)| shrinking(task)).map(|(id, _)| id.clone()).collect();
+        for id in ids {
+            self.look_at_shrink(&id);
+        }
+    }
+
+    pub(super) fn look_at_shrink(&mut self, id: &TaskId) {
+        let Some(shrinking) = self.tasks.get(id).and_then(|task| task.shrinking.as_ref()) else { return };
+        let event = match shrinking.files.observe() {
+            Ok((seen, _)) => Event::Observed(seen),
+            Err(error) if error.is_gone() => Event::Ended,
+            Err(error) => Event::Failed(launch::chain(&error)),
+        };
+        self.tell_shrink(id, event);
+    }
+
+    fn reclaimed(&mut self, execution: &ExecutionId) {
+        let id = &execution.task;
+        let Some(task) = self.tasks.get_mut(id).filter(|task| task.record.execution == *execution) else {
+            return;
+        };
+        if let Some(shrinking) = &mut task.shrinking
+            && shrinking.chunk.take().is_some()
+        {
+            self.tell_shrink(id, Event::Reclaimed);
+        }
+    }
+
+    /// Calls off the conversation that a task has, if it has one: everything is as it was.
+    pub(super) fn call_off(&mut self, id: &TaskId) {
+        self.tell_shrink(id, Event::Cancelled);
+    }
+
+    /// Calls off every conversation: nobody goes on with them.
+    pub(super) fn call_off_all(&mut self) {
+        for id in self.tasks.keys().cloned().collect::<Vec<_>>() {
+            self.call_off(&id);
+        }
+    }
+
+    pub(super) fn end_shrink(&mut self, id: &TaskId) {
+        self.tell_shrink(id, Event::Ended);
+    }
+
+    /// Tells the conversation of a task, if it has one, what has happened, and does what it asks for.
+    fn tell_shrink(&mut self, id: &TaskId, event: Event) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let Some(shrinking) = self.tasks.get_mut(id).and_then(|task| task.shrinking.as_mut()) else {
+                return;
+            };
+            for action in shrink::on_event(&mut shrinking.shrink, event, monotonic_ns()) {
+                tracing::debug!(task = %id, ?action, "shrinks");
+                let Some(event) = self.carry_out_shrink(id, &action) else { continue };
+                // Of what puts everything back, all is tried. Else what follows from a failure takes the place of what
+                // would have come next.
+                if !self.is_shrink_over(id) {
+                    events.push_back(event);
+                    break;
+                }
+                tracing::error!(task = %id, ?event, "cannot put a memory limit back; it is tried again");
+                self.put_back_later(id, action);
+            }
+        }
+    }
+
+    fn is_shrink_over(&self, id: &TaskId) -> bool {
+        let shrinking = self.tasks.get(id).and_then(|task| task.shrinking.as_ref());
+        shrinking.is_none_or(|shrinking| shrinking.shrink.outcome().is_some())
+    }
+
+    fn put_back_later(&mut self, id: &TaskId, action: Action) {
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        match action {
+            Action::SetHigh(limit) => task.memory_owed.push(Wish::MemoryHigh(limit)),
+            Action::SetMax(limit) => task.memory_owed.push(Wish::Exactly(Knob::Memory, Value::Memory(limit))),
+            Action::Reclaim(_) | Action::StopReclaim | Action::Finish(_) => {}
+        }
+    }
+
+    /// Puts back what could not be put back at the end of a conversation.
+    pub(super) fn put_back_owed(&mut self, id: &TaskId) -> Result<(), NodeError> {
+        let owed = self.task(id)?.memory_owed.clone();
+        if !owed.is_empty() {
+            self.set_knobs(id, &owed, Hold::Transient, &Cause::agent("shrink", "put back after a failure"))?;
+            self.task_mut(id)?.memory_owed.clear();
+        }
+        Ok(())
+    }
+
+    fn carry_out_shrink(&mut self, id: &TaskId, action: &Action) -> Option<Event> {
+        let failed = |error: NodeError| Some(Event::Failed(launch::chain(&error)));
+        match *action {
+            Action::Reclaim(amount) => {
+                let task = self.tasks.get_mut(id)?;
+                let (execution, handle) = (task.record.execution.clone(), self.handle.clone());
+                let shrinking = task.shrinking.as_mut()?;
+                let runtime = self.runtime.clone();
+                let done = move |reclaimed| {
+                    tracing::debug!(%execution, %amount, ?reclaimed, "reclaimed");
+                    // What went wrong is seen by use that does not fall.
+                    runtime.spawn(async move { handle.tell(move |node| node.reclaimed(&execution)).await });
+                };
+                let reclaimer = Arc::clone(&shrinking.reclaimer);
+                shrinking.chunk = Some(Chunk::start(&self.runtime, reclaimer, amount, done));
+                None
+            }
+            Action::StopReclaim => {
+                self.tasks.get_mut(id)?.shrinking.as_mut()?.chunk = None;
+                None
+            }
+            Action::SetHigh(limit) => self.turn_for_now(id, Wish::MemoryHigh(limit)).err().and_then(failed),
+            Action::SetMax(limit) => {
+                let before = self.tasks.get(id)?.shrinking.as_ref()?.shrink.before();
+                let wish = if limit == before.max {
+                    Wish::Exactly(Knob::Memory, Value::Memory(limit))
+                } else {
+                    Wish::Memory(limit)
+                };
+                match self.turn_for_now(id, wish) {
+                    Ok(()) => None,
+                    Err(NodeError::Actuate(ActuateError::BelowUse { .. })) => Some(Event::Refused),
+                    Err(error) => failed(error),
+                }
+            }
+            Action::Finish(ref outcome) => {
+                self.finish_shrink(id, outcome);
+                None
+            }
+        }
+    }
+
+    /// For as long as the conversation lasts.
+    fn turn_for_now(&mut self, id: &TaskId, wish: Wish) -> Result<(), NodeError> {
+        let status = self.task(id)?.shrinking.as_ref().map(|shrinking| shrinking.status().to_string());
+        let cause = Cause::agent("shrink", status.unwrap_or_default());
+        self.set_knobs(id, &[wish], Hold::Transient, &cause)
+    }
+
+    fn finish_shrink(&mut self, id: &TaskId, outcome: &Outcome) {
+        let Some(shrinking) = self.tasks.get_mut(id).and_then(|task| task.shrinking.take()) else { return };
+        let (status, target) = (shrinking.status(), shrinking.shrink.target());
+        tracing::info!(task = %id, %status, "shrinks no more");
+        if let Outcome::Done { .. } = outcome {
+            // In force already; from here on it is the task's limit.
+            let change = LimitsChange { memory: Some(Limit::At(target)), ..LimitsChange::default() };
+            let cause = Cause::agent("shrink", status.to_string());
+            if let Err(error) = self.change(id, &change, &cause) {
+                tracing::error!(task = %id, error = %launch::chain(&error), "cannot record a memory limit that is in force");
+            }
+        }
+        if let Some(task) = self.tasks.get_mut(id) {
+            task.last_shrink = Some(status);
+        }
+        shrinking.over.send_replace(true);
+        self.tell_task(id);
+    }
+}
+
+/// The kernel keeps whole pages, and shows what it keeps.
+fn whole_pages(Bytes(bytes): Bytes) -> Bytes {
+    let page = rustix::param::page_size() as u64;
+    Bytes(bytes / page * page)
+}
+
+/// Everything for a conversation; `None` where this kernel cannot hold one, or the limit is not one of cgroup v2.
+fn prepare(target: &Target, wanted: Bytes) -> Result<Option<Shrinking>, NodeError> {
+    let cgroup = &target.cgroup;
+    let (Some(max), Some(high)) = (cgroup.find(memory::MAX)?, cgroup.find(memory::HIGH)?) else {
+        return Ok(None);
+    };
+    let before = Before { max, high };
+    let (Some(files), Some(reclaimer)) = (Files::open(cgroup)?, Reclaimer::open(cgroup)?) else {
+        return Ok(None);
+    };
+    let (seen, swap) = files.observe()?;
+    let shrink = Shrink::begin(wanted, before, swap, &seen, monotonic_ns())?;
+    Ok(Some(Shrinking {
+        shrink,
+        began_at: now(),
+        files,
+        reclaimer: Arc::new(reclaimer),
+        chunk: None,
+        over: watch::Sender::new(false),
+    }))
+}
