@@ -17,6 +17,7 @@ mod process;
 mod qemu;
 mod relay;
 mod setup;
+mod soak;
 mod support;
 mod tally;
 mod test;
@@ -48,6 +49,8 @@ enum Command {
     Demo(demo::Args),
     /// Install what other commands need from the system's packages
     Setup(setup::Args),
+    /// Do in full, in the VM, what a run of every test does a little of
+    Soak(soak::Args),
     /// Run every test: unit, property, native kernel, and the VM on each kernel
     Test(test::Args),
     /// Check cheap invariants of the source tree
@@ -74,6 +77,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::BuildEbpf(args) => ebpf::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Demo(args) => demo::run(&args),
         Command::Setup(args) => setup::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Soak(args) => soak::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Tidy => tidy::run(),
         Command::Up(args) => up::run(&args).map(|()| ExitCode::SUCCESS),

@@ -130,12 +130,13 @@ impl fmt::Display for Verdict {
     }
 }
 
+/// Builds what goes into a machine.
+pub(crate) fn contents() -> Result<Contents> {
+    Ok(Contents { bins: bins::build()?, tests: bins::build_vm_tests()?, bpf_object: ebpf::build()?.programs })
+}
+
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let contents = Contents {
-        bins: bins::build()?,
-        tests: bins::build_vm_tests()?,
-        bpf_object: ebpf::build()?.programs,
-    };
+    let contents = contents()?;
     let job = Job {
         contents: &contents,
         profile: args.profile,

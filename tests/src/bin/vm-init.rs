@@ -26,6 +26,9 @@ use rustix::process::{WaitOptions, WaitStatus};
 /// The argument that asks only whether the machine boots.
 const PROBE: &str = "--probe";
 
+/// The argument that says how much of a soak the tests are to do.
+const SOAK: &str = "--soak=";
+
 /// The argument that asks for systemd on the host's root.
 const HOST_ROOT: &str = "--host-root";
 
@@ -105,7 +108,13 @@ fn run() -> Result<i32> {
     install_applets()?;
     say_features()?;
     let mut tests = tests("/bin/vm", "/bin", "/lib/shaper/shaper.bpf.o");
-    run_tests(tests.args(arguments).args(["--skip", SYSTEMD_TESTS]))
+    for argument in &arguments {
+        match argument.strip_prefix(SOAK) {
+            Some(fraction) => tests.env("SHAPER_SOAK", fraction),
+            None => tests.arg(argument),
+        };
+    }
+    run_tests(tests.args(["--skip", SYSTEMD_TESTS]))
 }
 
 /// Lays the host's root under what systemd is to write and to run, and becomes systemd there.
