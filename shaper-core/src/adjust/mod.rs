@@ -40,7 +40,8 @@
 //! - **Arrange** (`arrange.rs`). From what is in force towards the targets: never over capacity at any
 //!   moment, CPU down by at most a quarter a step, and no move for less than 5 %.
 //!
-//! Memory is not moved here: lowering it is a conversation with the kernel, not a number.
+//! Memory is not divided here: it grows by events ([`memory`]), and lowering it is a conversation with the kernel
+//! ([`crate::shrink`]), not a number.
 //!
 //! # What it promises
 //!
@@ -50,6 +51,7 @@
 
 mod arrange;
 mod estimate;
+pub mod memory;
 mod pressure;
 mod reason;
 #[cfg(test)]
