@@ -1,4 +1,4 @@
-//! How many files this process may have open: the meter keeps eight of each task's, and the usual limit of a thousand is
+//! How many files this process may have open: the meter keeps ten of each task's, and the usual limit of a thousand is
 //! meant for programs that use select(2), which this is none of. Tasks are, perhaps: they get the limit that was found.
 
 use std::{io, os::unix::process::CommandExt, process::Command, sync::OnceLock};

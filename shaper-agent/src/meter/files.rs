@@ -107,6 +107,11 @@ impl Files {
         reading
     }
 
+    /// What has happened to its memory.
+    pub fn memory_events(&self) -> Option<MemoryEvents> {
+        read(&self.memory_events, &mut false)
+    }
+
     /// CPU time, ns.
     pub fn cpu_ns(&self) -> Option<u64> {
         Some(read(&self.cpu_stat, &mut false)?.usage.0 * 1000)

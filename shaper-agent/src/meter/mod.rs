@@ -20,16 +20,17 @@ use std::{
 };
 
 use shaper_common::abi::{IoKey, IoStat};
-use shaper_core::id::BlockDevice;
+use shaper_core::{id::BlockDevice, units::Bytes};
 
 use crate::{
     actuate::Target,
     kernel::{
         bpf::{Bpf, BpfError, Counters, Histograms, Measure},
+        cgroup::memory::MemoryEvents,
         mapped::monotonic_ns,
     },
 };
-pub use alarm::Alarms;
+pub use alarm::{Alarms, Ring};
 use files::{Files, Reading};
 pub use machine::{Machine, busy_ns, swap_free};
 
@@ -146,6 +147,21 @@ impl Meter {
             task.alarms += 1;
             task.read_files();
         }
+    }
+
+    /// Memory that a task uses, as last read.
+    pub fn memory_used(&self, slot: u32) -> Option<Bytes> {
+        self.tasks.get(&slot)?.reading.memory
+    }
+
+    /// What has happened to the memory of a task, as of now.
+    pub fn memory_events(&self, slot: u32) -> Option<MemoryEvents> {
+        self.tasks.get(&slot)?.files.memory_events()
+    }
+
+    /// Memory of the machine that could be had without swapping, as of the last stock.
+    pub fn memory_available(&self) -> Option<Bytes> {
+        self.machine.as_ref().map(|machine| Bytes(machine.memory_available))
     }
 
     /// Forgets a task.

@@ -81,6 +81,9 @@ impl Node {
             usage.memory_bytes = peak.map(|bytes| bytes.0).or(usage.memory_bytes);
         }
         self.end_shrink(id);
+        if let Some(slot) = self.task(id)?.target.as_ref().map(|target| target.slot) {
+            self.memory_told(slot);
+        }
         let state_dir = self.config.state_dir.clone();
         let task = self.task_mut(id)?;
         task.record.phase = phase;

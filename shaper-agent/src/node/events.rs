@@ -20,7 +20,7 @@ use crate::{
     actor::Handle,
     kernel::{bpf, cgroup::cpu::CpuMax, mapped::monotonic_ns},
     launch,
-    meter::Alarms,
+    meter::{Alarms, Ring},
     waiter::Waiter,
 };
 
@@ -84,7 +84,12 @@ impl Node {
     /// Has the kernel tell when a task waits too long for memory or block IO.
     pub(super) fn set_alarms(&mut self) {
         let handle = self.handle.clone();
-        let ring = move |slot| handle.try_tell(move |node| node.pressed(slot));
+        let ring = move |slot, ring| {
+            handle.try_tell(move |node| match ring {
+                Ring::Pressure => node.pressed(slot),
+                Ring::MemoryEvents => node.memory_told(slot),
+            })
+        };
         match Alarms::start(ring) {
             Ok(alarms) => self.meter.tell_by(Some(alarms)),
             Err(error) => tracing::error!(%error, "no alarms of pressure: it is read once a second"),
@@ -95,6 +100,7 @@ impl Node {
         self.meter.alarm(slot);
         if let Some(id) = self.task_of_slot(slot) {
             self.look_at_shrink(&id);
+            self.grow_if_near(&id);
         }
         self.turn();
     }

@@ -1,4 +1,7 @@
-//! Memory limits that come below use: `shaper_core::shrink` decides, one conversation for each task that has one.
+//! The memory of running tasks: limits that come below use, and limits that grow before the kernel kills.
+//!
+//! `shaper_core::shrink` decides how a limit comes down, in one conversation for each task that has one; when and how far
+//! one grows, `shaper_core::adjust::memory` does.
 //!
 //! The conversations are held on the node's thread, by its ticks and by alarms of pressure; reclaim itself, which may take
 //! long, is not ([`crate::reclaim`]). What a conversation turns is held by this agent alone ([`Hold::Transient`]) until it
@@ -7,11 +10,13 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use shaper_core::{
+    adjust::memory::{self as grow, MemoryTask, NodeMemory},
     id::{ExecutionId, TaskId},
     ledger::Cause,
     limits::{Limit, LimitsChange},
     shrink::{self, Action, Before, Event, Observation, Outcome, Shrink, Status, Swap},
     snapshot::Pressure,
+    spec::{DecisionKind, Priority},
     task::UnixNanos,
     units::Bytes,
 };
@@ -40,7 +45,8 @@ pub(super) struct Shrinking {
     began_at: UnixNanos,
     files: Files,
     reclaimer: Arc<Reclaimer>,
-    chunk: Option<Chunk>,
+    /// The chunk that is under way, by when it began: what is told of an older one does not count.
+    chunk: Option<(u64, Chunk)>,
     over: watch::Sender<bool>,
 }
 
@@ -177,13 +183,13 @@ impl Node {
         self.tell_shrink(id, event);
     }
 
-    fn reclaimed(&mut self, execution: &ExecutionId) {
+    fn reclaimed(&mut self, execution: &ExecutionId, began: u64) {
         let id = &execution.task;
         let Some(task) = self.tasks.get_mut(id).filter(|task| task.record.execution == *execution) else {
             return;
         };
         if let Some(shrinking) = &mut task.shrinking
-            && shrinking.chunk.take().is_some()
+            && shrinking.chunk.take_if(|(at, _)| *at == began).is_some()
         {
             self.tell_shrink(id, Event::Reclaimed);
         }
@@ -258,14 +264,16 @@ impl Node {
                 let task = self.tasks.get_mut(id)?;
                 let (execution, handle) = (task.record.execution.clone(), self.handle.clone());
                 let shrinking = task.shrinking.as_mut()?;
-                let runtime = self.runtime.clone();
+                let (runtime, began) = (self.runtime.clone(), monotonic_ns());
                 let done = move |reclaimed| {
                     tracing::debug!(%execution, %amount, ?reclaimed, "reclaimed");
                     // What went wrong is seen by use that does not fall.
-                    runtime.spawn(async move { handle.tell(move |node| node.reclaimed(&execution)).await });
+                    runtime.spawn(
+                        async move { handle.tell(move |node| node.reclaimed(&execution, began)).await },
+                    );
                 };
                 let reclaimer = Arc::clone(&shrinking.reclaimer);
-                shrinking.chunk = Some(Chunk::start(&self.runtime, reclaimer, amount, done));
+                shrinking.chunk = Some((began, Chunk::start(&self.runtime, reclaimer, amount, done)));
                 None
             }
             Action::StopReclaim => {
@@ -346,4 +354,160 @@ fn prepare(target: &Target, wanted: Bytes) -> Result<Option<Shrinking>, NodeErro
         chunk: None,
         over: watch::Sender::new(false),
     }))
+}
+
+// ---- growing
+
+/// A note on a task begins with this.
+const OOM_NOTE: &str = "killed by OOM";
+
+/// One task of the broker's, owned: what decides borrows from it.
+struct Seen {
+    execution: ExecutionId,
+    priority: Priority,
+    limit: Limit<Bytes>,
+    grant: Limit<Bytes>,
+    used: Bytes,
+    is_short: bool,
+    wall: Limit<Bytes>,
+}
+
+impl Node {
+    /// Something is new in a task's `memory.events`: it grows at once if it has met a limit, and it is noted if the kernel
+    /// killed.
+    pub(super) fn memory_told(&mut self, slot: u32) {
+        let (Some(id), Some(events)) = (self.task_of_slot(slot), self.meter.memory_events(slot)) else {
+            return;
+        };
+        let Some(task) = self.tasks.get_mut(&id) else { return };
+        let before = std::mem::replace(&mut task.memory_events, events);
+        if events.oom_kill > before.oom_kill {
+            self.note_oom_kill(&id);
+        }
+        if events.high > before.high || events.max > before.max {
+            self.grow_memory(Some(&id));
+        }
+    }
+
+    /// What is to be learnt from a kill: at which limit, and how much had been used.
+    fn note_oom_kill(&mut self, id: &TaskId) {
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        let limit = task.record.limits.memory;
+        let peak = task.target.as_ref().and_then(|target| actuate::memory_peak(target).ok().flatten());
+        let peak = peak.map_or_else(String::new, |peak| format!(", peak {peak}"));
+        let note = format!("{OOM_NOTE} at {limit}{peak}");
+        tracing::warn!(task = %id, note, "the kernel killed a process for want of memory");
+        task.notes.retain(|note| !note.starts_with(OOM_NOTE));
+        task.notes.push(note);
+        self.tell_task(id);
+    }
+
+    /// A task waits for memory: it grows if its limit may be why.
+    pub(super) fn grow_if_near(&mut self, id: &TaskId) {
+        let Some(task) = self.tasks.get(id) else { return };
+        let used = task.target.as_ref().and_then(|target| self.meter.memory_used(target.slot));
+        if let (Limit::At(Bytes(grant)), Some(Bytes(used))) = (task.record.limits.memory, used)
+            && used >= grant / 4 * 3
+        {
+            self.grow_memory(Some(id));
+        }
+    }
+
+    /// Once a second, and when a task has begun.
+    pub(super) fn look_at_memory(&mut self) {
+        self.grow_memory(None);
+    }
+
+    /// Gives more memory to those of the broker's tasks that are short of it, and sees to it that they are noticed in time.
+    fn grow_memory(&mut self, short: Option<&TaskId>) {
+        let Some(available) = self.meter.memory_available() else { return };
+        let node = NodeMemory { capacity: self.config.capacity.memory, available };
+        let mut seen = self.see_memory(short);
+        for growth in grow::grow(&node, &tasks_of(&seen)) {
+            let Some(task) = seen.iter_mut().find(|task| task.execution == growth.execution) else {
+                continue;
+            };
+            let change = LimitsChange { memory: Some(Limit::At(growth.to)), ..LimitsChange::default() };
+            let cause = Cause::agent("grow", growth.reason.clone());
+            match self.change(&growth.execution.task, &change, &cause) {
+                Ok(()) => {
+                    task.grant = Limit::At(growth.to);
+                    self.tell_decision(&growth.execution, DecisionKind::Grew, growth.reason);
+                }
+                Err(error) => {
+                    let error = launch::chain(&error);
+                    tracing::warn!(execution = %growth.execution, error, "cannot give a task more memory");
+                }
+            }
+        }
+        let walls = grow::walls(&node, &tasks_of(&seen));
+        for (task, wall) in seen.iter().zip(walls) {
+            // Below use it would stop the task, and whoever sets it.
+            let is_below_use = wall.at().is_some_and(|wall| wall <= task.used);
+            let wall = if is_below_use { Limit::Unlimited } else { wall };
+            if wall == task.wall {
+                continue;
+            }
+            let cause = Cause::agent("grow", "where the kernel tells that it is short of memory");
+            let id = &task.execution.task;
+            match self.set_knobs(id, &[Wish::MemoryHigh(wall)], Hold::Transient, &cause) {
+                Ok(()) => {
+                    if let Some(task) = self.tasks.get_mut(id) {
+                        task.wall = wall;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(task = %id, error = %launch::chain(&error), "cannot set memory.high");
+                }
+            }
+        }
+    }
+
+    /// The broker's tasks whose memory may be moved. Those of which nobody told are short if they are close to their limit.
+    fn see_memory(&self, short: Option<&TaskId>) -> Vec<Seen> {
+        let mut seen = Vec::new();
+        for (id, task) in &self.tasks {
+            let (Some(target), Some(assignment)) = (&task.target, &task.record.assignment) else { continue };
+            let is_movable = task.is_running() && task.started.is_some() && task.shrinking.is_none();
+            if !is_movable || target.v1_memory.is_some() || task.record.kill_at_boottime_ns.is_some() {
+                continue;
+            }
+            let is_told = short == Some(id);
+            let used = if is_told {
+                actuate::memory_in_use(target).ok().flatten()
+            } else {
+                self.meter.memory_used(target.slot)
+            };
+            let Some(used) = used else { continue };
+            let grant = task.record.limits.memory;
+            seen.push(Seen {
+                execution: task.record.execution.clone(),
+                priority: assignment.spec.profile.priority,
+                limit: assignment.spec.limits.memory,
+                grant,
+                used,
+                is_short: is_told || grant.at().is_some_and(|grant| used > grow::wall(grant)),
+                wall: task.wall,
+            });
+        }
+        seen
+    }
+}
+
+fn tasks_of(seen: &[Seen]) -> Vec<MemoryTask<'_>> {
+    seen.iter().map(Seen::task).collect()
+}
+
+impl Seen {
+    fn task(&self) -> MemoryTask<'_> {
+        let Seen { execution, priority, limit, grant, used, is_short, wall: _ } = self;
+        MemoryTask {
+            execution,
+            priority: *priority,
+            limit: *limit,
+            grant: *grant,
+            used: *used,
+            is_short: *is_short,
+        }
+    }
 }

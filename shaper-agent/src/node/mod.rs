@@ -21,10 +21,11 @@ use std::{
 use shaper_common::abi::SLOT_FIRST;
 use shaper_core::{
     id::{InvalidTaskId, TaskId},
-    limits::Limits,
+    limits::{Limit, Limits},
     shrink::{self, NotReclaimable},
     spec::Policy,
     task::{Origin, Owner, Phase, UnixNanos},
+    units::Bytes,
 };
 use tokio::{
     runtime,
@@ -43,7 +44,7 @@ use crate::{
     ground::{Ground, GroundError},
     kernel::{
         bpf::{Bpf, BpfConfig, BpfError},
-        cgroup::{Cgroup, CgroupError, block, cpu, memory as memory_files},
+        cgroup::{Cgroup, CgroupError, block, cpu, memory as memory_files, memory::MemoryEvents},
         v1::V1Error,
     },
     launch::{self, AttachError, SpawnError, spec::Started},
@@ -168,6 +169,10 @@ struct Task {
     last_shrink: Option<shrink::Status>,
     /// What a shrink could not put back at its end.
     memory_owed: Vec<Wish>,
+    /// What had happened to its memory when that was last looked at.
+    memory_events: MemoryEvents,
+    /// Where its `memory.high` stands so that it grows in time.
+    wall: Limit<Bytes>,
     notes: Vec<String>,
 }
 
@@ -371,6 +376,7 @@ impl Node {
         self.adjust();
         if self.ticks.is_multiple_of(10) {
             self.take_stock();
+            self.look_at_memory();
         }
         if self.ticks.is_multiple_of(5) {
             self.divide_io();
@@ -453,6 +459,8 @@ impl Node {
             shrinking: None,
             last_shrink: None,
             memory_owed: Vec::new(),
+            memory_events: MemoryEvents::default(),
+            wall: Limit::Unlimited,
             notes: Vec::new(),
         };
         self.tasks.insert(id, task);

@@ -235,6 +235,8 @@ impl Node {
             bpf.join_v1(target.slot, group.id()?)?;
         }
         self.meter.add(bpf, target);
+        let events = self.meter.memory_events(target.slot).unwrap_or_default();
+        self.task_mut(id)?.memory_events = events;
         Ok(())
     }
 
@@ -290,6 +292,7 @@ impl Node {
             Ok(Spawned { pidfd, started: Ok(_), .. }) => {
                 self.look_out_for(execution, pidfd);
                 self.watch_main(execution)?;
+                self.look_at_memory();
             }
             Ok(Spawned { pidfd, started: Err(said), .. }) => {
                 self.reap(pidfd);

@@ -125,17 +125,20 @@ pub fn grow(node: &NodeMemory, tasks: &[MemoryTask<'_>]) -> Vec<Growth> {
     growths
 }
 
+/// Where a task with that limit begins to be short.
+pub fn wall(Bytes(grant): Bytes) -> Bytes {
+    let gap = (grant / 16).clamp(GAP_MIN, GAP_MAX);
+    Bytes(grant.saturating_sub(gap))
+}
+
 /// Where `memory.high` should stand for each task, in their order.
 pub fn walls(node: &NodeMemory, tasks: &[MemoryTask<'_>]) -> Vec<Limit<Bytes>> {
     let free = free(node, tasks);
-    let wall = |task: &MemoryTask<'_>| match task.grant {
-        Limit::At(Bytes(grant)) if task.step(node).min(free) >= WORTH => {
-            let gap = (grant / 16).clamp(GAP_MIN, GAP_MAX);
-            Limit::At(Bytes(grant.saturating_sub(gap)))
-        }
+    let wall_of = |task: &MemoryTask<'_>| match task.grant {
+        Limit::At(grant) if task.step(node).min(free) >= WORTH => Limit::At(wall(grant)),
         _ => Limit::Unlimited,
     };
-    tasks.iter().map(wall).collect()
+    tasks.iter().map(wall_of).collect()
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::Path,
     process::Child,
     sync::{
         Arc,
@@ -12,13 +12,18 @@ use std::{
     time::Duration,
 };
 
+use serde_json::json;
 use shaper_core::{
     shrink::{Outcome, Reason, Status},
+    spec::{Decision, DecisionKind},
     task::TaskStatus,
 };
 use shaper_tests::{
+    NOBODY,
     agent::Agent,
-    cgroup::{TestCgroup, read, write},
+    broker::{ClusterPhase, ClusterTask},
+    cgroup::{TestCgroup, read, unique_name, write},
+    cluster::{Cluster, networks},
     disk::Disk,
     soak,
     swap::Swap,
@@ -35,19 +40,15 @@ const WHOLE: u32 = 50;
 struct Held {
     group: TestCgroup,
     load: Child,
-    progress: PathBuf,
+    progress: String,
 }
 
 impl Held {
     /// Returns once both sets are there.
     fn start(hot: &str, cold: &str, more: &[&str]) -> Held {
         let group = TestCgroup::new();
-        let progress = PathBuf::from(format!("/tmp/{}", group.path().file_name().unwrap().display()));
-        let load = TestCgroup::run(
-            group.path(),
-            None,
-            &[&["hold", progress.to_str().unwrap(), hot, cold], more].concat(),
-        );
+        let progress = format!("/tmp/{}", unique_name());
+        let load = TestCgroup::run(group.path(), None, &[&["hold", &progress, hot, cold], more].concat());
         let held = Held { group, load, progress };
         eventually("the load holds its memory", || held.rounds() > 2);
         held
@@ -63,7 +64,7 @@ impl Held {
     }
 
     fn used(&self) -> u64 {
-        self.file("memory.current").parse().unwrap()
+        self.file("memory.current").parse().expect("it is a number")
     }
 
     fn oom_kills(&self) -> u64 {
@@ -86,6 +87,13 @@ impl Drop for Held {
 fn value(text: &str, name: &str) -> u64 {
     let found = text.lines().find_map(|line| line.strip_prefix(name)?.parse().ok());
     found.unwrap_or_else(|| panic!("no {name} in {text}"))
+}
+
+/// How long all of a cgroup has waited for memory.
+fn full_stall_us(group: &Path) -> u64 {
+    let pressure = read(group, "memory.pressure");
+    let full = pressure.lines().find_map(|line| line.strip_prefix("full ")?.rsplit_once("total="));
+    full.and_then(|(_, total)| total.parse().ok()).unwrap_or_else(|| panic!("no full in {pressure}"))
 }
 
 /// When somebody who looks at nothing but the kernel's files could first see a stall of a fifth of half a second, and when
@@ -111,8 +119,7 @@ impl Witness {
             let mut totals = std::collections::VecDeque::new();
             while !stopped.load(SeqCst) {
                 let now = monotonic_ns();
-                let full = read(&path, "memory.pressure");
-                let total = full.lines().last().unwrap().rsplit('=').next().unwrap().parse::<u64>().unwrap();
+                let total = full_stall_us(&path);
                 totals.push_back((now, total));
                 while totals.front().is_some_and(|(at, _)| now - at > 500_000_000) {
                     totals.pop_front();
@@ -132,7 +139,7 @@ impl Witness {
 
     fn end(self) -> Witnessed {
         self.stop.store(true, SeqCst);
-        self.thread.join().unwrap()
+        self.thread.join().expect("the witness has not panicked")
     }
 }
 
@@ -289,6 +296,12 @@ fn an_agent_that_dies_on_the_way_is_followed_by_one_that_calls_it_off() {
     agent.restart();
     assert_eq!(held.limits(), ["134217728", "max"]);
     assert_eq!(agent.shaper().get("held").limits.memory.to_string(), "128 MiB");
+    // One that ends by request leaves nothing for the next to call off.
+    agent.shaper().set("held", &["--memory", "36Mi"]);
+    eventually("memory.high is lowered", || held.file("memory.high") != "max");
+    agent.stop();
+    assert_eq!(held.limits(), ["134217728", "max"]);
+    agent.restart();
     // And again, to its end.
     let set = agent.shaper().set("held", &["--memory", "36Mi", "--wait"]);
     assert!(matches!(set.shrink.unwrap().outcome, Some(Outcome::Done { .. })));
@@ -301,4 +314,45 @@ fn an_agent_that_dies_on_the_way_is_followed_by_one_that_calls_it_off() {
         assert!(matches!(outcome, Some(Outcome::Aborted { reason: Reason::Cancelled, .. })), "{outcome:?}");
     }
     assert_eq!(held.limits(), ["268435456", "max"]);
+}
+
+#[test]
+fn a_task_of_the_brokers_grows_before_the_kernel_kills_and_one_with_a_limit_is_told_of() {
+    let networks = networks(1);
+    let cluster = Cluster::start(&networks, &["cpu=2,memory=256Mi"]);
+    let load = cluster.path().join("test-load").display().to_string();
+    let spec = |id: &str, limits: serde_json::Value| {
+        let demand = json!({"cpu_cores": 0.5, "memory_gb": 0.03125});
+        let mut spec = json!({
+            "profile": {"task_id": id, "resource_demand": demand, "priority": "medium"},
+            "command": [load, "eat", "96"],
+            "cwd": "/",
+            "run_as": {"uid": NOBODY, "gid": NOBODY},
+        });
+        if let Some(spec) = spec.as_object_mut().filter(|_| !limits.is_null()) {
+            spec.insert("limits".into(), limits);
+        }
+        spec.to_string()
+    };
+    cluster.submit_spec("grows", &spec("grows", serde_json::Value::Null));
+    let shaper = cluster.agent("n1").shaper();
+    eventually("it has eaten what it wants", || {
+        let answer = shaper.call(&["logs", "grows"]);
+        answer.code == 0 && answer.stdout.contains("ate 96 MiB")
+    });
+    let task = shaper.get("grows");
+    assert_eq!(value(&read(&task.cgroup, "memory.events"), "oom_kill "), 0);
+    let limit = task.limits.memory.at().expect("it has one").0;
+    assert!(limit >= 96 * MIB, "{limit}");
+    assert_eq!(read(&task.cgroup, "memory.max"), limit.to_string());
+    let decisions = cluster.broker.decisions("grows");
+    let of_memory = |decision: &&Decision| decision.reason.starts_with("memory 32 MiB");
+    let grew = decisions.iter().find(of_memory).unwrap_or_else(|| panic!("{decisions:#?}"));
+    assert_eq!(grew.kind, DecisionKind::Grew);
+
+    cluster.submit_spec("limited", &spec("limited", json!({"memory_gb": 0.03125})));
+    let ended = |task: &ClusterTask| matches!(task.phase, ClusterPhase::Ended { .. });
+    let task = cluster.broker.wait_until("limited", "over", ended);
+    let notes = task.on_node.expect("its node told of it").notes;
+    assert!(notes.iter().any(|note| note.starts_with("killed by OOM at 32 MiB, peak 32 MiB")), "{notes:?}");
 }
