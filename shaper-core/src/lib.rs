@@ -4,6 +4,7 @@
 #![warn(missing_docs)]
 
 pub mod adjust;
+pub mod burst;
 pub mod doctor;
 pub mod document;
 pub mod id;
