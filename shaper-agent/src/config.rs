@@ -46,6 +46,13 @@ pub struct Options {
     /// The supervisor of tasks [default: shaper-launch beside this program]
     #[arg(long, value_name = "FILE")]
     pub launcher: Option<PathBuf>,
+    /// What takes back what is lent when the agent cannot [default: shaper-warden beside this program]
+    #[arg(long, value_name = "FILE")]
+    pub warden: Option<PathBuf>,
+    /// CPU time that is lent for a moment to tasks that are about to reach their limit: off, auto (what nobody was
+    /// promised), or a number of cores. A CPU limit is then a mean over 10 s
+    #[arg(long, value_name = "off|auto|CORES", default_value = "auto", value_parser = burst_pool)]
+    pub cpu_burst_pool: BurstPool,
     /// Device whose egress is counted by task; repeatable
     #[arg(long = "uplink", value_name = "DEVICE")]
     pub uplinks: Vec<String>,
@@ -73,6 +80,25 @@ pub struct Options {
     /// Also logs what the kernel programs say (never per packet)
     #[arg(long)]
     pub debug_bpf: bool,
+}
+
+/// How much CPU time is lent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BurstPool {
+    /// None.
+    Off,
+    /// What nobody was promised.
+    Auto,
+    /// Of that, at most so much.
+    AtMost(Millicores),
+}
+
+fn burst_pool(text: &str) -> Result<BurstPool, ParseQuantityError> {
+    match text {
+        "off" => Ok(BurstPool::Off),
+        "auto" => Ok(BurstPool::Auto),
+        cores => Millicores::parse(cores).map(BurstPool::AtMost),
+    }
 }
 
 /// What a clean stop leaves behind.
@@ -150,6 +176,10 @@ pub struct Config {
     pub bpf_object: PathBuf,
     /// Supervisor.
     pub launcher: PathBuf,
+    /// What takes loans back.
+    pub warden: PathBuf,
+    /// What is lent of CPU time.
+    pub cpu_burst_pool: BurstPool,
     /// Counted devices.
     pub uplinks: Vec<String>,
     /// The broker's socket.
@@ -192,6 +222,7 @@ impl Options {
             beside("shaper.bpf.o").filter(|path| path.exists()).unwrap_or(installed)
         });
         let launcher = self.launcher.or_else(|| beside("shaper-launch")).unwrap_or_default();
+        let warden = self.warden.or_else(|| beside("shaper-warden")).unwrap_or_default();
         let cgroup_root = self.cgroup_root.unwrap_or_else(|| hierarchies.v2.join("shaper"));
         for (option, path) in [
             ("--state-dir", &self.state_dir),
@@ -205,8 +236,10 @@ impl Options {
         for (option, path, remedy) in [
             ("--bpf-object", &bpf_object, "build it with `cargo xtask build-ebpf`"),
             ("--launcher", &launcher, "it is built and installed with shaper-agent"),
+            ("--warden", &warden, "it is built and installed with shaper-agent; or say --cpu-burst-pool off"),
         ] {
-            if !path.is_file() {
+            let is_needed = option != "--warden" || self.cpu_burst_pool != BurstPool::Off;
+            if is_needed && !path.is_file() {
                 return Err(ConfigError::NoFile { option, path: path.clone(), remedy });
             }
         }
@@ -224,6 +257,8 @@ impl Options {
             bpffs_dir: self.bpffs_dir,
             bpf_object,
             launcher,
+            warden,
+            cpu_burst_pool: self.cpu_burst_pool,
             uplinks: self.uplinks,
             broker,
             capacity,
@@ -273,6 +308,14 @@ fn capacity(list: &str) -> Result<Capacity, ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pool_is_a_word_or_a_number_of_cores() {
+        assert_eq!(burst_pool("off"), Ok(BurstPool::Off));
+        assert_eq!(burst_pool("auto"), Ok(BurstPool::Auto));
+        assert_eq!(burst_pool("1.5"), Ok(BurstPool::AtMost(Millicores(1500))));
+        assert!(burst_pool("some").is_err() && burst_pool("0").is_err());
+    }
 
     #[test]
     fn a_capacity_is_read_and_what_is_no_capacity_is_refused() {

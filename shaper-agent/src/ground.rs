@@ -78,6 +78,7 @@ pub struct Ground {
 
 const AGENT: &str = "agent";
 const SUPERVISORS: &str = "supervisors";
+const WARDEN: &str = "warden";
 const AGENT_WEIGHT: Weight = Weight::MAX;
 
 impl Ground {
@@ -131,6 +132,20 @@ impl Ground {
     pub fn agent(&self) -> Result<(Cgroup, Option<V1Group>), GroundError> {
         let (cgroup, _) = self.root.make_child(AGENT)?;
         Ok((cgroup, self.v1_group("blkio", AGENT)?))
+    }
+
+    /// The cgroup of `shaper-warden`, and its group of the v1 controller for CPUs: of the agent's weight, but not the agent's,
+    /// so that what stops the agent as a group does not stop it.
+    pub fn warden(&self) -> Result<(Cgroup, Option<V1Group>), GroundError> {
+        let (cgroup, _) = self.root.make_child(WARDEN)?;
+        if cgroup.has(cpu::WEIGHT) {
+            cgroup.set(cpu::WEIGHT, &AGENT_WEIGHT)?;
+        }
+        let group = self.v1_group("cpu", WARDEN)?;
+        if let Some(group) = &group {
+            group.set(v1::CPU_SHARES, &Shares::of(AGENT_WEIGHT))?;
+        }
+        Ok((cgroup, group))
     }
 
     /// The cgroup of an execution, made if it is not there.

@@ -87,6 +87,23 @@ pub struct CpuUsage {
     pub run_queue: Option<Latency>,
     /// Its pressure.
     pub pressure: Option<Pressure>,
+    /// What it is lent now beyond its limit ([`crate::burst`]).
+    pub lent: Millicores,
+    /// How often it was lent something.
+    pub loans: u64,
+}
+
+/// CPU time that a node lends to tasks that are about to reach their limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuPool {
+    /// How much there is.
+    pub size: Millicores,
+    /// Of it: what is lent.
+    pub lent: Millicores,
+    /// Whether somebody is there to take it back if the agent cannot. Nothing is lent otherwise.
+    pub has_warden: bool,
+    /// From the kernel's warning to the raised quota read back, since the agent began.
+    pub latency: Latency,
 }
 
 /// Memory of a task.
@@ -251,6 +268,8 @@ pub struct NodeSnapshot {
     pub sources: Sources,
     /// The measurement's own state.
     pub health: Health,
+    /// What is lent of CPU time; `None` where nothing is.
+    pub cpu_pool: Option<CpuPool>,
     /// The caller's tasks, by id.
     pub tasks: Vec<TaskSnapshot>,
 }

@@ -347,6 +347,26 @@ impl<'a> Agent<'a> {
         self.server = Some(server);
     }
 
+    /// The process that takes back what it has lent, once it has one.
+    #[track_caller]
+    pub fn warden(&self) -> Process {
+        let processes = self.cgroup_root().join("warden/cgroup.procs");
+        let mut found = None;
+        eventually("it has a warden", || {
+            let text = fs::read_to_string(&processes).unwrap_or_default();
+            found = text.lines().next().and_then(|pid| pid.parse().ok());
+            found.is_some()
+        });
+        Process::open(found.expect("just found"))
+    }
+
+    /// Stops it, as Ctrl-Z does, or lets it go on.
+    pub fn freeze(&self, freeze: bool) {
+        let server = self.server.as_ref().expect("the agent runs");
+        let signal = if freeze { Signal::STOP } else { Signal::CONT };
+        kill_process(Pid::from_child(server), signal).expect("it is not reaped yet");
+    }
+
     /// Kills it.
     pub fn kill9(&mut self) {
         self.end(Signal::KILL);

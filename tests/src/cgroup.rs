@@ -63,6 +63,16 @@ pub fn cpu_group(pid: u32) -> (PathBuf, bool) {
     (mount.join(place), controller.is_some())
 }
 
+/// The CPU quota of the process `pid` that is in force, µs in each period of 100 ms.
+pub fn cpu_quota(pid: u32) -> u64 {
+    let text = match cpu_group(pid) {
+        (group, true) => read(group, "cpu.cfs_quota_us"),
+        (group, false) => read(group, "cpu.max"),
+    };
+    let quota = text.split(' ').next().and_then(|quota| quota.parse().ok());
+    quota.unwrap_or_else(|| panic!("the process {pid} has no quota, but {text}"))
+}
+
 /// In how many of the periods of its CPU quota the group of the process `pid` reached it, and how many
 /// there were.
 pub fn throttled_periods(pid: u32) -> (u64, u64) {

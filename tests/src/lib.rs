@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod bins;
 pub mod broker;
+pub mod burst;
 pub mod cgroup;
 pub mod checker;
 pub mod cluster;

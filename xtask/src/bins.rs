@@ -9,7 +9,8 @@ use serde::Deserialize;
 use crate::process;
 
 /// What a user or a test starts.
-pub(crate) const SHIPPED: [&str; 4] = ["shaper-agent", "shaper-broker", "shaper-launch", "shaper"];
+pub(crate) const SHIPPED: [&str; 5] =
+    ["shaper-agent", "shaper-broker", "shaper-launch", "shaper-warden", "shaper"];
 
 /// The folder that holds every binary of the workspace.
 pub(crate) struct BinDir(PathBuf);
@@ -39,7 +40,8 @@ pub(crate) fn build() -> Result<BinDir> {
 /// Builds the benchmark and what it starts, as they are shipped.
 pub(crate) fn build_bench() -> Result<BinDir> {
     let of = ["--package", "shaper-agent", "--package", "shaper-tests"];
-    let bins = ["--bin", "bench", "--bin", "shaper-agent", "--bin", "shaper-launch"];
+    let bins =
+        ["--bin", "bench", "--bin", "shaper-agent", "--bin", "shaper-launch", "--bin", "shaper-warden"];
     let built = executables(&[&["build", "--release"], &of[..], &bins[..]].concat())?;
     let bench = find(built, "bench", false)?;
     let folder = bench.parent().with_context(|| format!("{} is in no folder", bench.display()))?;

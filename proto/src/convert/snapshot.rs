@@ -3,8 +3,8 @@
 use shaper_core::{
     id::TaskId,
     snapshot::{
-        CpuUsage, DeviceUsage, Health, IoCount, Latency, MemoryUsage, NetCount, NetUsage, NodeSnapshot,
-        Pressure, Source, Sources, TaskSnapshot, UplinkUsage,
+        CpuPool, CpuUsage, DeviceUsage, Health, IoCount, Latency, MemoryUsage, NetCount, NetUsage,
+        NodeSnapshot, Pressure, Source, Sources, TaskSnapshot, UplinkUsage,
     },
     units::{BitsPerSec, Bytes, Millicores},
 };
@@ -95,6 +95,8 @@ impl From<CpuUsage> for v1::CpuUsage {
             throttled_permille,
             run_queue,
             pressure,
+            lent,
+            loans,
         } = usage;
         v1::CpuUsage {
             time_ns,
@@ -105,6 +107,8 @@ impl From<CpuUsage> for v1::CpuUsage {
             throttled_permille,
             run_queue: run_queue.map(Into::into),
             pressure: pressure.map(Into::into),
+            lent_millicores: lent.0,
+            loans,
         }
     }
 }
@@ -120,6 +124,8 @@ impl From<v1::CpuUsage> for CpuUsage {
             throttled_permille: wire.throttled_permille,
             run_queue: wire.run_queue.map(Into::into),
             pressure: wire.pressure.map(Into::into),
+            lent: Millicores(wire.lent_millicores),
+            loans: wire.loans,
         }
     }
 }
@@ -341,6 +347,31 @@ impl From<v1::Health> for Health {
     }
 }
 
+impl From<CpuPool> for v1::CpuPool {
+    fn from(pool: CpuPool) -> v1::CpuPool {
+        let CpuPool { size, lent, has_warden, latency } = pool;
+        v1::CpuPool {
+            size_millicores: size.0,
+            lent_millicores: lent.0,
+            has_warden,
+            latency: Some(latency.into()),
+        }
+    }
+}
+
+impl TryFrom<v1::CpuPool> for CpuPool {
+    type Error = WireError;
+
+    fn try_from(wire: v1::CpuPool) -> Result<CpuPool, WireError> {
+        Ok(CpuPool {
+            size: Millicores(wire.size_millicores),
+            lent: Millicores(wire.lent_millicores),
+            has_warden: wire.has_warden,
+            latency: wire.latency.ok_or(WireError::Missing("cpu_pool.latency"))?.into(),
+        })
+    }
+}
+
 impl From<NodeSnapshot> for v1::NodeSnapshot {
     fn from(snapshot: NodeSnapshot) -> v1::NodeSnapshot {
         let NodeSnapshot {
@@ -357,6 +388,7 @@ impl From<NodeSnapshot> for v1::NodeSnapshot {
             uplinks,
             sources,
             health,
+            cpu_pool,
             tasks,
         } = snapshot;
         v1::NodeSnapshot {
@@ -373,6 +405,7 @@ impl From<NodeSnapshot> for v1::NodeSnapshot {
             uplinks: Some(uplinks.into()),
             sources: Some(sources.into()),
             health: Some(health.into()),
+            cpu_pool: cpu_pool.map(Into::into),
             tasks: tasks.into_iter().map(Into::into).collect(),
         }
     }
@@ -396,6 +429,7 @@ impl TryFrom<v1::NodeSnapshot> for NodeSnapshot {
             uplinks: wire.uplinks.ok_or(WireError::Missing("uplinks"))?.into(),
             sources: wire.sources.ok_or(WireError::Missing("sources"))?.into(),
             health: wire.health.ok_or(WireError::Missing("health"))?.into(),
+            cpu_pool: wire.cpu_pool.map(TryInto::try_into).transpose()?,
             tasks: wire.tasks.into_iter().map(TryInto::try_into).collect::<Result<_, WireError>>()?,
         })
     }
@@ -448,6 +482,7 @@ mod tests {
                 agent_cpu_ns: 4,
                 agent_memory: Bytes(5),
             },
+            cpu_pool: Some(CpuPool { size: Millicores(1), lent: Millicores(2), has_warden: true, latency }),
             tasks: vec![TaskSnapshot {
                 task_id: "a".parse().unwrap(),
                 attempt: 1,
@@ -462,6 +497,8 @@ mod tests {
                     throttled_permille: Some(0),
                     run_queue: Some(latency),
                     pressure: Some(pressure),
+                    lent: Millicores(6),
+                    loans: 7,
                 },
                 memory: Some(MemoryUsage {
                     now: Bytes(1),

@@ -12,6 +12,7 @@ use shaper_common::{
     pace,
 };
 use shaper_core::{
+    burst::Quota,
     id::BlockDevice,
     limits::{Limit, Limits},
     task::Enforcement,
@@ -21,9 +22,11 @@ use shaper_proto::failpoint;
 
 use crate::kernel::{
     bpf::{Bpf, BpfError},
-    cgroup::{Cgroup, CgroupError, memory},
+    cgroup::{Cgroup, CgroupError, cpu, memory},
+    quota::{QuotaError, QuotaFile},
     v1::{self, V1Error, V1Group},
 };
+use crate::lease::Kind;
 
 pub use self::knob::{Knob, UnknownKnob, Value, Values, Wish};
 use self::mechanism::Mechanism;
@@ -221,6 +224,20 @@ fn turn(target: &Target, pacing: &mut dyn Pacing, knob: Knob, value: &Value) -> 
     } else {
         Err(ActuateError::ReadBack { knob, wrote: Box::new(*value), reads: Box::new(reads) })
     }
+}
+
+/// The quota of a task's CPU limit, open to be lent on; `None` where nothing enforces one.
+pub fn quota_file(target: &Target) -> Result<Option<QuotaFile>, QuotaError> {
+    if target.cgroup.has(cpu::MAX) {
+        return QuotaFile::open(target.cgroup.path(), Kind::V2).map(Some);
+    }
+    target.v1_cpu.as_ref().map(|group| QuotaFile::open(group.directory(), Kind::V1)).transpose()
+}
+
+/// Puts a quota in force for a while, and reads it back. The only entry that a thread beside the node's uses: what is to be
+/// written back is in the table of leases by then, and the ledger keeps what was there before any limit.
+pub fn lend(file: &mut QuotaFile, quota: &Quota<u32>) -> Result<(), QuotaError> {
+    file.set(quota.quota, quota.saving)
 }
 
 /// What every knob that was ever turned should hold: the limits; else what was decided for good; else what it held

@@ -41,6 +41,8 @@ pub struct Mapped<T> {
 
 // SAFETY: every access to the mapping is an atomic operation on an aligned word.
 unsafe impl<T> Send for Mapped<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Mapped<T> {}
 
 impl<T> Mapped<T> {
     /// Maps the array behind `map`, which must have been made with BPF_F_MMAPABLE and have `entries` entries.

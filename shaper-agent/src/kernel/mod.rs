@@ -10,5 +10,6 @@ pub mod mapped;
 pub mod netns;
 pub mod pace_table;
 pub mod qdisc;
+pub mod quota;
 mod sys;
 pub mod v1;

@@ -384,6 +384,11 @@ fn verified_pidfd(supervisor: Supervisor) -> Result<Option<OwnedFd>, AttachError
     }
 }
 
+/// A pidfd of a child that is not reaped yet.
+pub(crate) fn pidfd(child: u32) -> io::Result<OwnedFd> {
+    Ok(open_pidfd(child)?)
+}
+
 fn open_pidfd(pid: u32) -> rustix::io::Result<OwnedFd> {
     // 0 and what is no pid_t name no process.
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)?;

@@ -82,6 +82,7 @@ impl Meter {
                 agent_cpu_ns: machine.agent_cpu_ns,
                 agent_memory: Bytes(machine.agent_memory),
             },
+            cpu_pool: None,
             tasks: Vec::new(),
         }
     }
@@ -146,6 +147,8 @@ impl Meter {
                     latency(&task.stock.histograms.run_queue, &before.histograms.run_queue, QUEUE_SHIFT)
                 }),
                 pressure: reading.cpu_pressure,
+                lent: Millicores(0),
+                loans: 0,
             },
             memory: reading.memory.map(|now| MemoryUsage {
                 now,

@@ -98,11 +98,36 @@ impl Node {
         Ok((target, self.bpf.as_ref().ok_or_else(not_established)?))
     }
 
+    /// Turns knobs. Meanwhile nothing is lent to the task: what is changed, and what it is changed back to if that fails,
+    /// is its limit and not a loan.
+    fn carry_through(
+        &mut self,
+        id: &TaskId,
+        wishes: &[Wish],
+        limits: Limits,
+        standing: Values,
+        kind: Kind,
+        cause: &Cause,
+    ) -> Result<(), NodeError> {
+        if !wishes.iter().any(|wish| wish.knob() == Knob::Cpu) {
+            return self.turn_knobs(id, wishes, limits, standing, kind, cause);
+        }
+        let (target, _) = self.held(id)?;
+        if let Some(lending) = &self.lending {
+            lending.suspend(target.slot);
+        }
+        let turned = self.turn_knobs(id, wishes, limits, standing, kind, cause);
+        if let Err(error) = self.enrol(id) {
+            tracing::warn!(task = %id, error = %launch::chain(&error), "nothing can be lent to a task");
+        }
+        turned
+    }
+
     /// Turns knobs, with what is to be remembered of it: the record and the ledger first, then the effect.
     ///
     /// The record is brought to the disk when a knob is turned that never was before, and when somebody asked for other
     /// limits. What a loop does within what is recorded is in the ledger, from which the next agent takes it.
-    fn carry_through(
+    fn turn_knobs(
         &mut self,
         id: &TaskId,
         wishes: &[Wish],

@@ -115,6 +115,9 @@ impl Node {
     pub(super) fn take_down(&mut self, task: &mut Task, kill: bool) -> Result<(), NodeError> {
         let launched = matches!(task.record.origin, Origin::Launched { .. });
         if let Some(target) = &task.target {
+            if let Some(lending) = &self.lending {
+                lending.withdraw(target.slot);
+            }
             if kill && launched {
                 match target.cgroup.is_populated() {
                     Ok(true) => {
@@ -188,6 +191,9 @@ impl Node {
         let mut done = Vec::new();
         self.call_off(id);
         let Some(mut task) = self.tasks.remove(id) else { return Ok(done) };
+        if let (Some(target), Some(lending)) = (&task.target, &self.lending) {
+            lending.withdraw(target.slot);
+        }
         if let Err(error) = self.restore(&task, cause) {
             self.tasks.insert(id.clone(), task);
             return Err(error);
@@ -232,6 +238,7 @@ impl Node {
         // What could not be released keeps its place, and the programs that serve it.
         if failed.is_empty() {
             self.events = None;
+            self.close_books();
             self.meter.tell_by(None);
             if let Some(bpf) = self.bpf.take() {
                 done.extend(bpf.remove()?);

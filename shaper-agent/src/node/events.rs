@@ -15,7 +15,7 @@ use shaper_core::{
     units::Millicores,
 };
 
-use super::{Node, NodeError, not_established, now};
+use super::{Node, NodeError, burst::Lending, not_established, now};
 use crate::{
     actor::Handle,
     kernel::{bpf, cgroup::cpu::CpuMax, mapped::monotonic_ns},
@@ -32,16 +32,26 @@ const TICKS_NS: u64 = 8_000_000;
 /// Turns that events ask for come no closer than this: a rate of less time says nothing.
 const TURN_NS: u64 = 20_000_000;
 
+/// Of what use of a quota on the kernel warns.
+pub(super) fn warn_ns(quota_ns: u64) -> u64 {
+    quota_ns.saturating_sub(TICKS_NS).max(quota_ns / 2)
+}
+
 /// Follows the ring of events for as long as the node has this.
-pub(super) fn start(ring: RingBuf<MapData>, handle: Handle) -> io::Result<Waiter> {
+pub(super) fn start(ring: RingBuf<MapData>, handle: Handle, lending: Option<Lending>) -> io::Result<Waiter> {
     Waiter::start("bpf-events", move |stop| {
-        if let Err(error) = follow(ring, stop, &handle) {
+        if let Err(error) = follow(ring, stop, &handle, lending.as_ref()) {
             tracing::error!(%error, "cannot wait for the kernel programs' events: what they tell is found by looking");
         }
     })
 }
 
-fn follow(mut ring: RingBuf<MapData>, stop: &OwnedFd, handle: &Handle) -> io::Result<()> {
+fn follow(
+    mut ring: RingBuf<MapData>,
+    stop: &OwnedFd,
+    handle: &Handle,
+    lending: Option<&Lending>,
+) -> io::Result<()> {
     let fd = ring.as_fd().try_clone_to_owned()?;
     loop {
         let mut ready = [PollFd::new(&fd, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
@@ -55,6 +65,9 @@ fn follow(mut ring: RingBuf<MapData>, stop: &OwnedFd, handle: &Handle) -> io::Re
         let mut events = Vec::new();
         while let Some(item) = ring.next() {
             events.extend(bpf::event(&item));
+        }
+        if let Some(lending) = lending {
+            events.iter().filter(|event| event.kind == EVENT_BUDGET).for_each(|event| lending.warned(event));
         }
         if !events.is_empty() {
             // A node with a full queue finds by looking what it is not told.
@@ -141,10 +154,7 @@ impl Node {
         let target = task.target.as_ref().ok_or_else(not_established)?;
         let bpf = self.bpf.as_mut().ok_or_else(not_established)?;
         let budget = match task.record.limits.cpu {
-            Limit::At(Millicores(milli)) => {
-                let quota = PERIOD_NS / 1000 * milli;
-                Some((quota.saturating_sub(TICKS_NS).max(quota / 2), PERIOD_NS))
-            }
+            Limit::At(Millicores(milli)) => Some((warn_ns(PERIOD_NS / 1000 * milli), PERIOD_NS)),
             Limit::Unlimited => None,
         };
         Ok(bpf.watch_budget(target.slot, budget)?)

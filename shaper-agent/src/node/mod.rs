@@ -3,6 +3,7 @@
 mod adjust;
 mod adopt;
 mod block_io;
+mod burst;
 mod change;
 pub mod cluster;
 mod end;
@@ -45,9 +46,11 @@ use crate::{
     kernel::{
         bpf::{Bpf, BpfConfig, BpfError},
         cgroup::{Cgroup, CgroupError, block, cpu, memory as memory_files, memory::MemoryEvents},
+        quota::QuotaError,
         v1::V1Error,
     },
     launch::{self, AttachError, SpawnError, spec::Started},
+    lease::LeaseError,
     ledger::Ledger,
     meter::Meter,
     record::Record,
@@ -105,6 +108,12 @@ pub enum NodeError {
     /// What became of an attempt.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// The table of what is lent.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
+    /// A CPU quota.
+    #[error(transparent)]
+    Quota(#[from] QuotaError),
     /// Some of several things could not be done; the others were.
     #[error("{}", .0.join("; "))]
     Partly(Vec<String>),
@@ -216,6 +225,10 @@ pub struct Node {
     policies_revision: u64,
     adjustment: adjust::Loop,
     ceilings: block_io::Ceilings,
+    lending: Option<burst::Lending>,
+    warden: Option<burst::Warden>,
+    /// When a warden was last started, `CLOCK_MONOTONIC` ns.
+    warden_at_ns: Option<u64>,
     cpu_utilisation_permille: u32,
     ticks: u64,
     stopping: bool,
@@ -266,6 +279,9 @@ impl Node {
             policies_revision: 0,
             adjustment: adjust::Loop::default(),
             ceilings: block_io::Ceilings::default(),
+            lending: None,
+            warden: None,
+            warden_at_ns: None,
             cpu_utilisation_permille: 0,
             ticks: 0,
             stopping: false,
@@ -279,6 +295,8 @@ impl Node {
     /// Ends the thread after the job that calls this.
     pub fn stop(&mut self) {
         self.call_off_all();
+        // What is lent needs a living agent; limits do not.
+        self.close_books();
         self.stopping = true;
     }
 
@@ -304,6 +322,7 @@ impl Node {
 
     fn disestablish(&mut self) {
         self.events = None;
+        self.close_books();
         self.meter.tell_by(None);
         self.bpf = None;
         if let Err(error) = Bpf::discard(&self.bpf_config()) {
@@ -343,7 +362,8 @@ impl Node {
             let events = bpf.take_events()?;
             self.bpf = Some(bpf);
             self.set_alarms();
-            let follower = events::start(events, self.handle.clone());
+            self.open_books()?;
+            let follower = events::start(events, self.handle.clone(), self.lending.clone());
             self.events = Some(follower.map_err(|source| NodeError::System {
                 verb: "start the thread that waits for events",
                 source,
@@ -373,6 +393,7 @@ impl Node {
     pub fn tick(&mut self) {
         self.ticks += 1;
         self.look_at_shrinks();
+        self.turn_loans();
         self.adjust();
         if self.ticks.is_multiple_of(10) {
             self.take_stock();

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::{Node, NodeError, Task, now};
 use crate::{
-    actuate,
+    actuate::{self, Knob},
     kernel::{bpf::Counters, features},
     record::{self, Record},
 };
@@ -34,6 +34,7 @@ impl Node {
     /// What the node and the caller's running tasks use.
     pub fn snapshot(&mut self, caller: &Caller) -> NodeSnapshot {
         let mut snapshot = self.meter.node(&self.config.node, self.bpf.as_ref(), now());
+        snapshot.cpu_pool = self.cpu_pool();
         if let Some(bpf) = &self.bpf {
             // Of others' tasks nothing is told, not even their names.
             let name_of = |slot: u32| {
@@ -45,7 +46,13 @@ impl Node {
                 let Some(target) = task.target.as_ref().filter(|_| caller.may_use(&task.record.owner)) else {
                     continue;
                 };
-                snapshot.tasks.extend(self.meter.task(target.slot, bpf, &task.record, name_of));
+                let Some(mut usage) = self.meter.task(target.slot, bpf, &task.record, name_of) else {
+                    continue;
+                };
+                if let Some(loan) = self.lending.as_ref().and_then(|lending| lending.loan(target.slot)) {
+                    (usage.cpu.lent, usage.cpu.loans) = (loan.lent.per_period(), loan.count);
+                }
+                snapshot.tasks.push(usage);
             }
         }
         snapshot
@@ -111,7 +118,7 @@ impl Node {
         let task = self.task(id)?;
         let Record { execution, owner, runs_as, origin, cgroup, limits, created_at, phase, .. } =
             &task.record;
-        let enforcement: Vec<Enforcement> = match (&task.target, &self.bpf) {
+        let mut enforcement: Vec<Enforcement> = match (&task.target, &self.bpf) {
             (Some(target), Some(bpf)) if task.is_running() => {
                 match actuate::enforcement(target, bpf, &task.record.baseline) {
                     Err(error) if error.is_gone() => Vec::new(),
@@ -120,6 +127,17 @@ impl Node {
             }
             _ => Vec::new(),
         };
+        let loan = task.target.as_ref().zip(self.lending.as_ref());
+        if let Some(loan) = loan.and_then(|(target, lending)| lending.loan(target.slot))
+            && let Some(cpu) = enforcement.iter_mut().find(|found| found.resource == Knob::Cpu.to_string())
+        {
+            let lent = loan.lent.per_period();
+            if lent.0 > 0 {
+                cpu.in_force += &format!(", {lent} of them lent");
+            } else if loan.pays_back {
+                cpu.in_force += ", while it makes good what it was lent";
+            }
+        }
         Ok(TaskStatus {
             task_id: execution.task.clone(),
             attempt: execution.attempt,

@@ -412,7 +412,7 @@ fn a_task_spec_that_is_wrong_is_pointed_at() {
             "is below the request, which is 1 cores",
         ),
         ("2, memory_gb: 2", "2, memory_gb: 1", "6:35:limits.memory_gb", "raise the limit, lower the request"),
-        ("cpu_weight: 200", "cpu_weight: 0", "6:78:limits.cpu_weight", "from 1 to 10000"),
+        ("cpu_weight: 200", "cpu_weight: 0", "6:99:limits.cpu_weight", "from 1 to 10000"),
         ("priority: low", "priority: lo", "1:84:profile.priority", "did you mean `low`?"),
         ("etl.py]", "7]", "2:29:command[1]", "put it in quotes: \"7\""),
         ("[/usr/bin/python3, etl.py]", "[]", "2:10:command", "is empty"),

@@ -23,6 +23,8 @@ use rustix::net::sockopt;
 
 const USAGE: &str = "\
 usage: test-load spin                 uses one CPU
+       test-load once PATH spin THREADS
+                                      uses that many CPUs, but only once PATH is there
        test-load fork                 starts processes that end at once, one after the other
        test-load send ADDRESS FLOWS   sends zeros on that many connections
        test-load datagrams ADDRESS COUNT BYTES TOS
@@ -54,6 +56,10 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
         ["spin"] => spin(),
+        ["once", path, "spin", threads] => match threads.parse::<usize>() {
+            Ok(threads) if threads > 0 => once(Path::new(path)).and_then(|()| spin_on(threads)),
+            _ => return usage(),
+        },
         ["fork"] => fork(),
         ["send", address, flows] => match (address.parse(), flows.parse()) {
             (Ok(address), Ok(flows)) => send(address, flows),
@@ -112,6 +118,13 @@ fn spin() -> io::Result<ExitCode> {
     loop {
         black_box(());
     }
+}
+
+fn spin_on(threads: usize) -> io::Result<ExitCode> {
+    for _ in 1..threads {
+        thread::spawn(spin);
+    }
+    spin()
 }
 
 fn fork() -> io::Result<ExitCode> {
@@ -328,6 +341,12 @@ fn tick(count: u32) -> io::Result<()> {
 
 fn until(log: &str, path: &Path) -> io::Result<()> {
     note(log, "began")?;
+    once(path)?;
+    note(log, "ended")
+}
+
+/// Returns once there is something at `path`.
+fn once(path: &Path) -> io::Result<()> {
     let watch = inotify::init(CreateFlags::CLOEXEC)?;
     inotify::add_watch(&watch, path.parent().unwrap_or(path), WatchFlags::CREATE | WatchFlags::MOVED_TO)?;
     let mut events = File::from(watch);
@@ -335,7 +354,7 @@ fn until(log: &str, path: &Path) -> io::Result<()> {
     while !path.exists() {
         let _ = events.read(&mut [0; 4096])?;
     }
-    note(log, "ended")
+    Ok(())
 }
 
 /// Adds a line to a file: what happened, to which run of which task, and its process. The name of the

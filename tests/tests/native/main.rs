@@ -2,6 +2,7 @@
 
 mod abi;
 mod adopt;
+mod burst;
 mod cpu;
 mod identity;
 mod input;

@@ -4,6 +4,7 @@
 //! those of a profile of their own, where systemd is PID 1; all others run below a PID 1 that does nothing.
 
 mod block_io;
+mod cpu;
 mod crash;
 mod knobs;
 mod measure;

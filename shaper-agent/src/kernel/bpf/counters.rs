@@ -4,7 +4,10 @@ use std::{
     collections::BTreeMap,
     mem::offset_of,
     os::fd::AsFd,
-    sync::atomic::Ordering::{Relaxed, SeqCst},
+    sync::{
+        Arc,
+        atomic::Ordering::{Relaxed, SeqCst},
+    },
 };
 
 use aya::maps::IterableMap;
@@ -19,7 +22,10 @@ use shaper_common::{
 use shaper_core::{snapshot::UplinkUsage, task::Traffic};
 
 use super::{Bpf, BpfError};
-use crate::kernel::{mapped::monotonic_ns, sys};
+use crate::kernel::{
+    mapped::{Mapped, monotonic_ns},
+    sys,
+};
 
 /// Counters of a slot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,6 +67,65 @@ pub struct Histograms {
     pub run_queue: Histogram,
     /// Round trips of TCP.
     pub round_trip: Histogram,
+}
+
+/// The part of the maps that concerns quotas, for another thread than the node's.
+#[derive(Clone)]
+pub struct QuotaWatch {
+    pub(super) budget: Arc<Mapped<Budget>>,
+    pub(super) cpu_state: Arc<Mapped<CpuState>>,
+    pub(super) cpu_stat: Arc<Mapped<CpuStat>>,
+    pub(super) cpus: usize,
+    pub(super) slots: u32,
+}
+
+impl QuotaWatch {
+    /// CPU time that a slot has used, with what is running, ns.
+    pub fn cpu_ns(&self, slot: u32) -> u64 {
+        cpu_time(&self.cpu_state, &self.cpu_stat, self.cpus, self.slots, slot).1
+    }
+
+    /// Moves the line at which a slot that is watched is warned of.
+    pub fn warn_at(&self, slot: u32, used_ns: u64) {
+        self.budget.word(slot as usize, offset_of!(Budget, warn_ns)).store(used_ns, SeqCst);
+    }
+}
+
+/// When, and how much CPU time a slot had used by then, with what is running.
+fn cpu_time(
+    state: &Mapped<CpuState>,
+    stat: &Mapped<CpuStat>,
+    cpus: usize,
+    slots: u32,
+    slot: u32,
+) -> (u64, u64) {
+    // A switch between the two reads would lose an interval, or count it twice: then they are read again.
+    // Where tasks switch faster than we read, the intervals at stake are as short as that.
+    const TRIES: usize = 8;
+    const RUN_NS: usize = offset_of!(CpuStat, count) + offset_of!(CpuCount, run_ns);
+    let states = || -> Vec<CpuState> { (0..cpus).map(|cpu| state.read(cpu)).collect() };
+    let concerns = |before: &CpuState, after: &CpuState| {
+        // (A queue's clock may stand still from one switch to the next.)
+        let same = |state: &CpuState| (state.since_ns, state.runtime_ns, state.pid);
+        (before.slot == slot || after.slot == slot) && same(before) != same(after)
+    };
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let before = states();
+        let index = |cpu: usize| cpu * slots as usize + slot as usize;
+        let closed: u64 = (0..cpus).map(|cpu| stat.word(index(cpu), RUN_NS).load(Relaxed)).sum();
+        let after = states();
+        let at_ns = monotonic_ns();
+        let torn = before.iter().zip(&after).any(|(before, after)| concerns(before, after));
+        if torn && tries < TRIES {
+            continue;
+        }
+        // A task that has not been switched out since is charged up to now.
+        let runs = |cpu: &&CpuState| cpu.slot == slot && cpu.pid != 0 && cpu.since_ns != 0;
+        let open: u64 = after.iter().filter(runs).map(|cpu| at_ns.saturating_sub(cpu.since_ns)).sum();
+        return (at_ns, closed + open);
+    }
 }
 
 impl Bpf {
@@ -195,33 +260,7 @@ impl Bpf {
 
     /// When, and how much CPU time a slot had used by then, with what is running.
     fn cpu_time(&self, slot: u32) -> (u64, u64) {
-        // A switch between the two reads would lose an interval, or count it twice: then they are read again.
-        // Where tasks switch faster than we read, the intervals at stake are as short as that.
-        const TRIES: usize = 8;
-        const RUN_NS: usize = offset_of!(CpuStat, count) + offset_of!(CpuCount, run_ns);
-        let concerns = |before: &CpuState, after: &CpuState| {
-            // (A queue's clock may stand still from one switch to the next.)
-            let same = |state: &CpuState| (state.since_ns, state.runtime_ns, state.pid);
-            (before.slot == slot || after.slot == slot) && same(before) != same(after)
-        };
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let before = self.cpu_states();
-            let closed: u64 = (0..self.cpus)
-                .map(|cpu| self.cpu_stat.word(self.index(cpu, slot), RUN_NS).load(Relaxed))
-                .sum();
-            let after = self.cpu_states();
-            let at_ns = monotonic_ns();
-            let torn = before.iter().zip(&after).any(|(before, after)| concerns(before, after));
-            if torn && tries < TRIES {
-                continue;
-            }
-            // A task that has not been switched out since is charged up to now.
-            let runs = |cpu: &&CpuState| cpu.slot == slot && cpu.pid != 0 && cpu.since_ns != 0;
-            let open: u64 = after.iter().filter(runs).map(|cpu| at_ns.saturating_sub(cpu.since_ns)).sum();
-            return (at_ns, closed + open);
-        }
+        cpu_time(&self.cpu_state, &self.cpu_stat, self.cpus, self.slots, slot)
     }
 
     /// Has every CPU switch whose state `concerns`: what runs there is looked up anew. The calling thread goes there

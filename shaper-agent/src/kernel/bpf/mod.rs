@@ -12,7 +12,7 @@ use std::{
     mem::offset_of,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::atomic::Ordering::SeqCst,
+    sync::{Arc, atomic::Ordering::SeqCst},
 };
 
 use aya::{
@@ -46,7 +46,7 @@ use attach::{
     attach_beside, failed, layout_directory, links_directory, prepare_directories, program, remove_pins,
 };
 pub(super) use attach::{pin_link, replace};
-pub use counters::{Counters, Histograms};
+pub use counters::{Counters, Histograms, QuotaWatch};
 
 /// What went wrong with the kernel programs.
 #[derive(Debug, thiserror::Error)]
@@ -187,9 +187,9 @@ pub struct Bpf {
     io_stat: PerCpuHashMap<MapData, Abi<IoKey>, Abi<IoStat>>,
     control: Mapped<Control>,
     activity: Mapped<Activity>,
-    cpu_state: Mapped<CpuState>,
-    cpu_stat: Mapped<CpuStat>,
-    budget: Mapped<Budget>,
+    cpu_state: Arc<Mapped<CpuState>>,
+    cpu_stat: Arc<Mapped<CpuStat>>,
+    budget: Arc<Mapped<Budget>>,
     net_stat: Mapped<NetStat>,
     round_trip: Mapped<Histogram>,
     uplink_stat: Mapped<PacketCount>,
@@ -464,9 +464,9 @@ impl Bpf {
             io_stat: typed(take("IO_STAT")?, "IO_STAT")?,
             control,
             activity: mapped!("ACTIVITY"),
-            cpu_state: mapped!("CPU_STATE"),
-            cpu_stat: mapped!("CPU_STAT"),
-            budget: mapped!("BUDGET"),
+            cpu_state: Arc::new(mapped!("CPU_STATE")),
+            cpu_stat: Arc::new(mapped!("CPU_STAT")),
+            budget: Arc::new(mapped!("BUDGET")),
             net_stat: mapped!("NET_STAT"),
             round_trip: mapped!("ROUND_TRIP"),
             uplink_stat: mapped!("UPLINK_STAT"),
@@ -597,7 +597,7 @@ impl Bpf {
     /// tells runs at each tick of every task, so it is attached only while somebody asks.
     pub fn watch_budget(&mut self, slot: u32, limit: Option<(u64, u64)>) -> Result<(), BpfError> {
         self.write_budget(slot, limit);
-        if self.without.iter().any(|(name, _)| *name == BUDGET_PROGRAM) {
+        if !self.warns_of_budgets() {
             return Ok(());
         }
         let Some(_) = limit else {
@@ -620,6 +620,22 @@ impl Bpf {
             self.budget_link = Some(link);
         }
         Ok(())
+    }
+
+    /// Whether the kernel can warn before a quota is used up.
+    pub fn warns_of_budgets(&self) -> bool {
+        self.without.iter().all(|(name, _)| *name != BUDGET_PROGRAM)
+    }
+
+    /// What a thread needs that follows the warnings.
+    pub fn quota_watch(&self) -> QuotaWatch {
+        QuotaWatch {
+            budget: Arc::clone(&self.budget),
+            cpu_state: Arc::clone(&self.cpu_state),
+            cpu_stat: Arc::clone(&self.cpu_stat),
+            cpus: self.cpus,
+            slots: self.slots,
+        }
     }
 
     /// Takes everything away: links, pins, uplink filters. The slots must have been retired.

@@ -101,6 +101,8 @@ fn cpu_fields(reading: &Reading<'_>, cpu: &CpuUsage, field: &mut impl FnMut(&str
         throttled_permille: _,
         run_queue: _,
         pressure,
+        lent,
+        loans,
     } = cpu;
     let now = or_unknown(reading.cpu_now(), |now: Millicores| now.to_string());
     field(
@@ -112,6 +114,9 @@ fn cpu_fields(reading: &Reading<'_>, cpu: &CpuUsage, field: &mut impl FnMut(&str
             stalls(*pressure),
         ],
     );
+    if *loans > 0 {
+        field("Lent", &[format!("{lent} cores now"), format!("{loans} times in all")]);
+    }
     field(
         "Switches",
         &[

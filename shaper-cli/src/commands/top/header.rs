@@ -31,6 +31,7 @@ pub(super) fn node(snapshot: &NodeSnapshot) -> Vec<Topic> {
         uplinks,
         sources,
         health: _,
+        cpu_pool,
         tasks,
     } = snapshot;
     let interval = match interval_ns {
@@ -47,7 +48,18 @@ pub(super) fn node(snapshot: &NodeSnapshot) -> Vec<Topic> {
     let psi = |pressure: &Option<Pressure>| some_and_full(*pressure);
     let mut topics = vec![
         Topic::new("Node", [node.clone(), Utc(*at).to_string(), interval, count]),
-        Topic::new("CPU", [format!("{busy} of {cpus} busy"), psi(cpu_pressure)]),
+        Topic::new(
+            "CPU",
+            [
+                Some(format!("{busy} of {cpus} busy")),
+                cpu_pool
+                    .filter(|pool| pool.lent.0 > 0)
+                    .map(|pool| format!("{} of {} lent", pool.lent, pool.size)),
+                Some(psi(cpu_pressure)),
+            ]
+            .into_iter()
+            .flatten(),
+        ),
         Topic::new(
             "Memory",
             [format!("{} of {} in use", compact(in_use), compact(memory)), psi(memory_pressure)],

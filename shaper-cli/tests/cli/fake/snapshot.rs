@@ -45,6 +45,7 @@ pub(crate) fn snapshot() -> NodeSnapshot {
             agent_cpu_ns: 1_234_000_000,
             agent_memory: Bytes(45 << 20),
         },
+        cpu_pool: None,
         tasks: vec![etl(), idle(), web()],
     }
 }
@@ -123,6 +124,8 @@ fn etl() -> TaskSnapshot {
             throttled_permille: Some(123),
             run_queue: latency(1234, 12_300, 1_230_000),
             pressure: Some(pressure(2510, 0)),
+            lent: Millicores(0),
+            loans: 0,
         },
         memory: Some(MemoryUsage {
             now: Bytes(120 << 20),
