@@ -19,11 +19,14 @@ use crate::{ebpf, process, support, vm, workspace};
 /// The package of the tests that need a kernel, and its target that only makes sense inside the VM.
 const KERNEL_TESTS: &str = "shaper-tests";
 const VM_TARGET: &str = "vm";
+/// Modules of it whose tests take minutes, of rates and of what a task goes on doing: without `--all` only the first kernel
+/// runs them.
+const LONG: [&str; 3] = ["block_io::", "cpu::", "memory::"];
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Also the tests below systemd, in a VM with this machine's own root; and, once there are some, those against
-    /// frameworks, container runtimes and a browser
+    /// Also the long tests on the VM's other kernels; the tests below systemd, in a VM with this machine's own root; and,
+    /// once there are some, those against frameworks, container runtimes and a browser
     #[arg(long)]
     all: bool,
     /// Arguments for cargo-nextest, or for `cargo test` where that is missing
@@ -50,7 +53,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let tests = built(&mut stages, "build VM tests", bins::build_vm_tests)?;
     let contents = Contents { bins, tests, bpf_object };
     let job = Job { contents: &contents, profile: Profile::Bare, timeout: vm::DEFAULT_TIMEOUT, filter: &[] };
-    let verdicts = job.run_series(&vm::SERIES)?;
+    let (default, others) = vm::SERIES.split_at(1);
+    let mut verdicts = job.run_series(default)?;
+    let skipped: Vec<String> = LONG.iter().flat_map(|tests| ["--skip", tests].map(str::to_owned)).collect();
+    let filter = if args.all { &[] } else { skipped.as_slice() };
+    verdicts.extend(Job { filter, ..job }.run_series(others)?);
     for verdict in &verdicts {
         let name = format!("vm {}", verdict.series);
         stages.push(Stage { name, tally: Some(verdict.tally), took: verdict.total });

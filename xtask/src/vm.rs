@@ -99,7 +99,7 @@ pub(crate) struct Args {
     filter: Vec<String>,
 }
 
-pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
+pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1200);
 
 /// How the tests went on one kernel.
 pub(crate) struct Verdict {
