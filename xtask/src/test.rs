@@ -19,9 +19,9 @@ use crate::{ebpf, process, support, vm, workspace};
 /// The package of the tests that need a kernel, and its target that only makes sense inside the VM.
 const KERNEL_TESTS: &str = "shaper-tests";
 const VM_TARGET: &str = "vm";
-/// Modules of it whose tests take minutes, of rates and of what a task goes on doing: without `--all` only the first kernel
-/// runs them.
-const LONG: [&str; 3] = ["block_io::", "cpu::", "memory::"];
+/// Modules of it whose tests take minutes, of rates, of deaths and of what a task goes on doing: without `--all` only the
+/// first kernel runs them.
+const LONG: [&str; 4] = ["block_io::", "cpu::", "crash::", "memory::"];
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
