@@ -26,12 +26,18 @@ use std::{
 
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, ResolveFlags, flock, fstat, fstatfs, openat, openat2};
 
-use shaper_core::burst::PERIOD as PERIOD_US;
+use shaper_core::{limits::Limit, units::Micros};
 
-use crate::kernel::mapped::{Mapped, Words, monotonic_ns};
+use crate::kernel::{
+    cgroup::{
+        CGROUP2_SUPER_MAGIC, Setting,
+        cpu::{self, CpuMax},
+    },
+    mapped::{Mapped, Words, monotonic_ns},
+    v1::{self, V1Limit},
+};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"shprlea1");
-const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
 const CGROUP_SUPER_MAGIC: i64 = 0x0027_e0eb;
 
 /// Bytes of an entry; the first one is the head of the table.
@@ -84,16 +90,17 @@ impl Kind {
     /// The name of the file.
     pub const fn file(self) -> &'static str {
         match self {
-            Kind::V2 => "cpu.max",
-            Kind::V1 => "cpu.cfs_quota_us",
+            Kind::V2 => cpu::MAX.name(),
+            Kind::V1 => v1::CPU_QUOTA.name(),
         }
     }
 
     /// A quota as the kernel takes it.
-    pub fn text(self, quota_us: u64) -> String {
+    pub fn text(self, quota: Micros) -> String {
+        let quota = Limit::At(quota);
         match self {
-            Kind::V2 => format!("{quota_us} {PERIOD_US}"),
-            Kind::V1 => quota_us.to_string(),
+            Kind::V2 => CpuMax { quota, period: CpuMax::PERIOD }.text(),
+            Kind::V1 => V1Limit(quota).text(),
         }
     }
 }
@@ -107,8 +114,8 @@ pub struct Lease {
     pub inode: u64,
     /// Which file of it.
     pub kind: Kind,
-    /// The quota where nothing is lent, µs in a period of 100 ms.
-    pub quota_us: u64,
+    /// The quota where nothing is lent, in a period of 100 ms.
+    pub quota: Micros,
 }
 
 /// What went wrong with the table.
@@ -252,7 +259,7 @@ impl Leases {
 
     /// Notes what to write back for the task of a slot.
     pub fn note(&self, slot: u32, lease: &Lease) -> Result<(), LeaseError> {
-        let Lease { cgroup, inode, kind, quota_us } = lease;
+        let Lease { cgroup, inode, kind, quota } = lease;
         let path = cgroup.as_os_str().as_bytes();
         if path.len() > ENTRY - PATH || slot == 0 || slot >= self.entries {
             return Err(LeaseError::TooLong(cgroup.clone()));
@@ -267,7 +274,7 @@ impl Leases {
         }
         set(entry::PATH_LENGTH, path.len() as u64);
         set(entry::INODE, *inode);
-        set(entry::QUOTA, *quota_us);
+        set(entry::QUOTA, quota.0);
         set(
             entry::KIND,
             match kind {
@@ -310,7 +317,7 @@ impl Leases {
             cgroup: PathBuf::from(std::ffi::OsStr::from_bytes(path)),
             inode: word(entry::INODE),
             kind,
-            quota_us: word(entry::QUOTA),
+            quota: Micros(word(entry::QUOTA)),
         })
     }
 
@@ -388,7 +395,7 @@ fn write_back(lease: &Lease) -> io::Result<bool> {
         Err(errno) if gone(errno) => return Ok(false),
         Err(errno) => return Err(errno.into()),
     };
-    let text = lease.kind.text(lease.quota_us);
+    let text = lease.kind.text(lease.quota);
     if buffer[..length].trim_ascii_end() == text.as_bytes() {
         return Ok(false);
     }
@@ -401,7 +408,7 @@ mod tests {
     use super::*;
 
     fn lease(cgroup: &Path) -> Lease {
-        Lease { cgroup: cgroup.to_owned(), inode: 7, kind: Kind::V2, quota_us: 30_000 }
+        Lease { cgroup: cgroup.to_owned(), inode: 7, kind: Kind::V2, quota: Micros(30_000) }
     }
 
     #[test]

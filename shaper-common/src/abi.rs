@@ -94,7 +94,8 @@ pub struct CpuState {
     pub reserved: [u64; 2],
 }
 
-/// Cgroups that a CPU remembers the slots of, each at a place that follows from where the kernel has it.
+/// Cgroups that a CPU remembers the slots of: for switches each at a place that follows from where the kernel has the task's
+/// `css_set`, for packets at one that follows from its id.
 pub const REMEMBERED: u32 = 8192;
 /// Two of them share a place, and a cache line.
 pub const PAIRS: u32 = REMEMBERED / 2;

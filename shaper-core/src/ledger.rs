@@ -67,8 +67,6 @@ pub enum Kind {
     Release,
     /// Older entries are gone; this is what stood then, and what was there before anything was turned.
     Summary,
-    /// Somebody else changed what shaper had set.
-    SecondWriter,
 }
 
 /// One knob of a change, in the kernel's terms for people.

@@ -19,7 +19,6 @@ impl From<Entry> for v1::LedgerEntry {
             Kind::Transient => ledger_entry::Kind::Transient,
             Kind::Release => ledger_entry::Kind::Release,
             Kind::Summary => ledger_entry::Kind::Summary,
-            Kind::SecondWriter => ledger_entry::Kind::SecondWriter,
         };
         let who = match cause.actor {
             Actor::User(uid) => Who::Uid(uid),
@@ -58,7 +57,6 @@ impl TryFrom<v1::LedgerEntry> for Entry {
             ledger_entry::Kind::Transient => Kind::Transient,
             ledger_entry::Kind::Release => Kind::Release,
             ledger_entry::Kind::Summary => Kind::Summary,
-            ledger_entry::Kind::SecondWriter => Kind::SecondWriter,
         };
         let v1::LedgerEntry {
             number,

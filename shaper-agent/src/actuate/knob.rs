@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use shaper_core::{
     id::BlockDevice,
     limits::{Limit, LimitsChange},
-    units::{BitsPerSec, Bytes, Micros, Millicores, Weight},
+    units::{BitsPerSec, Bytes, Iops, Micros, Millicores, Weight},
 };
 
 use crate::kernel::{
@@ -122,7 +122,7 @@ impl Value {
                 Value::Memory(Limit::At(Bytes(bytes / page * page)))
             }
             Value::Io(limits) => {
-                let kept = |limit: Limit<shaper_core::units::Iops>| match limit {
+                let kept = |limit: Limit<Iops>| match limit {
                     Limit::At(iops) if iops.0 >= u64::from(u32::MAX) => Limit::Unlimited,
                     other => other,
                 };
@@ -203,6 +203,8 @@ pub enum Wish {
     NetEgress(Limit<BitsPerSec>),
     /// So much of a block device.
     IoMax(BlockDevice, IoLimits),
+    /// So many reads and writes of it; its limits of bytes stay.
+    IoOperations(BlockDevice, [Limit<Iops>; 2]),
     /// This share of contended block devices.
     IoWeight(Weight),
     /// What it held before.
@@ -219,7 +221,7 @@ impl Wish {
             Wish::MemoryHigh(_) => Knob::MemoryHigh,
             Wish::MemoryLow(_) => Knob::MemoryLow,
             Wish::NetEgress(_) => Knob::NetEgress,
-            Wish::IoMax(device, _) => Knob::IoMax(*device),
+            Wish::IoMax(device, _) | Wish::IoOperations(device, _) => Knob::IoMax(*device),
             Wish::IoWeight(_) => Knob::IoWeight,
             Wish::Exactly(knob, _) => *knob,
         }
@@ -241,7 +243,7 @@ impl Wish {
 
 #[cfg(test)]
 mod tests {
-    use shaper_core::units::{BytesPerSec, Iops};
+    use shaper_core::units::BytesPerSec;
 
     use super::*;
     use crate::kernel::cgroup::cpu::CpuMax;

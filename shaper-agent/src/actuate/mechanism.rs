@@ -99,6 +99,10 @@ impl<'a> Mechanism<'a> {
             }
             (Wish::NetEgress(limit), _) => Value::Rate(limit),
             (Wish::IoMax(_, limits), _) => Value::Io(limits),
+            (Wish::IoOperations(_, [read_operations, write_operations]), _) => {
+                let bytes = if let Value::Io(before) = before { before } else { IoLimits::default() };
+                Value::Io(IoLimits { read_operations, write_operations, ..bytes })
+            }
             (Wish::Exactly(_, value), _) => value,
         };
         value.as_kept()

@@ -5,6 +5,7 @@
 
 mod knob;
 mod mechanism;
+mod quota;
 
 use serde::{Deserialize, Serialize};
 use shaper_common::{
@@ -22,14 +23,15 @@ use shaper_proto::failpoint;
 
 use crate::kernel::{
     bpf::{Bpf, BpfError},
-    cgroup::{Cgroup, CgroupError, cpu, memory},
-    quota::{QuotaError, QuotaFile},
+    cgroup::{Cgroup, CgroupError, memory},
     v1::{self, V1Error, V1Group},
 };
-use crate::lease::Kind;
 
-pub use self::knob::{Knob, UnknownKnob, Value, Values, Wish};
 use self::mechanism::Mechanism;
+pub use self::{
+    knob::{Knob, UnknownKnob, Value, Values, Wish},
+    quota::QuotaFile,
+};
 
 /// How what a slot sends is paced.
 pub trait Pacing {
@@ -226,34 +228,27 @@ fn turn(target: &Target, pacing: &mut dyn Pacing, knob: Knob, value: &Value) -> 
     }
 }
 
-/// The quota of a task's CPU limit, open to be lent on; `None` where nothing enforces one.
-pub fn quota_file(target: &Target) -> Result<Option<QuotaFile>, QuotaError> {
-    if target.cgroup.has(cpu::MAX) {
-        return QuotaFile::open(target.cgroup.path(), Kind::V2).map(Some);
-    }
-    target.v1_cpu.as_ref().map(|group| QuotaFile::open(group.directory(), Kind::V1)).transpose()
-}
-
 /// Puts a quota in force for a while, and reads it back. The only entry that a thread beside the node's uses: what is to be
 /// written back is in the table of leases by then, and the ledger keeps what was there before any limit.
-pub fn lend(file: &mut QuotaFile, quota: &Quota<u32>) -> Result<(), QuotaError> {
+pub fn lend(file: &QuotaFile, quota: &Quota<u32>) -> Result<(), ActuateError> {
     file.set(quota.quota, quota.saving)
 }
 
 /// What every knob that was ever turned should hold: the limits; else what was decided for good; else what it held
-/// before.
+/// before. Where block IO has a ceiling, any division of it holds, so that which is in force stays until the next.
 pub fn decided(limits: &Limits, standing: &Values, baseline: &Values) -> Vec<Wish> {
     let wish = |(knob, before): (&Knob, &Value)| match knob {
-        Knob::Cpu => Wish::Cpu(limits.cpu),
-        Knob::Memory => Wish::Memory(limits.memory),
-        Knob::NetEgress => Wish::NetEgress(limits.net_egress),
-        other => match (other, limits.cpu_weight, standing.get(other)) {
+        Knob::Cpu => Some(Wish::Cpu(limits.cpu)),
+        Knob::Memory => Some(Wish::Memory(limits.memory)),
+        Knob::NetEgress => Some(Wish::NetEgress(limits.net_egress)),
+        Knob::IoMax(_) if limits.storage_io != Limit::Unlimited => None,
+        other => Some(match (other, limits.cpu_weight, standing.get(other)) {
             (_, _, Some(value)) => Wish::Exactly(*other, *value),
             (Knob::CpuWeight, Some(weight), None) => Wish::CpuWeight(weight),
             (_, _, None) => Wish::Exactly(*other, *before),
-        },
+        }),
     };
-    baseline.iter().map(wish).collect()
+    baseline.iter().filter_map(wish).collect()
 }
 
 /// The wishes that put values back which were read before, last first.
@@ -316,9 +311,10 @@ pub fn memory_peak(target: &Target) -> Result<Option<Bytes>, ActuateError> {
 
 #[cfg(test)]
 mod tests {
-    use shaper_core::units::{Millicores, Weight};
+    use shaper_core::units::{Iops, Millicores, Weight};
 
     use super::*;
+    use crate::kernel::cgroup::block::IoLimits;
 
     #[test]
     fn what_was_turned_stands_at_its_limit_or_at_what_was_decided_or_as_it_was() {
@@ -341,6 +337,12 @@ mod tests {
             Wish::NetEgress(Limit::Unlimited),
         ];
         assert_eq!(decided(&limits, &standing, &baseline), expected);
+        let disk = Knob::IoMax(BlockDevice { major: 8, minor: 0 });
+        let of_disk = Values::from([(disk, Value::Io(IoLimits::default()))]);
+        let back = Wish::Exactly(disk, Value::Io(IoLimits::default()));
+        assert_eq!(decided(&limits, &Values::new(), &of_disk), [back]);
+        let capped = Limits { storage_io: Limit::At(Iops(100)), ..limits };
+        assert_eq!(decided(&capped, &Values::new(), &of_disk), []);
         let heavy = Limits { cpu_weight: Some(Weight::MAX), ..limits };
         assert_eq!(decided(&heavy, &Values::new(), &baseline)[1], Wish::CpuWeight(Weight::MAX));
     }

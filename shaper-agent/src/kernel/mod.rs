@@ -10,6 +10,5 @@ pub mod mapped;
 pub mod netns;
 pub mod pace_table;
 pub mod qdisc;
-pub mod quota;
 mod sys;
 pub mod v1;

@@ -240,6 +240,19 @@ impl V1Group {
         self.open(file, OFlags::RDONLY).ok()
     }
 
+    /// Opens a file to read and write it again and again; `None` where the kernel has no such file.
+    pub fn open_file_to_write<R, W: Setting>(&self, file: File<R, W>) -> Result<Option<Open<R, W>>, V1Error> {
+        self.open_if_there(file, OFlags::RDWR)
+    }
+
+    fn open_if_there<R, W>(&self, file: File<R, W>, access: OFlags) -> Result<Option<Open<R, W>>, V1Error> {
+        match self.open(file, access) {
+            Ok(open) => Ok(Some(open)),
+            Err(V1Error::Cgroup(error)) if error.is_gone() && self.exists() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     fn open<R, W>(&self, file: File<R, W>, access: OFlags) -> Result<Open<R, W>, V1Error> {
         let path = self.directory.join(file.name());
         match rustix::fs::openat(CWD, &path, access | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty()) {
@@ -260,11 +273,8 @@ impl V1Group {
 
     /// What a file says; `None` where the kernel has none.
     pub fn find<R: Contents, W>(&self, file: File<R, W>) -> Result<Option<R>, V1Error> {
-        match self.open(file, OFlags::RDONLY) {
-            Ok(open) => Ok(Some(open.read()?)),
-            Err(V1Error::Cgroup(error)) if error.is_gone() && self.exists() => Ok(None),
-            Err(error) => Err(error),
-        }
+        let open = self.open_if_there(file, OFlags::RDONLY)?;
+        Ok(open.map(|open| open.read()).transpose()?)
     }
 
     /// Writes a file.

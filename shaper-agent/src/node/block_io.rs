@@ -1,7 +1,7 @@
 //! The ceiling of a task's block IO: `shaper_core::io::split` divides it over the devices, the executor turns `io.max`.
 //!
 //! The division goes with what a task does, so it is made anew every half second and is this agent's alone
-//! ([`Hold::Transient`]): another agent that takes the task up divides by itself, from the ceiling.
+//! ([`Hold::Transient`]): another agent that takes the task up leaves it in force until it has divided by itself.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -17,11 +17,7 @@ use shaper_core::{
 use super::{Node, NodeError, change::Hold, not_established};
 use crate::{
     actuate::{Knob, Wish},
-    kernel::{
-        cgroup::block::{self, IoLimits},
-        disks,
-        mapped::monotonic_ns,
-    },
+    kernel::{cgroup::block, disks, mapped::monotonic_ns},
     launch,
 };
 
@@ -31,16 +27,9 @@ const LISTED: u64 = 20;
 /// What is remembered of the tasks with a ceiling.
 #[derive(Default)]
 pub(super) struct Ceilings {
-    tasks: HashMap<ExecutionId, Divided>,
+    tasks: HashMap<ExecutionId, Split>,
     devices: Vec<BlockDevice>,
     divisions: u64,
-}
-
-#[derive(Default)]
-struct Divided {
-    split: Split,
-    /// What was asked of the executor.
-    limits: BTreeMap<BlockDevice, IoLimits>,
 }
 
 /// What all slots have done, if a kernel program counts it.
@@ -49,14 +38,15 @@ type Counts = Option<BTreeMap<IoKey, IoStat>>;
 impl Node {
     /// Every half second: divides the ceilings by what the tasks have done since.
     pub(super) fn divide_io(&mut self) {
-        let limited: Vec<(TaskId, Iops)> = self
+        let limited: Vec<(ExecutionId, Iops)> = self
             .tasks
             .iter()
             .filter(|(_, task)| task.is_running() && task.target.is_some())
-            .filter_map(|(id, task)| Some((id.clone(), task.record.limits.storage_io.at()?)))
+            .filter_map(|(_, task)| {
+                Some((task.record.execution.clone(), task.record.limits.storage_io.at()?))
+            })
             .collect();
-        let is_limited = |execution: &ExecutionId| limited.iter().any(|(id, _)| *id == execution.task);
-        self.ceilings.tasks.retain(|execution, _| is_limited(execution));
+        self.ceilings.tasks.retain(|known, _| limited.iter().any(|(execution, _)| execution == known));
         if limited.is_empty() {
             return;
         }
@@ -71,15 +61,15 @@ impl Node {
                 return;
             }
         };
-        for (id, ceiling) in limited {
-            let divided = self.divide_io_of(&id, ceiling, &counts);
+        for (execution, ceiling) in limited {
+            let id = &execution.task;
+            let divided = self.divide_io_of(id, ceiling, &counts);
             let divided = divided.and_then(|wishes| {
                 let reason = format!("{ceiling} operations a second over all devices");
-                self.set_knobs(&id, &wishes, Hold::Transient, &Cause::agent("io", reason))
+                self.set_knobs(id, &wishes, Hold::Transient, &Cause::agent("io", reason))
             });
             if let Err(error) = divided {
-                // What was there before is there again; all of it is asked for anew, of the devices that are there then.
-                self.ceilings.tasks.retain(|execution, _| execution.task != id);
+                // A device may be gone: it is asked for those that are there then.
                 self.ceilings.divisions = 0;
                 tracing::warn!(task = %id, error = %launch::chain(&error), "cannot divide a ceiling of block IO");
             }
@@ -111,7 +101,7 @@ impl Node {
         Ok(if bpf.counts_io() { Some(bpf.block_io()?) } else { None })
     }
 
-    /// One task's division: what has to change for it.
+    /// One task's division. What is in force already the executor leaves alone.
     fn divide_io_of(&mut self, id: &TaskId, ceiling: Iops, counts: &Counts) -> Result<Vec<Wish>, NodeError> {
         let task = self.tasks.get(id).ok_or_else(|| NodeError::NoSuchTask(id.clone()))?;
         let target = task.target.as_ref().ok_or_else(not_established)?;
@@ -141,20 +131,13 @@ impl Node {
                 }
             }
         }
-        let divided = self.ceilings.tasks.entry(task.record.execution.clone()).or_default();
-        let caps = divided.split.step(ceiling, &done, monotonic_ns());
-        let mut limits: BTreeMap<BlockDevice, IoLimits> = BTreeMap::new();
-        for (lane, cap) in caps {
-            let of_device = limits.entry(lane.device).or_default();
-            match lane.direction {
-                Direction::Read => of_device.read_operations = Limit::At(cap),
-                Direction::Write => of_device.write_operations = Limit::At(cap),
-            }
-        }
-        let is_new = |device: &BlockDevice, limits: &IoLimits| divided.limits.get(device) != Some(limits);
-        let changed = limits.iter().filter(|(device, limits)| is_new(device, limits));
-        let wishes = changed.map(|(device, limits)| Wish::IoMax(*device, *limits)).collect();
-        divided.limits = limits;
-        Ok(wishes)
+        let split = self.ceilings.tasks.entry(task.record.execution.clone()).or_default();
+        let caps = split.step(ceiling, &done, monotonic_ns());
+        let of = |device, direction| {
+            caps.get(&Lane { device, direction }).copied().map_or(Limit::Unlimited, Limit::At)
+        };
+        let both = |device| [of(device, Direction::Read), of(device, Direction::Write)];
+        let devices = self.ceilings.devices.iter();
+        Ok(devices.map(|device| Wish::IoOperations(*device, both(*device))).collect())
     }
 }

@@ -28,7 +28,7 @@ use shaper_core::{
 
 use super::{Node, NodeError, Task, events::warn_ns, not_established};
 use crate::{
-    actuate::{self, Target},
+    actuate::{self, QuotaFile, Target},
     config::BurstPool,
     kernel::{
         bpf::{Bpf, Measure, QuotaWatch},
@@ -37,7 +37,6 @@ use crate::{
             cpu::{self, CpuStat},
         },
         mapped::monotonic_ns,
-        quota::QuotaFile,
     },
     launch,
     lease::Leases,
@@ -156,7 +155,7 @@ impl Books {
 
     /// Puts a quota in force, the note of it first; tells whether that went well.
     fn put_in_force(&mut self, quota: &Quota<u32>) -> bool {
-        let Some(file) = self.files.get_mut(&quota.key) else { return false };
+        let Some(file) = self.files.get(&quota.key) else { return false };
         let is_grant = self.pool.loan(quota.key).is_some_and(|loan| loan.lent.0 == 0 && !loan.pays_back);
         if !is_grant {
             self.leases.set_lent(quota.key, true);
@@ -347,11 +346,8 @@ impl Node {
         let Some(lending) = &self.lending else { return Ok(()) };
         let task = self.task(id)?;
         let target = task.target.as_ref().ok_or_else(not_established)?;
-        let file = match actuate::quota_file(target)? {
-            Some(file) => file,
-            None => return Ok(()),
-        };
-        match terms(task, self.config.capacity.cpu, file.saving()) {
+        let Some(file) = QuotaFile::open(target)? else { return Ok(()) };
+        match terms(task, self.config.capacity.cpu, file.saving()?) {
             Some(terms) => lending.books().enrol(target, file, terms),
             None => {
                 lending.books().withdraw(target.slot);

@@ -46,7 +46,6 @@ use crate::{
     kernel::{
         bpf::{Bpf, BpfConfig, BpfError},
         cgroup::{Cgroup, CgroupError, block, cpu, memory as memory_files, memory::MemoryEvents},
-        quota::QuotaError,
         v1::V1Error,
     },
     launch::{self, AttachError, SpawnError, spec::Started},
@@ -111,9 +110,6 @@ pub enum NodeError {
     /// The table of what is lent.
     #[error(transparent)]
     Lease(#[from] LeaseError),
-    /// A CPU quota.
-    #[error(transparent)]
-    Quota(#[from] QuotaError),
     /// Some of several things could not be done; the others were.
     #[error("{}", .0.join("; "))]
     Partly(Vec<String>),

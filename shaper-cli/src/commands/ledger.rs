@@ -94,7 +94,6 @@ fn kind(kind: Kind) -> &'static str {
         Kind::Transient => "transient",
         Kind::Release => "release",
         Kind::Summary => "summary",
-        Kind::SecondWriter => "second writer",
     }
 }
 

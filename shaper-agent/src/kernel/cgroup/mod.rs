@@ -29,7 +29,8 @@ pub mod pressure;
 
 pub use file::{Contents, File, Malformed, Open, ReadOnly, Setting};
 
-const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
+/// What a file system of cgroup v2 calls itself.
+pub const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
 
 /// What went wrong with a cgroup.
 #[derive(Debug, thiserror::Error)]
