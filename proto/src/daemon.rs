@@ -6,6 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::{
+    fs::{FlockOperation, fcntl_lock},
+    io::Errno,
+};
+
 /// Why an option cannot be.
 #[derive(Debug, thiserror::Error)]
 pub enum OptionError {
@@ -75,12 +80,14 @@ pub fn lock_state(directory: &Path, daemon: &'static str) -> Result<fs::File, Op
     made.map_err(failed("make", directory))?;
     let path = directory.join(format!("{daemon}.lock"));
     let lock = fs::File::create(&path).map_err(failed("make", &path))?;
-    match lock.try_lock() {
+    // A record lock is of the process. A lock of the open file would be held by a child, too, that this process was about
+    // to start when it was killed, until that has become another program: and the next daemon would not start.
+    match fcntl_lock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(lock),
-        Err(fs::TryLockError::WouldBlock) => {
+        Err(Errno::AGAIN | Errno::ACCESS) => {
             Err(OptionError::Locked { daemon, directory: directory.to_owned() })
         }
-        Err(fs::TryLockError::Error(source)) => Err(failed("lock", &path)(source)),
+        Err(errno) => Err(failed("lock", &path)(errno.into())),
     }
 }
 
@@ -96,6 +103,22 @@ mod tests {
             let error = socket_path(tcp).unwrap_err().to_string();
             assert!(error.contains("not the path of a Unix socket"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_child_that_outlives_its_daemon_does_not_keep_the_next_one_out() {
+        let directory = std::env::temp_dir().join(format!("shaper-test-lock-{}", std::process::id()));
+        let lock = lock_state(&directory, "agent").unwrap();
+        rustix::io::fcntl_setfd(&lock, rustix::io::FdFlags::empty()).unwrap();
+        // It has the open file until its input ends.
+        let mut child =
+            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        drop(lock);
+        let next = lock_state(&directory, "agent");
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        fs::remove_dir_all(&directory).unwrap();
+        next.unwrap();
     }
 
     #[test]

@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    net::sockopt::socket_peercred,
+    process::{Pid, Signal, kill_process},
+};
 use shaper_core::task::{TaskStatus, Usage};
 use tempfile::TempDir;
 
@@ -438,7 +441,9 @@ pub(crate) fn answers(server: &mut Child, name: &str, socket: &Path, said: impl 
     let answered = happens(|| {
         let ended = server.try_wait().expect("a child can be waited for");
         assert!(ended.is_none(), "{name}: {}, {ended:?}", said());
-        UnixStream::connect(socket).is_ok()
+        // A child that an earlier one was about to start may listen in its place for a moment.
+        let listener = UnixStream::connect(socket).ok().and_then(|stream| socket_peercred(&stream).ok());
+        listener.is_some_and(|peer| peer.pid.as_raw_nonzero().get() == server.id() as i32)
     });
     assert!(answered, "{name} does not answer: {}", said());
 }

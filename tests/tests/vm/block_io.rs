@@ -5,7 +5,7 @@ use std::{fs, path::Path, process::Child};
 use shaper_tests::{
     agent::Agent,
     assert_close,
-    cgroup::{TestCgroup, read},
+    cgroup::{TestCgroup, read, write},
     disk::Disk,
     time::{Window, eventually},
 };
@@ -78,4 +78,28 @@ fn a_ceiling_holds_over_reads_and_writes_of_two_devices_wherever_they_go() {
     assert!(limits.lines().count() >= 2 && limits.contains("riops="), "{limits}");
     agent.shaper().ok(&["release", "task"]);
     eventually("its cgroup is gone", || !Path::new(group).exists());
+}
+
+#[test]
+fn the_limits_of_bytes_of_an_adopted_cgroup_stay_and_the_ceiling_holds_over_a_restart() {
+    let disk = Disk::format_and_mount();
+    let group = TestCgroup::new();
+    // What it has itself, by whoever made it.
+    write(group.path(), "io.max", &format!("{} rbps=1048576", disk.number()));
+    let own = read(group.path(), "io.max");
+    let mut agent = Agent::start();
+    agent.adopt("service", group.path(), &["--io", "400"]);
+    let limits = || read(group.path(), "io.max");
+    let of_disk = || limits().lines().find(|line| line.starts_with(disk.number())).map(str::to_owned);
+    let line = of_disk().expect("the disk is limited");
+    assert!(line.contains("rbps=1048576 wbps=max") && !line.contains("iops=max"), "{line}");
+
+    // Between two readings by the next agent nothing is done, so nothing is divided anew.
+    let before = limits();
+    agent.kill9();
+    assert_eq!(limits(), before);
+    agent.restart();
+    assert_eq!(limits(), before);
+    agent.shaper().ok(&["release", "service"]);
+    assert_eq!(limits(), own);
 }
