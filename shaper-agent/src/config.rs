@@ -53,6 +53,10 @@ pub struct Options {
     /// promised), or a number of cores. A CPU limit is then a mean over 10 s
     #[arg(long, value_name = "off|auto|CORES", default_value = "auto", value_parser = burst_pool)]
     pub cpu_burst_pool: BurstPool,
+    /// When somebody else changes a limit that shaper holds: hold (turn it back), yield (leave it to them) or report.
+    /// In each case it is in the ledger, with who did it
+    #[arg(long, value_enum, default_value_t = SecondWriter::Hold)]
+    pub second_writer: SecondWriter,
     /// Device whose egress is counted by task; repeatable
     #[arg(long = "uplink", value_name = "DEVICE")]
     pub uplinks: Vec<String>,
@@ -99,6 +103,17 @@ fn burst_pool(text: &str) -> Result<BurstPool, ParseQuantityError> {
         "auto" => Ok(BurstPool::Auto),
         cores => Millicores::parse(cores).map(BurstPool::AtMost),
     }
+}
+
+/// What is done when somebody else changes a limit that shaper holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SecondWriter {
+    /// It is turned back. What they wrote is what release puts back.
+    Hold,
+    /// It is theirs: shaper turns it no more until somebody asks it to.
+    Yield,
+    /// Nothing, but that the task's status says so.
+    Report,
 }
 
 /// What a clean stop leaves behind.
@@ -180,6 +195,8 @@ pub struct Config {
     pub warden: PathBuf,
     /// What is lent of CPU time.
     pub cpu_burst_pool: BurstPool,
+    /// When somebody else changes a limit.
+    pub second_writer: SecondWriter,
     /// Counted devices.
     pub uplinks: Vec<String>,
     /// The broker's socket.
@@ -259,6 +276,7 @@ impl Options {
             launcher,
             warden,
             cpu_burst_pool: self.cpu_burst_pool,
+            second_writer: self.second_writer,
             uplinks: self.uplinks,
             broker,
             capacity,

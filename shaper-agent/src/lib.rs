@@ -11,6 +11,7 @@ pub mod kernel;
 pub mod launch;
 pub mod lease;
 pub mod ledger;
+pub mod manager;
 pub mod meter;
 pub mod node;
 pub mod open_files;

@@ -21,6 +21,13 @@ pub enum Actor {
     Policy(String),
     /// The agent itself: one of its loops, or its start.
     Agent(String),
+    /// A process that is not shaper's.
+    Process {
+        /// Its pid; 0: nobody saw it.
+        pid: u32,
+        /// Its name (`/proc/PID/comm`); empty: it had ended before anybody could look.
+        name: String,
+    },
 }
 
 impl fmt::Display for Actor {
@@ -30,6 +37,9 @@ impl fmt::Display for Actor {
             Actor::Broker(epoch) => f.pad(&format!("broker, epoch {epoch}")),
             Actor::Policy(name) => f.pad(&format!("policy {name}")),
             Actor::Agent(part) => f.pad(&format!("agent, {part}")),
+            Actor::Process { pid: 0, .. } => f.pad("a process that nobody saw"),
+            Actor::Process { pid, name } if name.is_empty() => f.pad(&format!("pid {pid}, which has ended")),
+            Actor::Process { pid, name } => f.pad(&format!("{name} (pid {pid})")),
         }
     }
 }
@@ -65,6 +75,8 @@ pub enum Kind {
     Transient,
     /// The baseline was put back.
     Release,
+    /// Somebody else turned a knob that shaper holds.
+    SecondWriter,
     /// Older entries are gone; this is what stood then, and what was there before anything was turned.
     Summary,
 }

@@ -1,7 +1,7 @@
 //! The executor by itself, on the cgroup files of this kernel: what an agent does with them, without one.
 
 use shaper_agent::{
-    actuate::{self, ActuateError, Change, Knob, Pacing, Target, Value, Values, Wish},
+    actuate::{self, ActuateError, Change, Knob, Lasts, Pacing, Target, Value, Values, Wish},
     kernel::bpf::BpfError,
 };
 use shaper_common::abi::Pace;
@@ -22,8 +22,8 @@ impl Pacing for NoPacing {
 
 /// Grants wishes, and returns what was changed.
 pub fn grant(target: &Target, wishes: &[Wish]) -> Result<Vec<Change>, ActuateError> {
-    let changes = actuate::plan(target, &NoPacing, wishes)?;
-    actuate::execute(target, &mut NoPacing, &changes)?;
+    let changes = actuate::plan(target, &NoPacing, wishes)?.changes;
+    actuate::execute(target, &mut NoPacing, &changes, Lasts::ForAWhile)?;
     Ok(changes)
 }
 
@@ -37,7 +37,7 @@ pub fn assert_turned_and_restored(target: &Target, wishes: &[Wish], files: impl 
     let turned = files();
     assert_ne!(turned, before);
     // What is in force is read back as what was wished, so nothing is left to do.
-    assert_eq!(actuate::plan(target, &NoPacing, wishes).expect("it can be read"), []);
+    assert_eq!(actuate::plan(target, &NoPacing, wishes).expect("it can be read").changes, []);
 
     let baseline: Values = changes.iter().map(|change| (change.knob, change.before)).collect();
     assert_eq!(
@@ -52,7 +52,8 @@ pub fn assert_turned_and_restored(target: &Target, wishes: &[Wish], files: impl 
     let limit = shaper_core::limits::Limit::At(shaper_core::units::BytesPerSec(1 << 20));
     let fails = Change { knob: Knob::IoMax(nowhere), before: value(Default::default()), after: value(limit) };
     let with_failure: Vec<Change> = changes.into_iter().chain([fails]).collect();
-    let error = actuate::execute(target, &mut NoPacing, &with_failure).expect_err("there is no such device");
+    let error = actuate::execute(target, &mut NoPacing, &with_failure, Lasts::ForAWhile)
+        .expect_err("there is no such device");
     assert!(matches!(error, ActuateError::NoDevice(device) if device == nowhere), "{error}");
     assert!(error.is_undone());
     assert_eq!(files(), before, "after {turned}");

@@ -18,6 +18,8 @@ pub mod leftovers;
 pub mod net;
 pub mod pins;
 pub mod process;
+pub mod runtimes;
+pub mod second_writer;
 pub mod shaper;
 pub mod sink;
 pub mod soak;

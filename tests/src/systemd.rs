@@ -26,6 +26,11 @@ impl Unit {
         Unit { name }
     }
 
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// A property, as `systemctl show` has it.
     pub fn property(&self, name: &str) -> String {
         systemctl(&["show", "--value", "--property", name, &self.name])

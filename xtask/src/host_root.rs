@@ -8,11 +8,14 @@ use anyhow::{Context, Result, bail};
 use crate::initramfs::{self, Contents};
 use crate::kernels::Kernel;
 use crate::modules;
+use crate::runtimes;
 
 /// The argument with which `vm-init` goes over to that root.
 pub(crate) const ARGUMENT: &str = "--host-root";
 
 const SYSTEMD: &str = "/usr/lib/systemd/systemd";
+
+const DBUS: &str = "/usr/bin/dbus-daemon";
 
 /// Nothing but the tests: what is enabled on this machine is not started.
 const TARGET: &str = "\
@@ -22,10 +25,19 @@ DefaultDependencies=no
 Requires=shaper-vm.service
 ";
 
+/// The bus that systemd is asked over, without what it would have started before.
+const BUS: [&str; 2] = ["dbus.service", "dbus.socket"];
+const WITHOUT_DEFAULTS: &str = "\
+[Unit]
+DefaultDependencies=no
+";
+
 const SERVICE: &str = "\
 [Unit]
 Description=The tests
 DefaultDependencies=no
+Wants=dbus.service
+After=dbus.service
 SuccessAction=poweroff-immediate
 FailureAction=poweroff-immediate
 
@@ -39,11 +51,13 @@ TTYPath=/dev/ttyS0
 
 /// Fails if this machine's root cannot be a VM's.
 pub(crate) fn check() -> Result<()> {
-    if !Path::new(SYSTEMD).exists() {
-        bail!(
-            "there is no {SYSTEMD} here to be the VM's PID 1 (as root: apt-get install systemd, which does not make it \
-             this machine's)"
-        );
+    for (program, package) in [(SYSTEMD, "systemd"), (DBUS, "dbus")] {
+        if !Path::new(program).exists() {
+            bail!(
+                "there is no {program} here for the VM (as root: apt-get install {package}, which does not make systemd \
+                 this machine's PID 1)"
+            );
+        }
     }
     Ok(())
 }
@@ -59,14 +73,19 @@ pub(crate) fn write(kernel: &Kernel, contents: &Contents, filter: &[String], to:
     archive.file("/over/etc/fstab", 0o644, b"")?;
     archive.file("/over/etc/systemd/system/shaper-vm.target", 0o644, TARGET.as_bytes())?;
     archive.file("/over/etc/systemd/system/shaper-vm.service", 0o644, SERVICE.as_bytes())?;
+    for unit in BUS {
+        let drop_in = format!("/over/etc/systemd/system/{unit}.d/shaper-vm.conf");
+        archive.file(&drop_in, 0o644, WITHOUT_DEFAULTS.as_bytes())?;
+    }
     archive.finish().map(drop)
 }
 
-/// What `vm-init --service` reads, a line each: the tests, the folder of binaries, the kernel programs, all where this
-/// machine has them, then arguments of the tests.
+/// What `vm-init --service` reads, a line each: the tests, the folder of binaries, the kernel programs, container runtimes,
+/// all where this machine has them, then arguments of the tests.
 fn settings(contents: &Contents, filter: &[String]) -> Result<String> {
     let mut lines = Vec::new();
-    for path in [&contents.tests, contents.bins.path(), &contents.bpf_object] {
+    let runtimes = runtimes::fetch()?;
+    for path in [&contents.tests, contents.bins.path(), &contents.bpf_object, &runtimes] {
         let path = path.canonicalize().with_context(|| format!("cannot find {}", path.display()))?;
         lines.push(path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?.to_owned());
     }

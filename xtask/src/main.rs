@@ -16,6 +16,7 @@ mod modules;
 mod process;
 mod qemu;
 mod relay;
+mod runtimes;
 mod setup;
 mod soak;
 mod support;

@@ -79,7 +79,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             let name = format!("vm {}, systemd", verdict.series);
             stages.push(Stage { name, tally: Some(verdict.tally), took: verdict.total });
         }
-        println!("--all: there are no tests against frameworks, container runtimes or a browser yet");
+        println!("--all: there are no tests against frameworks or a browser yet");
     }
     Ok(conclude(&stages))
 }

@@ -19,12 +19,14 @@ impl From<Entry> for v1::LedgerEntry {
             Kind::Transient => ledger_entry::Kind::Transient,
             Kind::Release => ledger_entry::Kind::Release,
             Kind::Summary => ledger_entry::Kind::Summary,
+            Kind::SecondWriter => ledger_entry::Kind::SecondWriter,
         };
         let who = match cause.actor {
             Actor::User(uid) => Who::Uid(uid),
             Actor::Broker(epoch) => Who::BrokerEpoch(epoch),
             Actor::Policy(name) => Who::Policy(name),
             Actor::Agent(part) => Who::Agent(part),
+            Actor::Process { pid, name } => Who::Process(ledger_entry::Process { pid, name }),
         };
         let change = |KnobChange { knob, before, after }| ledger_entry::Change { knob, before, after };
         v1::LedgerEntry {
@@ -57,6 +59,7 @@ impl TryFrom<v1::LedgerEntry> for Entry {
             ledger_entry::Kind::Transient => Kind::Transient,
             ledger_entry::Kind::Release => Kind::Release,
             ledger_entry::Kind::Summary => Kind::Summary,
+            ledger_entry::Kind::SecondWriter => Kind::SecondWriter,
         };
         let v1::LedgerEntry {
             number,
@@ -75,6 +78,7 @@ impl TryFrom<v1::LedgerEntry> for Entry {
             Who::BrokerEpoch(epoch) => Actor::Broker(epoch),
             Who::Policy(name) => Actor::Policy(name),
             Who::Agent(part) => Actor::Agent(part),
+            Who::Process(ledger_entry::Process { pid, name }) => Actor::Process { pid, name },
         };
         let change = |ledger_entry::Change { knob, before, after }| KnobChange { knob, before, after };
         Ok(Entry {
@@ -113,7 +117,8 @@ mod tests {
             changes: vec![KnobChange { knob: "cpu".into(), before: "max".into(), after: "0.5 cores".into() }],
             outcome: Outcome::Unknown,
         };
-        for actor in [Actor::User(0), Actor::Policy("p".into()), Actor::Agent("adjust".into())] {
+        let process = Actor::Process { pid: 1, name: "systemd".into() };
+        for actor in [Actor::User(0), Actor::Policy("p".into()), Actor::Agent("adjust".into()), process] {
             for outcome in [Outcome::Done, Outcome::RolledBack("no".into()), Outcome::Failed("no".into())] {
                 let cause = Cause::new(actor.clone(), "set");
                 let entry = Entry { cause, outcome, ..entry.clone() };

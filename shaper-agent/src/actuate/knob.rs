@@ -38,6 +38,39 @@ pub enum Knob {
 
 const IO_MAX: &str = "io_max:";
 
+impl Knob {
+    /// Those that a task has one of.
+    pub(super) const PLAIN: [Knob; 7] = [
+        Knob::Cpu,
+        Knob::CpuWeight,
+        Knob::Memory,
+        Knob::MemoryHigh,
+        Knob::MemoryLow,
+        Knob::NetEgress,
+        Knob::IoWeight,
+    ];
+
+    /// Whether writing to a cgroup's file of that name may turn it.
+    pub fn is_in(self, file: &str) -> bool {
+        match self {
+            Knob::Cpu => file.starts_with("cpu.max") || file.starts_with("cpu.cfs_"),
+            Knob::CpuWeight => ["cpu.weight", "cpu.weight.nice", "cpu.idle", "cpu.shares"].contains(&file),
+            Knob::Memory => ["memory.max", "memory.limit_in_bytes"].contains(&file),
+            Knob::MemoryHigh => file == "memory.high",
+            Knob::MemoryLow => file == "memory.low",
+            Knob::NetEgress => false,
+            Knob::IoMax(_) => file == "io.max" || file.starts_with("blkio.throttle."),
+            Knob::IoWeight => ["io.weight", "io.bfq.weight"].contains(&file),
+        }
+    }
+
+    /// Whether writing to a cgroup's file of that name may turn any.
+    pub fn any_is_in(file: &str) -> bool {
+        let disk = Knob::IoMax(BlockDevice { major: 0, minor: 0 });
+        disk.is_in(file) || Knob::PLAIN.iter().any(|knob| knob.is_in(file))
+    }
+}
+
 impl fmt::Display for Knob {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
@@ -65,9 +98,7 @@ impl FromStr for Knob {
         if let Some(device) = name.strip_prefix(IO_MAX) {
             return device.parse().map(Knob::IoMax).map_err(|_| UnknownKnob(name.into()));
         }
-        use Knob::{Cpu, CpuWeight, IoWeight, Memory, MemoryHigh, MemoryLow, NetEgress};
-        let plain = [Cpu, CpuWeight, Memory, MemoryHigh, MemoryLow, NetEgress, IoWeight];
-        plain.into_iter().find(|knob| knob.to_string() == name).ok_or_else(|| UnknownKnob(name.into()))
+        Knob::PLAIN.into_iter().find(|knob| knob.to_string() == name).ok_or_else(|| UnknownKnob(name.into()))
     }
 }
 
@@ -109,6 +140,33 @@ pub enum Value {
 pub type Values = BTreeMap<Knob, Value>;
 
 impl Value {
+    /// What was there before shaper, after somebody else has changed `ours` to `found`: only what he changed is his.
+    #[must_use]
+    pub fn with_what_changed(self, ours: &Value, found: &Value) -> Value {
+        fn part<T: PartialEq>(before: T, ours: &T, found: T) -> T {
+            if found == *ours { before } else { found }
+        }
+        match (self, ours, *found) {
+            (Value::Bandwidth(before), Value::Bandwidth(ours), Value::Bandwidth(found)) => {
+                Value::Bandwidth(Bandwidth {
+                    max: part(before.max, &ours.max, found.max),
+                    burst: part(before.burst, &ours.burst, found.burst),
+                })
+            }
+            (Value::Io(before), Value::Io(ours), Value::Io(found)) => Value::Io(IoLimits {
+                read: part(before.read, &ours.read, found.read),
+                write: part(before.write, &ours.write, found.write),
+                read_operations: part(before.read_operations, &ours.read_operations, found.read_operations),
+                write_operations: part(
+                    before.write_operations,
+                    &ours.write_operations,
+                    found.write_operations,
+                ),
+            }),
+            (before, ours, found) => part(before, ours, found),
+        }
+    }
+
     /// As the kernel will show it: it keeps whole pages, 32 bits of operations, and whole bytes on the wire.
     #[must_use]
     pub(super) fn as_kept(self) -> Value {
@@ -269,6 +327,29 @@ mod tests {
     }
 
     #[test]
+    fn a_knob_knows_its_files() {
+        let device = BlockDevice { major: 8, minor: 16 };
+        for (file, knob) in [
+            ("cpu.max", Knob::Cpu),
+            ("cpu.max.burst", Knob::Cpu),
+            ("cpu.cfs_quota_us", Knob::Cpu),
+            ("cpu.idle", Knob::CpuWeight),
+            ("memory.max", Knob::Memory),
+            ("io.max", Knob::IoMax(device)),
+            ("blkio.throttle.read_bps_device", Knob::IoMax(device)),
+        ] {
+            let holders = Knob::PLAIN.into_iter().chain([Knob::IoMax(device)]);
+            assert_eq!(holders.filter(|knob| knob.is_in(file)).collect::<Vec<_>>(), [knob], "{file}");
+            assert!(Knob::any_is_in(file));
+        }
+        for other in
+            ["cpu.stat", "cgroup.procs", "memory.current", "memory.swap.max", "io.stat", "cpu.uclamp.max"]
+        {
+            assert!(!Knob::any_is_in(other), "{other}");
+        }
+    }
+
+    #[test]
     fn values_are_shown_for_people() {
         let at = |quota| Limit::At(Micros(quota));
         assert_eq!(bandwidth(at(50_000), None).to_string(), "0.5 cores");
@@ -289,6 +370,24 @@ mod tests {
         };
         assert_eq!(Value::Io(io).to_string(), "write 1024 B/s, read 5 IOPS");
         assert_eq!(Value::Io(IoLimits::default()).to_string(), "max");
+    }
+
+    #[test]
+    fn only_what_somebody_changed_is_his() {
+        let at = |quota| Limit::At(Micros(quota));
+        let (before, ours) = (bandwidth(Limit::Unlimited, Some(0)), bandwidth(at(50_000), Some(50_000)));
+        let found = bandwidth(at(60_000), Some(50_000));
+        assert_eq!(before.with_what_changed(&ours, &found), bandwidth(at(60_000), Some(0)));
+        let found = bandwidth(at(50_000), Some(20_000));
+        assert_eq!(before.with_what_changed(&ours, &found), bandwidth(Limit::Unlimited, Some(20_000)));
+        let io = |read, write| {
+            let at = |rate| Limit::At(BytesPerSec(rate));
+            Value::Io(IoLimits { read: at(read), write: at(write), ..IoLimits::default() })
+        };
+        assert_eq!(io(1, 2).with_what_changed(&io(10, 20), &io(10, 30)), io(1, 30));
+        let weight = |weight| Value::Weight(Weight::try_from(weight).unwrap());
+        assert_eq!(weight(1).with_what_changed(&weight(2), &weight(3)), weight(3));
+        assert_eq!(weight(1).with_what_changed(&Value::Idle, &Value::Idle), weight(1));
     }
 
     #[test]

@@ -21,10 +21,13 @@ use shaper_core::{
 };
 use shaper_proto::failpoint;
 
-use crate::kernel::{
-    bpf::{Bpf, BpfError},
-    cgroup::{Cgroup, CgroupError, memory},
-    v1::{self, V1Error, V1Group},
+use crate::{
+    kernel::{
+        bpf::{Bpf, BpfError},
+        cgroup::{Cgroup, CgroupError, memory},
+        v1::{self, V1Error, V1Group},
+    },
+    manager::{Manager, ManagerError},
 };
 
 use self::mechanism::Mechanism;
@@ -62,6 +65,8 @@ pub struct Target {
     pub v1_memory: Option<V1Group>,
     /// Its group in the v1 blkio hierarchy, on a hybrid host: block IO is charged there.
     pub v1_io: Option<V1Group>,
+    /// Who else manages its cgroup.
+    pub manager: Option<Manager>,
     /// Its slot in the kernel programs' tables.
     pub slot: u32,
     /// Whether anything has run in it that may have opened a socket.
@@ -123,6 +128,9 @@ pub enum ActuateError {
     /// A block device that is not there.
     #[error("there is no block device {0} (see `lsblk`)")]
     NoDevice(BlockDevice),
+    /// Its manager.
+    #[error(transparent)]
+    Manager(#[from] ManagerError),
     /// A v2 file.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -160,9 +168,18 @@ pub struct Change {
     pub after: Value,
 }
 
+/// What is to be done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// In this order.
+    pub changes: Vec<Change>,
+    /// What the knobs hold then, those that hold it already among them.
+    pub in_force: Values,
+}
+
 /// What is to be done for `wishes`: nothing for a knob that holds it already.
-pub fn plan(target: &Target, pacing: &dyn Pacing, wishes: &[Wish]) -> Result<Vec<Change>, ActuateError> {
-    let mut changes = Vec::new();
+pub fn plan(target: &Target, pacing: &dyn Pacing, wishes: &[Wish]) -> Result<Plan, ActuateError> {
+    let mut plan = Plan::default();
     for wish in wishes {
         let knob = wish.knob();
         // What is put back on a device that is gone went with it.
@@ -172,6 +189,7 @@ pub fn plan(target: &Target, pacing: &dyn Pacing, wishes: &[Wish]) -> Result<Vec
         let mechanism = Mechanism::of(target, knob)?;
         let before = mechanism.read(pacing, knob)?;
         let after = mechanism.value(wish, before);
+        plan.in_force.insert(knob, after);
         if before == after {
             continue;
         }
@@ -181,9 +199,14 @@ pub fn plan(target: &Target, pacing: &dyn Pacing, wishes: &[Wish]) -> Result<Vec
         {
             return Err(ActuateError::BelowUse { wanted, used });
         }
-        changes.push(Change { knob, before, after });
+        plan.changes.push(Change { knob, before, after });
     }
-    Ok(changes)
+    Ok(plan)
+}
+
+/// What a knob holds.
+pub fn read(target: &Target, pacing: &dyn Pacing, knob: Knob) -> Result<Value, ActuateError> {
+    Mechanism::of(target, knob)?.read(pacing, knob)
 }
 
 /// What the knobs hold once `wishes` are granted.
@@ -196,18 +219,32 @@ pub fn values(target: &Target, pacing: &dyn Pacing, wishes: &[Wish]) -> Result<V
     wishes.iter().map(value).collect()
 }
 
+/// How long a change is meant to last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lasts {
+    /// Until the next: the cgroup's manager is told.
+    ForGood,
+    /// For a while: it is not.
+    ForAWhile,
+}
+
 /// Turns knobs in order, all or none: when one fails, it and those before it are turned back in reverse.
-pub fn execute(target: &Target, pacing: &mut dyn Pacing, changes: &[Change]) -> Result<(), ActuateError> {
+pub fn execute(
+    target: &Target,
+    pacing: &mut dyn Pacing,
+    changes: &[Change],
+    lasts: Lasts,
+) -> Result<(), ActuateError> {
     for (index, change) in changes.iter().enumerate() {
         failpoint::hit("actuate-before-write");
-        let turned = turn(target, pacing, change.knob, &change.after);
+        let turned = turn(target, pacing, change.knob, &change.after, lasts);
         failpoint::hit("actuate-after-write");
         let Err(first) = turned else { continue };
         // The one that failed is undone as well: it may have been written and misread. All are tried.
         let mut error = first;
         for done in changes[..=index].iter().rev() {
             failpoint::hit("actuate-before-undo");
-            if let Err(undo) = turn(target, pacing, done.knob, &done.before) {
+            if let Err(undo) = turn(target, pacing, done.knob, &done.before, lasts) {
                 error = ActuateError::Undo { first: Box::new(error), knob: done.knob, undo: Box::new(undo) };
             }
         }
@@ -216,9 +253,26 @@ pub fn execute(target: &Target, pacing: &mut dyn Pacing, changes: &[Change]) -> 
     Ok(())
 }
 
-/// Writes a value and reads it back.
-fn turn(target: &Target, pacing: &mut dyn Pacing, knob: Knob, value: &Value) -> Result<(), ActuateError> {
+/// Writes a value, to the cgroup's manager as well, and reads it back.
+fn turn(
+    target: &Target,
+    pacing: &mut dyn Pacing,
+    knob: Knob,
+    value: &Value,
+    lasts: Lasts,
+) -> Result<(), ActuateError> {
     let mechanism = Mechanism::of(target, knob)?;
+    if let Some(manager) = target.manager.as_ref().filter(|_| lasts == Lasts::ForGood) {
+        match manager.tell(knob, value) {
+            Ok(_) => {}
+            // What it does when it is back is a second writer's.
+            Err(error @ ManagerError::Unreachable(_)) => {
+                tracing::warn!(%manager, %knob, error = %crate::launch::chain(&error), "a cgroup's manager does not know of a change");
+            }
+            Err(error) => return Err(error.into()),
+        }
+        failpoint::hit("actuate-after-telling");
+    }
     mechanism.write(pacing, knob, value, target.has_sockets)?;
     let reads = mechanism.read(pacing, knob)?;
     if reads == *value {

@@ -12,3 +12,4 @@ pub mod pace_table;
 pub mod qdisc;
 mod sys;
 pub mod v1;
+pub mod writers;

@@ -113,6 +113,11 @@ impl Lending {
         self.books().pool.loan(slot)
     }
 
+    /// The quota that is in force for a slot, lent or not.
+    pub(super) fn quota(&self, slot: u32) -> Option<Quota<u32>> {
+        self.books().pool.quotas().find(|quota| quota.key == slot)
+    }
+
     /// Ends the loan of a slot, and lends it nothing until it is enrolled again.
     pub(super) fn suspend(&self, slot: u32) {
         let mut books = self.books();
@@ -308,12 +313,12 @@ impl Node {
             .map_err(system("start shaper-warden"))?;
         let pid = child.id();
         // It is not reaped yet, so its pid is its own.
-        let warden = Warden(launch::pidfd(pid).map_err(system("open a pidfd of shaper-warden"))?);
+        let warden = Warden { pid, fd: launch::pidfd(pid).map_err(system("open a pidfd of shaper-warden"))? };
         cgroup.add(pid)?;
         if let Some(group) = v1_cpu {
             group.add(pid)?;
         }
-        let ends = warden.0.try_clone().map_err(system("watch shaper-warden"))?;
+        let ends = warden.fd.try_clone().map_err(system("watch shaper-warden"))?;
         let handle = self.handle.clone();
         self.runtime.spawn(async move {
             if let Err(error) = launch::ended(ends).await {
@@ -374,11 +379,21 @@ impl Node {
 }
 
 /// The process that takes back what is lent if this one cannot. Dropping this ends it.
-pub(super) struct Warden(OwnedFd);
+pub(super) struct Warden {
+    pid: u32,
+    fd: OwnedFd,
+}
+
+impl Warden {
+    /// Its pid.
+    pub(super) fn pid(&self) -> u32 {
+        self.pid
+    }
+}
 
 impl Drop for Warden {
     fn drop(&mut self) {
         // One that has ended is fine. It is reaped by whoever waits for it.
-        let _ = rustix::process::pidfd_send_signal(&self.0, rustix::process::Signal::KILL);
+        let _ = rustix::process::pidfd_send_signal(&self.fd, rustix::process::Signal::KILL);
     }
 }

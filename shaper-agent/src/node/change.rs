@@ -12,7 +12,7 @@ use shaper_proto::{failpoint, peer::Caller};
 
 use super::{Node, NodeError, Task, not_established, now};
 use crate::{
-    actuate::{self, ActuateError, Knob, Target, Values, Wish},
+    actuate::{self, ActuateError, Knob, Lasts, Plan, Target, Values, Wish},
     kernel::bpf::Bpf,
     launch,
     ledger::{self, Intent, Ledger, Summary},
@@ -25,6 +25,15 @@ pub enum Hold {
     Standing,
     /// As long as this agent lives: the next one puts back what was decided before.
     Transient,
+}
+
+impl From<Hold> for Kind {
+    fn from(hold: Hold) -> Kind {
+        match hold {
+            Hold::Standing => Kind::Standing,
+            Hold::Transient => Kind::Transient,
+        }
+    }
 }
 
 impl Node {
@@ -70,11 +79,7 @@ impl Node {
             let (target, bpf) = self.held(id)?;
             standing.extend(actuate::values(target, bpf, wishes)?);
         }
-        let kind = match hold {
-            Hold::Standing => Kind::Standing,
-            Hold::Transient => Kind::Transient,
-        };
-        self.carry_through(id, wishes, limits, standing, kind, cause)
+        self.carry_through(id, wishes, limits, standing, hold.into(), cause)
     }
 
     /// Puts knobs back to what was decided for good: the limits, what stands, or what was there before.
@@ -84,6 +89,19 @@ impl Node {
         let mut wishes = actuate::decided(&limits, &standing, &record.baseline);
         wishes.retain(|wish| knobs.contains(&wish.knob()));
         self.carry_through(id, &wishes, limits, standing, Kind::Transient, cause)
+    }
+
+    /// Turns knobs back to what is in force.
+    pub(super) fn hold_knobs(
+        &mut self,
+        id: &TaskId,
+        wishes: &[Wish],
+        hold: Hold,
+        cause: &Cause,
+    ) -> Result<(), NodeError> {
+        let record = &self.task(id)?.record;
+        let (limits, standing) = (record.limits, record.standing.clone());
+        self.carry_through(id, wishes, limits, standing, hold.into(), cause)
     }
 
     /// Puts every knob of a task that was ever turned to what was decided for it.
@@ -137,7 +155,8 @@ impl Node {
         cause: &Cause,
     ) -> Result<(), NodeError> {
         let (target, bpf) = self.held(id)?;
-        let changes = actuate::plan(target, bpf, wishes)?;
+        let Plan { changes, in_force } = actuate::plan(target, bpf, wishes)?;
+        self.notice_what_was_written(id, &changes);
         let state_dir = self.config.state_dir.clone();
         let task = self.tasks.get_mut(id).ok_or_else(|| NodeError::NoSuchTask(id.clone()))?;
         let target = task.target.as_ref().ok_or_else(not_established)?;
@@ -153,6 +172,7 @@ impl Node {
             changes,
         };
         if intent.changes.is_empty() && intent.limits.is_none() && intent.standing.is_none() {
+            task.in_force.extend(in_force);
             return Ok(());
         }
         let before = (record.limits, std::mem::replace(&mut record.standing, standing));
@@ -176,7 +196,8 @@ impl Node {
         let result = match self.ledger.intend(now(), intent) {
             Ok(number) => {
                 failpoint::hit("ledger-after-intent");
-                let result = actuate::execute(target, bpf, &changes);
+                let lasts = if kind == Kind::Transient { Lasts::ForAWhile } else { Lasts::ForGood };
+                let result = actuate::execute(target, bpf, &changes, lasts);
                 failpoint::hit("change-after-effect");
                 conclude(&mut self.ledger, number, &result);
                 failpoint::hit("ledger-after-outcome");
@@ -190,6 +211,9 @@ impl Node {
             if is_saved {
                 record.save(&state_dir)?;
             }
+        } else {
+            task.differs.retain(|knob, _| !in_force.contains_key(knob));
+            task.in_force.extend(in_force);
         }
         result
     }
@@ -202,7 +226,7 @@ impl Node {
         let planned = actuate::plan(target, bpf, &actuate::as_before(&task.record.baseline));
         let changes = match planned {
             Err(error) if error.is_gone() => return Ok(()),
-            other => other?,
+            other => other?.changes,
         };
         let intent = Intent {
             execution: task.record.execution.clone(),
@@ -217,7 +241,7 @@ impl Node {
             tracing::warn!(error = %launch::chain(error), "a release is not in the ledger");
         });
         failpoint::hit("ledger-after-intent");
-        let result = match actuate::execute(target, bpf, &changes) {
+        let result = match actuate::execute(target, bpf, &changes, Lasts::ForGood) {
             Err(error) if error.is_gone() => Ok(()),
             other => other,
         };

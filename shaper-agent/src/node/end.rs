@@ -10,7 +10,7 @@ use shaper_core::{
 };
 use shaper_proto::{failpoint, peer::Caller};
 
-use super::{ENDED_KEPT, Node, NodeError, Task, boottime_ns, now};
+use super::{ENDED_KEPT, Node, NodeError, Task, boottime_ns, now, second_writer::Watch};
 use crate::{
     actuate,
     ground::GroundError,
@@ -135,6 +135,7 @@ impl Node {
                 bpf.retire(target.slot)?;
             }
             self.meter.remove(target.slot);
+            self.writers.forget(target);
             if launched && let Some(ground) = &self.ground {
                 let groups = [&target.v1_cpu, &target.v1_memory, &target.v1_io];
                 match ground.dissolve(&target.cgroup, groups.into_iter().flatten()) {
@@ -239,6 +240,7 @@ impl Node {
         if failed.is_empty() {
             self.events = None;
             self.close_books();
+            self.writers = Watch::default();
             self.meter.tell_by(None);
             if let Some(bpf) = self.bpf.take() {
                 done.extend(bpf.remove()?);

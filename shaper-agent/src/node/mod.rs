@@ -10,10 +10,11 @@ mod end;
 mod events;
 mod memory;
 mod report;
+mod second_writer;
 mod start;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fs, io,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -39,7 +40,7 @@ use shaper_proto::peer::Caller;
 
 use crate::{
     actor::Handle,
-    actuate::{ActuateError, Target, Wish},
+    actuate::{ActuateError, Knob, Target, Values, Wish},
     config::Config,
     durable,
     ground::{Ground, GroundError},
@@ -51,6 +52,7 @@ use crate::{
     launch::{self, AttachError, SpawnError, spec::Started},
     lease::LeaseError,
     ledger::Ledger,
+    manager::Manager,
     meter::Meter,
     record::Record,
     waiter::Waiter,
@@ -178,6 +180,12 @@ struct Task {
     memory_events: MemoryEvents,
     /// Where its `memory.high` stands so that it grows in time.
     wall: Limit<Bytes>,
+    /// What each knob that was turned was last seen to hold, or was turned to.
+    in_force: Values,
+    /// Knobs that hold what somebody else wrote …
+    differs: BTreeMap<Knob, second_writer::Differs>,
+    /// … and when such were last turned back, `CLOCK_MONOTONIC` ns.
+    turned_back_ns: VecDeque<u64>,
     notes: Vec<String>,
 }
 
@@ -223,6 +231,7 @@ pub struct Node {
     ceilings: block_io::Ceilings,
     lending: Option<burst::Lending>,
     warden: Option<burst::Warden>,
+    writers: second_writer::Watch,
     /// When a warden was last started, `CLOCK_MONOTONIC` ns.
     warden_at_ns: Option<u64>,
     cpu_utilisation_permille: u32,
@@ -277,6 +286,7 @@ impl Node {
             ceilings: block_io::Ceilings::default(),
             lending: None,
             warden: None,
+            writers: second_writer::Watch::default(),
             warden_at_ns: None,
             cpu_utilisation_permille: 0,
             ticks: 0,
@@ -319,6 +329,7 @@ impl Node {
     fn disestablish(&mut self) {
         self.events = None;
         self.close_books();
+        self.writers = second_writer::Watch::default();
         self.meter.tell_by(None);
         self.bpf = None;
         if let Err(error) = Bpf::discard(&self.bpf_config()) {
@@ -358,6 +369,7 @@ impl Node {
             let events = bpf.take_events()?;
             self.bpf = Some(bpf);
             self.set_alarms();
+            self.watch_writers();
             self.open_books()?;
             let follower = events::start(events, self.handle.clone(), self.lending.clone());
             self.events = Some(follower.map_err(|source| NodeError::System {
@@ -380,7 +392,20 @@ impl Node {
         let v1_cpu = group("cpu", cgroup.has(cpu::MAX))?;
         let v1_memory = group("memory", cgroup.has(memory_files::MAX))?;
         let v1_io = group("blkio", cgroup.has(block::STAT))?;
-        Ok(Target { cgroup, v1_cpu, v1_memory, v1_io, slot: record.slot, has_sockets: true })
+        let manager = self.manager(&cgroup, record);
+        Ok(Target { cgroup, v1_cpu, v1_memory, v1_io, manager, slot: record.slot, has_sockets: true })
+    }
+
+    /// Who else manages a cgroup. What the agent made is the agent's alone.
+    fn manager(&self, cgroup: &Cgroup, record: &Record) -> Option<Manager> {
+        if !matches!(record.origin, Origin::Adopted) {
+            return None;
+        }
+        let path = cgroup.path().strip_prefix(&self.config.hierarchies.v2).unwrap_or(cgroup.path());
+        Manager::of(path).unwrap_or_else(|error| {
+            tracing::warn!(cgroup = %cgroup.path().display(), error = %launch::chain(&error), "nobody knows who manages a cgroup: what he writes is a second writer's");
+            None
+        })
     }
 
     /// Every 100 ms: looks at what is active, and adjusts what the broker's tasks may use. Every fifth time, divides
@@ -400,6 +425,7 @@ impl Node {
             self.look_after_tasks();
         }
         if self.ticks.is_multiple_of(10) {
+            self.compare_some();
             self.tell_all();
             self.keep_ledger();
         }
@@ -478,6 +504,9 @@ impl Node {
             memory_owed: Vec::new(),
             memory_events: MemoryEvents::default(),
             wall: Limit::Unlimited,
+            in_force: Values::new(),
+            differs: BTreeMap::new(),
+            turned_back_ns: VecDeque::new(),
             notes: Vec::new(),
         };
         self.tasks.insert(id, task);

@@ -158,6 +158,10 @@ impl Node {
 
     fn notes(&self, task: &Task) -> Vec<String> {
         let mut notes = task.notes.clone();
+        if let Some(manager) = task.target.as_ref().and_then(|target| target.manager.as_ref()) {
+            notes.push(format!("its cgroup is managed by {manager}: what stands is told to it"));
+        }
+        notes.extend(task.differs.iter().map(|(knob, differs)| differs.note(*knob)));
         if task.record.limits.net_egress.at().is_some() && task.is_running() {
             notes.push(
                 "the network limit holds for TCP, but not for the first ten segments of a connection, nor for \

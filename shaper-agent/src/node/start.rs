@@ -235,6 +235,7 @@ impl Node {
             bpf.join_v1(target.slot, group.id()?)?;
         }
         self.meter.add(bpf, target);
+        self.writers.watch(target);
         let events = self.meter.memory_events(target.slot).unwrap_or_default();
         self.task_mut(id)?.memory_events = events;
         Ok(())

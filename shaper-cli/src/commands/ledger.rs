@@ -94,6 +94,7 @@ fn kind(kind: Kind) -> &'static str {
         Kind::Transient => "transient",
         Kind::Release => "release",
         Kind::Summary => "summary",
+        Kind::SecondWriter => "second writer",
     }
 }
 

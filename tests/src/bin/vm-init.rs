@@ -151,10 +151,12 @@ fn run_as_service() -> Result<i32> {
     say_up()?;
     let settings = read(SETTINGS)?;
     let mut lines = settings.lines();
-    let (Some(program), Some(binaries), Some(object)) = (lines.next(), lines.next(), lines.next()) else {
-        bail!("{SETTINGS} does not name the tests, the folder of binaries and the kernel programs");
+    let mut line = || lines.next();
+    let (Some(program), Some(binaries), Some(object), Some(runtimes)) = (line(), line(), line(), line())
+    else {
+        bail!("{SETTINGS} does not name the tests, the binaries, the kernel programs and container runtimes");
     };
-    run_tests(tests(program, binaries, object).args(lines))
+    run_tests(tests(program, binaries, object).env("SHAPER_RUNTIMES", runtimes).args(lines))
 }
 
 fn say_up() -> Result<()> {

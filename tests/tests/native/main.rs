@@ -12,4 +12,5 @@ mod measure;
 mod net;
 mod release;
 mod restart;
+mod second_writer;
 mod tasks;

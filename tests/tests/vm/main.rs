@@ -9,6 +9,7 @@ mod crash;
 mod knobs;
 mod measure;
 mod memory;
+mod second_writer;
 mod systemd;
 
 use std::{path::Path, time::Duration};

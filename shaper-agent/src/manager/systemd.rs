@@ -1,0 +1,189 @@
+//! systemd, over the system bus: what `systemctl set-property --runtime` does (org.freedesktop.systemd1(5)).
+
+use std::{path::Path, time::Duration};
+
+use serde::de::DeserializeOwned;
+use shaper_core::limits::Limit;
+use zbus::{
+    blocking::{Connection, connection::Builder},
+    zvariant::{self, DynamicType, OwnedObjectPath, OwnedValue},
+};
+
+use super::ManagerError;
+use crate::{
+    actuate::{Knob, Value},
+    kernel::cgroup::cpu::CpuMax,
+};
+
+/// What is there if systemd is PID 1 (sd_booted(3)).
+const BOOTED: &str = "/run/systemd/system";
+const SERVICE: &str = "org.freedesktop.systemd1";
+const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
+const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
+/// The node waits for the answer.
+const DEADLINE: Duration = Duration::from_secs(2);
+/// `infinity`.
+const NONE: u64 = u64::MAX;
+/// The weight that stands for SCHED_IDLE (systemd 252).
+const IDLE: u64 = 0;
+
+/// A unit whose cgroup it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unit(String);
+
+impl Unit {
+    /// The unit whose cgroup is `path`, from the mount point on. A cgroup below that of a unit is not systemd's.
+    pub(super) fn of(path: &Path) -> Result<Option<Unit>, ManagerError> {
+        let Some(path) = path.to_str().filter(|_| Path::new(BOOTED).exists()) else { return Ok(None) };
+        let path = format!("/{}", path.trim_start_matches('/'));
+        let bus = connect()?;
+        let found: OwnedObjectPath = match call(&bus, MANAGER_PATH, MANAGER, "GetUnitByControlGroup", &path) {
+            // It is no unit's.
+            Err(zbus::Error::MethodError(..)) => return Ok(None),
+            other => other.map_err(unreachable)?,
+        };
+        let name = property(&bus, &found, "org.freedesktop.systemd1.Unit", "Id")?;
+        let interface = match name.rsplit_once('.').map(|(_, kind)| kind) {
+            Some("service") => "org.freedesktop.systemd1.Service",
+            Some("scope") => "org.freedesktop.systemd1.Scope",
+            Some("slice") => "org.freedesktop.systemd1.Slice",
+            Some("socket") => "org.freedesktop.systemd1.Socket",
+            Some("mount") => "org.freedesktop.systemd1.Mount",
+            Some("swap") => "org.freedesktop.systemd1.Swap",
+            // No other unit has a cgroup.
+            _ => return Ok(None),
+        };
+        let its = property(&bus, &found, interface, "ControlGroup")?;
+        Ok((its == path).then_some(Unit(name)))
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+
+    pub(super) fn tell(&self, knob: Knob, value: &Value) -> Result<bool, ManagerError> {
+        let properties: Vec<(&str, zvariant::Value<'_>)> =
+            properties(knob, value).into_iter().map(|(name, value)| (name, value.into())).collect();
+        if properties.is_empty() {
+            return Ok(false);
+        }
+        let bus = connect()?;
+        // Until the next boot, as all that shaper does.
+        let runtime = true;
+        let arguments = (self.name(), runtime, properties);
+        match call(&bus, MANAGER_PATH, MANAGER, "SetUnitProperties", &arguments) {
+            Ok(()) => Ok(true),
+            Err(said @ zbus::Error::MethodError(..)) => {
+                let said = Box::new(said);
+                Err(ManagerError::Refused { knob, value: Box::new(*value), unit: self.0.clone(), said })
+            }
+            Err(error) => Err(unreachable(error)),
+        }
+    }
+}
+
+fn unreachable(error: zbus::Error) -> ManagerError {
+    ManagerError::Unreachable(Box::new(error))
+}
+
+fn connect() -> Result<Connection, ManagerError> {
+    // Not systemd's private socket: what it sends there has a sender that zbus does not take for one.
+    let builder = Builder::system().map_err(unreachable)?;
+    builder.method_timeout(DEADLINE).build().map_err(unreachable)
+}
+
+fn call<T: DeserializeOwned + zvariant::Type>(
+    bus: &Connection,
+    path: &str,
+    interface: &str,
+    method: &str,
+    arguments: &(impl serde::Serialize + DynamicType),
+) -> zbus::Result<T> {
+    bus.call_method(Some(SERVICE), path, Some(interface), method, arguments)?.body().deserialize()
+}
+
+fn property(
+    bus: &Connection,
+    object: &OwnedObjectPath,
+    interface: &str,
+    name: &str,
+) -> Result<String, ManagerError> {
+    let value: zbus::Result<OwnedValue> = call(bus, object, PROPERTIES, "Get", &(interface, name));
+    value.and_then(|value| Ok(String::try_from(value)?)).map_err(unreachable)
+}
+
+/// What systemd calls it; nothing where it has no word for it. (It knows no burst, and `io.max` is divided anew each half
+/// second.)
+fn properties(knob: Knob, value: &Value) -> Vec<(&'static str, u64)> {
+    match (knob, *value) {
+        (Knob::Cpu, Value::Bandwidth(bandwidth)) => {
+            let CpuMax { quota, period } = bandwidth.max;
+            let per_second = quota.at().map_or(NONE, |quota| quota.0 * 1_000_000 / period.0.max(1));
+            let period = if period == CpuMax::PERIOD { NONE } else { period.0 };
+            vec![("CPUQuotaPerSecUSec", per_second), ("CPUQuotaPeriodUSec", period)]
+        }
+        (Knob::CpuWeight, Value::Weight(weight)) => vec![("CPUWeight", weight.get().into())],
+        (Knob::CpuWeight, Value::Idle) => vec![("CPUWeight", IDLE)],
+        (Knob::IoWeight, Value::Weight(weight)) => vec![("IOWeight", weight.get().into())],
+        (Knob::Memory | Knob::MemoryHigh | Knob::MemoryLow, Value::Memory(limit)) => {
+            let name = match knob {
+                Knob::MemoryHigh => "MemoryHigh",
+                Knob::MemoryLow => "MemoryLow",
+                _ => "MemoryMax",
+            };
+            let bytes = match limit {
+                Limit::At(bytes) => bytes.0,
+                Limit::Unlimited => NONE,
+            };
+            vec![(name, bytes)]
+        }
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shaper_core::units::{Bytes, Micros, Weight};
+
+    use super::*;
+    use crate::kernel::cgroup::{block::IoLimits, cpu::Bandwidth};
+
+    #[test]
+    fn systemd_has_its_own_words() {
+        let bandwidth = |quota, period| {
+            Value::Bandwidth(Bandwidth { max: CpuMax { quota, period }, burst: Some(Micros(5)) })
+        };
+        let cases = [
+            (
+                Knob::Cpu,
+                bandwidth(Limit::At(Micros(50_000)), CpuMax::PERIOD),
+                vec![("CPUQuotaPerSecUSec", 500_000), ("CPUQuotaPeriodUSec", NONE)],
+            ),
+            (
+                Knob::Cpu,
+                bandwidth(Limit::At(Micros(20_000)), Micros(50_000)),
+                vec![("CPUQuotaPerSecUSec", 400_000), ("CPUQuotaPeriodUSec", 50_000)],
+            ),
+            (
+                Knob::Cpu,
+                bandwidth(Limit::Unlimited, CpuMax::PERIOD),
+                vec![("CPUQuotaPerSecUSec", NONE), ("CPUQuotaPeriodUSec", NONE)],
+            ),
+            (Knob::CpuWeight, Value::Weight(Weight::MAX), vec![("CPUWeight", 10_000)]),
+            (Knob::CpuWeight, Value::Idle, vec![("CPUWeight", 0)]),
+            (Knob::Memory, Value::Memory(Limit::At(Bytes(4096))), vec![("MemoryMax", 4096)]),
+            (Knob::MemoryHigh, Value::Memory(Limit::Unlimited), vec![("MemoryHigh", NONE)]),
+            (Knob::NetEgress, Value::Rate(Limit::Unlimited), vec![]),
+            (
+                Knob::IoMax(shaper_core::id::BlockDevice { major: 8, minor: 0 }),
+                Value::Io(IoLimits::default()),
+                vec![],
+            ),
+        ];
+        for (knob, value, expected) in cases {
+            assert_eq!(properties(knob, &value), expected, "{knob} {value}");
+        }
+    }
+}

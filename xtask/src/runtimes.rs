@@ -1,0 +1,53 @@
+//! Container runtimes for the VM: Debian's packages, unpacked and not installed.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::apt::Apt;
+use crate::{process, setup, workspace};
+
+/// What Docker is made of, and busybox for what runs in its containers.
+const PACKAGES: [&str; 4] = ["runc", "containerd", "docker.io", "tini"];
+
+/// The folder that has them below it, fetched if it is not there.
+pub(crate) fn fetch() -> Result<PathBuf> {
+    let folder = workspace::target().join("vm/runtimes");
+    if folder.exists() {
+        return Ok(folder);
+    }
+    if process::find("apt-get").is_none() {
+        bail!("there is no apt-get here to fetch container runtimes with");
+    }
+    eprintln!(
+        "fetching {} into {}: container runtimes for the VM, which are not installed",
+        PACKAGES.join(", "),
+        folder.display()
+    );
+    let partial = folder.with_extension("partial");
+    if partial.exists() {
+        fs::remove_dir_all(&partial).with_context(|| format!("cannot remove {}", partial.display()))?;
+    }
+    fs::create_dir_all(&partial).with_context(|| format!("cannot create {}", partial.display()))?;
+    let packages = PACKAGES.map(str::to_owned);
+    let machine = Apt::of_machine();
+    let download = || machine.download(&packages, &partial);
+    if let Err(error) = download() {
+        // Lists that are older than the archive name packages that are not there any more.
+        if !setup::apt_update()? {
+            return Err(error);
+        }
+        download()?;
+    }
+    for entry in fs::read_dir(&partial).with_context(|| format!("cannot list {}", partial.display()))? {
+        let deb = entry.with_context(|| format!("cannot list {}", partial.display()))?.path();
+        if deb.extension().is_some_and(|extension| extension == "deb") {
+            process::run(Command::new("dpkg").arg("-x").arg(&deb).arg(&partial))?;
+            fs::remove_file(&deb).with_context(|| format!("cannot remove {}", deb.display()))?;
+        }
+    }
+    fs::rename(&partial, &folder).with_context(|| format!("cannot move {} into place", partial.display()))?;
+    Ok(folder)
+}
