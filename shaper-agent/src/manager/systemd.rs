@@ -1,6 +1,6 @@
 //! systemd, over the system bus: what `systemctl set-property --runtime` does (org.freedesktop.systemd1(5)).
 
-use std::{path::Path, time::Duration};
+use std::{io, path::Path, sync::mpsc, thread, time::Duration};
 
 use serde::de::DeserializeOwned;
 use shaper_core::limits::Limit;
@@ -37,6 +37,10 @@ impl Unit {
     pub(super) fn of(path: &Path) -> Result<Option<Unit>, ManagerError> {
         let Some(path) = path.to_str().filter(|_| Path::new(BOOTED).exists()) else { return Ok(None) };
         let path = format!("/{}", path.trim_start_matches('/'));
+        in_time(move || Unit::find(&path))
+    }
+
+    fn find(path: &str) -> Result<Option<Unit>, ManagerError> {
         let bus = connect()?;
         let found: OwnedObjectPath = match call(&bus, MANAGER_PATH, MANAGER, "GetUnitByControlGroup", &path) {
             // It is no unit's.
@@ -64,28 +68,49 @@ impl Unit {
     }
 
     pub(super) fn tell(&self, knob: Knob, value: &Value) -> Result<bool, ManagerError> {
-        let properties: Vec<(&str, zvariant::Value<'_>)> =
-            properties(knob, value).into_iter().map(|(name, value)| (name, value.into())).collect();
+        let properties = properties(knob, value);
         if properties.is_empty() {
             return Ok(false);
         }
-        let bus = connect()?;
-        // Until the next boot, as all that shaper does.
-        let runtime = true;
-        let arguments = (self.name(), runtime, properties);
-        match call(&bus, MANAGER_PATH, MANAGER, "SetUnitProperties", &arguments) {
-            Ok(()) => Ok(true),
-            Err(said @ zbus::Error::MethodError(..)) => {
-                let said = Box::new(said);
-                Err(ManagerError::Refused { knob, value: Box::new(*value), unit: self.0.clone(), said })
+        let (unit, value) = (self.0.clone(), *value);
+        in_time(move || {
+            let properties: Vec<(&str, zvariant::Value<'_>)> =
+                properties.into_iter().map(|(name, value)| (name, value.into())).collect();
+            let bus = connect()?;
+            // Until the next boot, as all that shaper does.
+            let runtime = true;
+            let arguments = (&unit, runtime, properties);
+            match call(&bus, MANAGER_PATH, MANAGER, "SetUnitProperties", &arguments) {
+                Ok(()) => Ok(true),
+                Err(said @ zbus::Error::MethodError(..)) => {
+                    let (value, said) = (Box::new(value), Box::new(said));
+                    Err(ManagerError::Refused { knob, value, unit, said })
+                }
+                Err(error) => Err(unreachable(error)),
             }
-            Err(error) => Err(unreachable(error)),
-        }
+        })
     }
 }
 
 fn unreachable(error: zbus::Error) -> ManagerError {
     ManagerError::Unreachable(Box::new(error))
+}
+
+/// Asks on a thread of its own, and waits no longer than the node can: a bus that does not even shake hands would hold
+/// it up for good.
+fn in_time<T: Send + 'static>(
+    ask: impl FnOnce() -> Result<T, ManagerError> + Send + 'static,
+) -> Result<T, ManagerError> {
+    let io = |error: io::Error| unreachable(zbus::Error::from(error));
+    let (sender, answer) = mpsc::sync_channel(1);
+    thread::Builder::new()
+        .name("ask-systemd".into())
+        .spawn(move || {
+            // Nobody may wait any more.
+            let _ = sender.send(ask());
+        })
+        .map_err(io)?;
+    answer.recv_timeout(DEADLINE).unwrap_or_else(|_| Err(io(io::ErrorKind::TimedOut.into())))
 }
 
 fn connect() -> Result<Connection, ManagerError> {
@@ -149,6 +174,19 @@ mod tests {
 
     use super::*;
     use crate::kernel::cgroup::{block::IoLimits, cpu::Bandwidth};
+
+    #[test]
+    fn a_bus_that_does_not_answer_holds_nobody_up() {
+        let (end, ended) = mpsc::channel::<()>();
+        let answer = in_time(move || {
+            // Until this test is over.
+            let _ = ended.recv();
+            Ok(())
+        });
+        assert!(matches!(answer, Err(ManagerError::Unreachable(_))), "{answer:?}");
+        drop(end);
+        assert!(matches!(in_time(|| Ok(7)), Ok(7)));
+    }
 
     #[test]
     fn systemd_has_its_own_words() {
