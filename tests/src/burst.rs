@@ -1,6 +1,10 @@
 //! A task that is idle until it is told to take all it can get, and what it is lent then.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use crate::{
     agent::Agent,
@@ -77,21 +81,39 @@ impl Burster {
 
     /// The largest mean over any 10 s, in cores, while `time` passes.
     pub fn worst_mean(&self, time: Duration) -> f64 {
-        const WINDOW_NS: u64 = 10_000_000_000;
-        let mut seen: Vec<(u64, Duration)> = Vec::new();
+        let mut means = Means::default();
         let end = monotonic_ns() + time.as_nanos() as u64;
         while monotonic_ns() < end {
-            let before = monotonic_ns();
-            let used = cpu_time(&self.cgroup);
-            // Between two readings of the clock; one that was held up says nothing.
-            if monotonic_ns() - before < 5_000_000 {
-                seen.push((before, used));
-            }
+            means.look(&self.cgroup);
             Window::pass(Duration::from_millis(20));
         }
+        means.worst()
+    }
+}
+
+/// CPU time of a cgroup, looked at again and again.
+#[derive(Default)]
+pub struct Means(Vec<(u64, Duration)>);
+
+impl Means {
+    /// Looks at it.
+    pub fn look(&mut self, cgroup: impl AsRef<Path>) {
+        let before = monotonic_ns();
+        let used = cpu_time(cgroup);
+        // Between two readings of the clock; one that was held up says nothing.
+        if monotonic_ns() - before < 5_000_000 {
+            self.0.push((before, used));
+        }
+    }
+
+    /// The largest mean over any 10 s, in cores.
+    pub fn worst(&self) -> f64 {
+        const WINDOW_NS: u64 = 10_000_000_000;
         let mut worst: f64 = 0.0;
-        for (index, (from, used_before)) in seen.iter().enumerate() {
-            let Some((to, used)) = seen[index..].iter().find(|(at, _)| at - from >= WINDOW_NS) else { break };
+        for (index, (from, used_before)) in self.0.iter().enumerate() {
+            let Some((to, used)) = self.0[index..].iter().find(|(at, _)| at - from >= WINDOW_NS) else {
+                break;
+            };
             worst = worst.max((*used - *used_before).as_nanos() as f64 / (to - from) as f64);
         }
         worst

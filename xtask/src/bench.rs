@@ -1,13 +1,24 @@
-//! `cargo xtask bench`: what shaper costs, and how right it is, against its goals and its peers. Everything is built as
-//! it is shipped; what measures is a program of its own (`tests/src/bin/bench`).
+//! `cargo xtask bench`: what shaper costs, how right it is and how well it shapes, against its goals and its peers.
+//! Everything is built as it is shipped; what measures is a program of its own (`tests/src/bin/bench`). Where a figure
+//! needs cgroup v2 with its controllers, or a clock that no other work moves, that runs in the VM, whose clock then
+//! counts instructions.
 
-use std::process::{Command, ExitCode};
+use std::fs::File;
+use std::io;
+use std::ops::ControlFlow;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args as ClapArgs, Subcommand};
+use serde_json::Value;
 
+use crate::initramfs::{self, Contents};
+use crate::kernels::{self, Build};
+use crate::qemu::{Accel, Machine};
 use crate::setup::{self, Need};
-use crate::{bins, ebpf};
+use crate::vm::{self, Both, Profile, Transcript};
+use crate::{bins, ebpf, workspace};
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -19,6 +30,10 @@ pub(crate) struct Args {
 enum Subject {
     /// What it costs to measure, and how right the measurement is
     Measure(Options),
+    /// In the VM: how exact limits and weights of CPU are, and how soon a quota is raised
+    Actuators(InVm),
+    /// In the VM: what a bursty service has of loans, and what they cost others
+    Shape(InVm),
 }
 
 #[derive(ClapArgs)]
@@ -31,20 +46,45 @@ struct Options {
     quick: bool,
 }
 
+#[derive(ClapArgs)]
+struct InVm {
+    #[command(flatten)]
+    options: Options,
+    /// A series of Debian's kernels; may be given more than once
+    #[arg(long, value_name = "SERIES", default_value = vm::SERIES[0])]
+    kernel: Vec<String>,
+    /// Seconds until a machine is given up
+    #[arg(long, default_value_t = 3600)]
+    timeout: u64,
+    /// Only these parts
+    #[arg(value_name = "PART")]
+    parts: Vec<String>,
+}
+
+impl Options {
+    fn arguments(&self) -> Vec<String> {
+        let options = [(self.json, "--json"), (self.quick, "--quick")];
+        options.iter().filter(|(is_wanted, _)| *is_wanted).map(|(_, option)| (*option).to_owned()).collect()
+    }
+}
+
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let Args { subject: Subject::Measure(options) } = args;
+    match &args.subject {
+        Subject::Measure(options) => here("measure", options),
+        Subject::Actuators(options) => in_vm("actuators", options),
+        Subject::Shape(options) => in_vm("shape", options),
+    }
+}
+
+fn here(subject: &str, options: &Options) -> Result<ExitCode> {
     setup::ensure(Need::Native)?;
     let objects = ebpf::build()?;
-    let bins = bins::build_bench()?;
+    let bins = bins::build_release()?;
     let bench = bins.bin("bench");
     let mut command = Command::new(&bench);
-    command.arg("measure");
-    for (wanted, option) in [(options.json, "--json"), (options.quick, "--quick")] {
-        if wanted {
-            command.arg(option);
-        }
-    }
     command
+        .arg(subject)
+        .args(options.arguments())
         .env("SHAPER_BIN_DIR", bins.path())
         .env("SHAPER_BPF_OBJECT", &objects.programs)
         .env("SHAPER_BENCH_OBJECT", &objects.bench);
@@ -54,5 +94,95 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         // It has said why.
         Some(_) => Ok(ExitCode::FAILURE),
         None => bail!("{}: {status}", bench.display()),
+    }
+}
+
+/// Runs it on each kernel. What the machines print is copied to the standard error; the figures of all are one line.
+fn in_vm(subject: &str, options: &InVm) -> Result<ExitCode> {
+    vm::prepare(Profile::Bare)?;
+    let bpf_object = ebpf::build()?.programs;
+    let bins = bins::build_release()?;
+    let contents = Contents { program: bins.bin("bench"), bins, bpf_object };
+    // PID 1 gets what follows its own argument through the kernel's command line.
+    let mut arguments = vec!["--bench".to_owned(), subject.to_owned(), "--json".to_owned()];
+    arguments.extend(options.options.quick.then(|| "--quick".to_owned()));
+    arguments.extend(options.parts.iter().cloned());
+    let mut rows = Vec::new();
+    let mut is_good = true;
+    for series in &options.kernel {
+        let (found, failure) = on_kernel(series, subject, &contents, &arguments, options.timeout)?;
+        if let Some(failure) = failure {
+            eprintln!("bench {subject} on {series}: {failure}");
+            is_good = false;
+        }
+        rows.extend(found);
+    }
+    if options.options.json {
+        println!("{}", serde_json::json!({ "name": subject, "rows": rows }));
+    }
+    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The figures that were found on a kernel, and what went wrong: a goal that was missed, or more.
+fn on_kernel(
+    series: &str,
+    subject: &str,
+    contents: &Contents,
+    arguments: &[String],
+    timeout: u64,
+) -> Result<(Vec<Value>, Option<String>)> {
+    let kernel = kernels::debian(series, Build::Cloud)?;
+    let file =
+        |ending: &str| workspace::target().join("vm").join(format!("bench-{}.{ending}", kernel.release));
+    let (initrd, log) = (file("cpio"), file("log"));
+    initramfs::write(&kernel, contents, &initrd)?;
+    let log_file = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
+    let machine = Machine {
+        kernel: &kernel,
+        initrd: &initrd,
+        // Done in this machine's time, not in the guest's.
+        disk: None,
+        host_root: false,
+        accel: Accel::Counted,
+        init_args: arguments,
+    };
+    eprintln!("bench {subject}: booting {kernel}, {}", machine.accel);
+    let timeout = Duration::from_secs(timeout);
+    let start = Instant::now();
+    let (mut transcript, mut rows) = (Transcript::default(), None);
+    let end = machine.boot(timeout, Both(io::stderr(), log_file), Stdio::inherit(), |line| {
+        transcript.read(line, start);
+        rows = rows_of(line, subject).or(rows.take());
+        ControlFlow::Continue(())
+    })?;
+    eprintln!("bench {subject}: {} s", start.elapsed().as_secs());
+    let failure = transcript.failure(&end, timeout);
+    let failure = failure.or_else(|| rows.is_none().then(|| "there are no figures".to_owned()));
+    Ok((rows.unwrap_or_default(), failure))
+}
+
+/// The figures in a line of the console, if that is the one that has them.
+fn rows_of(line: &str, subject: &str) -> Option<Vec<Value>> {
+    let mut line: Value = serde_json::from_str(line.trim()).ok()?;
+    (line.get("name")?.as_str()? == subject).then(|| line.get_mut("rows").map(Value::take))?.and_then(
+        |rows| match rows {
+            Value::Array(rows) => Some(rows),
+            _ => None,
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_one_line_of_the_console() {
+        let line = "{\"name\":\"shape\",\"rows\":[{\"metric\":\"m\",\"value\":1.0}]}\r";
+        assert_eq!(rows_of(line, "shape").unwrap().len(), 1);
+        assert!(rows_of(line, "actuators").is_none());
+        for other in ["", "bench: {}", "{}", "{\"name\":\"shape\"}", "{\"name\":\"shape\",\"rows\":1}"] {
+            assert!(rows_of(other, "shape").is_none(), "{other}");
+        }
     }
 }

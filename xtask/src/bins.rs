@@ -27,7 +27,16 @@ impl BinDir {
 
 /// Builds all binaries of the workspace but this one, which is running.
 pub(crate) fn build() -> Result<BinDir> {
-    let built = executables(&["build", "--workspace", "--exclude", "xtask", "--bins"])?;
+    build_as(&[])
+}
+
+/// Builds them as they are shipped.
+pub(crate) fn build_release() -> Result<BinDir> {
+    build_as(&["--release"])
+}
+
+fn build_as(profile: &[&str]) -> Result<BinDir> {
+    let built = executables(&[&["build", "--workspace", "--exclude", "xtask", "--bins"], profile].concat())?;
     let shaper = find(built, "shaper", false)?;
     let folder = shaper.parent().with_context(|| format!("{} is in no folder", shaper.display()))?;
     let bins = BinDir(folder.to_owned());
@@ -35,17 +44,6 @@ pub(crate) fn build() -> Result<BinDir> {
         bail!("cargo built no binary named {absent} into {}", folder.display());
     }
     Ok(bins)
-}
-
-/// Builds the benchmark and what it starts, as they are shipped.
-pub(crate) fn build_bench() -> Result<BinDir> {
-    let of = ["--package", "shaper-agent", "--package", "shaper-tests"];
-    let bins =
-        ["--bin", "bench", "--bin", "shaper-agent", "--bin", "shaper-launch", "--bin", "shaper-warden"];
-    let built = executables(&[&["build", "--release"], &of[..], &bins[..]].concat())?;
-    let bench = find(built, "bench", false)?;
-    let folder = bench.parent().with_context(|| format!("{} is in no folder", bench.display()))?;
-    Ok(BinDir(folder.to_owned()))
 }
 
 /// Builds the test binary for the VM, `[[test]] name = "vm"` of shaper-tests.

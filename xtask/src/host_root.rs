@@ -85,7 +85,7 @@ pub(crate) fn write(kernel: &Kernel, contents: &Contents, filter: &[String], to:
 fn settings(contents: &Contents, filter: &[String]) -> Result<String> {
     let mut lines = Vec::new();
     let runtimes = runtimes::fetch()?;
-    for path in [&contents.tests, contents.bins.path(), &contents.bpf_object, &runtimes] {
+    for path in [&contents.program, contents.bins.path(), &contents.bpf_object, &runtimes] {
         let path = path.canonicalize().with_context(|| format!("cannot find {}", path.display()))?;
         lines.push(path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?.to_owned());
     }

@@ -16,7 +16,7 @@ use crate::{modules, process};
 const BPF_OBJECT: &str = "/lib/shaper/shaper.bpf.o";
 
 /// Programs of this machine that the tests start beside busybox's applets.
-const TOOLS: [&str; 3] = ["ip", "tc", "mkfs.ext4"];
+const TOOLS: [&str; 4] = ["ip", "tc", "mkfs.ext4", "chrt"];
 
 /// What the tests run as a task.
 const LOAD: &str = "test-load";
@@ -27,7 +27,8 @@ const SHELL: &str = "/bin/sh";
 /// What goes in beside a kernel's modules.
 pub(crate) struct Contents {
     pub(crate) bins: BinDir,
-    pub(crate) tests: PathBuf,
+    /// What PID 1 runs.
+    pub(crate) program: PathBuf,
     pub(crate) bpf_object: PathBuf,
 }
 
@@ -37,11 +38,11 @@ impl Contents {
     }
 }
 
-/// Writes the initramfs that runs the tests on `kernel`.
+/// Writes the initramfs that runs the contents' program on `kernel`.
 pub(crate) fn write(kernel: &Kernel, contents: &Contents, to: &Path) -> Result<()> {
     let mut archive = create(to)?;
     let mut programs =
-        vec![(contents.init(), "/init".to_owned()), (contents.tests.clone(), "/bin/vm".to_owned())];
+        vec![(contents.init(), "/init".to_owned()), (contents.program.clone(), "/bin/vm".to_owned())];
     for name in bins::SHIPPED.into_iter().chain([LOAD]) {
         programs.push((contents.bins.bin(name), format!("/bin/{name}")));
     }

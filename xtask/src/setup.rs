@@ -78,6 +78,7 @@ const REQUIREMENTS: &[Requirement] = &[
     program(Need::Vm, "depmod", "kmod"),
     program(Need::Vm, "xz", "xz-utils"),
     program(Need::Vm, "mkfs.ext4", "e2fsprogs"),
+    program(Need::Vm, "chrt", "util-linux"),
     program(Need::Native, "ip", "iproute2"),
     program(Need::Native, "tc", "iproute2"),
 ];

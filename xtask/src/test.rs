@@ -51,7 +51,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     stages.extend(host_tests(&bpf_object, &bins, &args.nextest)?);
 
     let tests = built(&mut stages, "build VM tests", bins::build_vm_tests)?;
-    let contents = Contents { bins, tests, bpf_object };
+    let contents = Contents { bins, program: tests, bpf_object };
     let job = Job { contents: &contents, profile: Profile::Bare, timeout: vm::DEFAULT_TIMEOUT, filter: &[] };
     let (default, others) = vm::SERIES.split_at(1);
     let mut verdicts = job.run_series(default)?;

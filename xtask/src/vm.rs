@@ -132,7 +132,11 @@ impl fmt::Display for Verdict {
 
 /// Builds what goes into a machine.
 pub(crate) fn contents() -> Result<Contents> {
-    Ok(Contents { bins: bins::build()?, tests: bins::build_vm_tests()?, bpf_object: ebpf::build()?.programs })
+    Ok(Contents {
+        bins: bins::build()?,
+        program: bins::build_vm_tests()?,
+        bpf_object: ebpf::build()?.programs,
+    })
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
@@ -252,7 +256,7 @@ impl Job<'_> {
     }
 }
 
-fn prepare(profile: Profile) -> Result<()> {
+pub(crate) fn prepare(profile: Profile) -> Result<()> {
     setup::ensure(Need::Vm)?;
     setup::ensure(Need::Native)?; // the guest has this machine's ip and tc
     if profile == Profile::Systemd {
@@ -269,7 +273,7 @@ pub(crate) fn is_up(line: &str) -> bool {
 
 /// What the console has told.
 #[derive(Default)]
-struct Transcript {
+pub(crate) struct Transcript {
     /// When PID 1 ran, since the start of QEMU.
     up: Option<Duration>,
     /// The exit code of the tests.
@@ -281,7 +285,7 @@ struct Transcript {
 }
 
 impl Transcript {
-    fn read(&mut self, line: &str, start: Instant) {
+    pub(crate) fn read(&mut self, line: &str, start: Instant) {
         if self.up.is_none() && is_up(line) {
             self.up = Some(start.elapsed());
         } else if let Some((_, found)) = line.split_once(FEATURE) {
@@ -299,12 +303,12 @@ impl Transcript {
     }
 
     /// Why the run is not good, if it is not.
-    fn failure(&self, end: &End, timeout: Duration) -> Option<String> {
+    pub(crate) fn failure(&self, end: &End, timeout: Duration) -> Option<String> {
         match (self.exit, end) {
             _ if self.panic => Some("kernel panic".to_owned()),
             (Some(0), End::Exited(_)) => None,
             (_, End::DeadlinePassed) => Some(format!("not done after {} s", timeout.as_secs())),
-            (Some(code), _) => Some(format!("the tests exited with {code}")),
+            (Some(code), _) => Some(format!("what ran exited with {code}")),
             (None, End::Exited(status)) if !status.success() => Some(format!("QEMU ended with {status}")),
             (None, _) => Some("the machine ended without a verdict".to_owned()),
         }
@@ -312,7 +316,7 @@ impl Transcript {
 }
 
 /// Writes to two places at once.
-struct Both<A, B>(A, B);
+pub(crate) struct Both<A, B>(pub(crate) A, pub(crate) B);
 
 impl<A: Write, B: Write> Write for Both<A, B> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
@@ -362,7 +366,7 @@ mod tests {
     fn everything_else_is_a_failure_with_its_reason() {
         let exited = |code: i32| End::Exited(ExitStatus::from_raw(code << 8));
         let failed = |lines: &[&str], end| failure(lines, end).unwrap();
-        assert_eq!(failed(&["shaper-vm: exit 101"], exited(0)), "the tests exited with 101");
+        assert_eq!(failed(&["shaper-vm: exit 101"], exited(0)), "what ran exited with 101");
         assert_eq!(failed(&[RESULT], exited(0)), "the machine ended without a verdict");
         assert_eq!(failed(&[RESULT], End::DeadlinePassed), "not done after 9 s");
         assert_eq!(failed(&["shaper-vm: exit 0"], End::DeadlinePassed), "not done after 9 s");

@@ -29,12 +29,18 @@ const PROBE: &str = "--probe";
 /// The argument that says how much of a soak the tests are to do.
 const SOAK: &str = "--soak=";
 
+/// The argument that says that `/bin/vm` is not libtest's: all others are its own.
+const BENCH: &str = "--bench";
+
 /// The argument that asks for systemd on the host's root.
 const HOST_ROOT: &str = "--host-root";
 
 /// The argument of the unit that systemd starts there, and where that finds what to run, a line each.
 const SERVICE: &str = "--service";
 const SETTINGS: &str = "/etc/shaper-vm";
+
+/// libtest's: the machine is one.
+const ONE_BY_ONE: &str = "--test-threads=1";
 
 const SYSTEMD: &str = "/usr/lib/systemd/systemd";
 
@@ -108,6 +114,10 @@ fn run() -> Result<i32> {
     install_applets()?;
     say_features()?;
     let mut tests = tests("/bin/vm", "/bin", "/lib/shaper/shaper.bpf.o");
+    if let [BENCH, rest @ ..] = arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        return run_tests(tests.args(rest));
+    }
+    tests.arg(ONE_BY_ONE);
     for argument in &arguments {
         match argument.strip_prefix(SOAK) {
             Some(fraction) => tests.env("SHAPER_SOAK", fraction),
@@ -156,7 +166,8 @@ fn run_as_service() -> Result<i32> {
     else {
         bail!("{SETTINGS} does not name the tests, the binaries, the kernel programs and container runtimes");
     };
-    run_tests(tests(program, binaries, object).env("SHAPER_RUNTIMES", runtimes).args(lines))
+    let mut tests = tests(program, binaries, object);
+    run_tests(tests.env("SHAPER_RUNTIMES", runtimes).arg(ONE_BY_ONE).args(lines))
 }
 
 fn say_up() -> Result<()> {
@@ -214,7 +225,6 @@ fn install_applets() -> Result<()> {
 fn tests(program: &str, binaries: &str, object: &str) -> Command {
     let mut tests = Command::new(program);
     tests
-        .arg("--test-threads=1")
         .current_dir("/tmp")
         .stdin(Stdio::null())
         .env_clear()

@@ -19,6 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::pulse;
 use anyhow::{Context, Result, bail};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -48,7 +49,7 @@ pub(crate) fn run(kind: &str, arguments: &[&str]) -> Result<()> {
         ("spin", []) => serve(|time| Ok(spin(time))),
         ("wake", [micros]) => wake(micros.parse()?),
         ("poll", [directory]) => poll_files(Path::new(directory)),
-        _ => bail!("there is no load {kind} {rest:?}"),
+        _ => pulse::run(kind, &rest),
     }
 }
 
@@ -57,7 +58,7 @@ fn join(group: &Path) -> Result<()> {
     fs::write(&file, "0").with_context(|| format!("cannot write {}", file.display()))
 }
 
-fn pin(cpu: &str) -> Result<()> {
+pub(crate) fn pin(cpu: &str) -> Result<()> {
     let mut cpus = CpuSet::new();
     cpus.set(cpu.parse().with_context(|| format!("--cpu {cpu} is not a number"))?);
     sched_setaffinity(None, &cpus).with_context(|| format!("cannot go to CPU {cpu}"))

@@ -1,19 +1,25 @@
-//! `cargo xtask bench`: what the kernel programs and the agent cost, and how right they are, on this machine. This
-//! file only wires; each subject has its module.
+//! `cargo xtask bench`: what the kernel programs and the agent cost, and how right they are; how exact limits are, and
+//! what loans are worth. This file only wires; each part of a subject has its module.
 #![forbid(unsafe_code)]
 
 mod accuracy;
 mod added;
 mod agent;
+mod budget;
 mod child;
 mod cost;
+mod greedy;
 mod kernel;
 mod ledger;
 mod load;
 mod peer;
+mod pulse;
 mod report;
 mod rig;
 mod scaling;
+mod service;
+mod shares;
+mod site;
 
 use std::{env, process::ExitCode, time::Duration};
 
@@ -33,6 +39,16 @@ struct Plan {
     long_window: Duration,
     /// How long the hog is counted.
     hog: Duration,
+    /// How long weights are measured; limits are a promise over 10 s.
+    weights: Duration,
+    /// Times that a budget is crossed.
+    crossings: u32,
+    /// Rounds of a service with each kind of limit.
+    service_rounds: usize,
+    /// How long a service is measured each time.
+    service: Duration,
+    /// How long tasks that take all they can get are watched.
+    greed: Duration,
 }
 
 const QUICK: Plan = Plan {
@@ -41,6 +57,11 @@ const QUICK: Plan = Plan {
     window: Duration::from_millis(200),
     long_window: Duration::from_secs(5),
     hog: Duration::from_secs(2),
+    weights: Duration::from_secs(4),
+    crossings: 10,
+    service_rounds: 1,
+    service: Duration::from_secs(3),
+    greed: Duration::from_secs(12),
 };
 const FULL: Plan = Plan {
     is_quick: false,
@@ -48,6 +69,11 @@ const FULL: Plan = Plan {
     window: Duration::from_millis(500),
     long_window: Duration::from_secs(15),
     hog: Duration::from_secs(5),
+    weights: Duration::from_secs(10),
+    crossings: 100,
+    service_rounds: 5,
+    service: Duration::from_secs(8),
+    greed: Duration::from_secs(40),
 };
 
 fn main() -> ExitCode {
@@ -65,43 +91,51 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
     match words.as_slice() {
         // What is measured is this program, too.
         ["load", kind, rest @ ..] => load::run(kind, rest).map(|()| ExitCode::SUCCESS),
-        ["measure", options @ ..] => {
+        [name, options @ ..] => {
+            let Some((name, all)) = SUBJECTS.iter().find(|(subject, _)| subject == name) else {
+                bail!("{USAGE}");
+            };
             let (mut plan, mut json, mut parts) = (FULL, false, Vec::new());
             for option in options {
                 match *option {
                     "--json" => json = true,
                     "--quick" => plan = QUICK,
-                    part if PARTS.iter().any(|(name, _)| *name == part) => parts.push(part),
-                    other => bail!("measure has no option {other}"),
+                    part if all.iter().any(|(name, _)| *name == part) => parts.push(part),
+                    other => bail!("{name} has neither option nor part {other}"),
                 }
             }
-            measure(plan, json, &parts)
+            let mut report = Report::new(name)?;
+            for (name, part) in *all {
+                if parts.is_empty() || parts.contains(name) {
+                    part(plan, &mut report)?;
+                }
+            }
+            Ok(report.conclude(json))
         }
-        _ => bail!("usage: bench measure [--json] [--quick] [PART…]"),
+        [] => bail!("{USAGE}"),
     }
 }
+
+const USAGE: &str = "usage: bench measure|actuators|shape [--json] [--quick] [PART…]";
 
 type Part = fn(Plan, &mut Report) -> Result<()>;
 
-const PARTS: [(&str, Part); 6] = [
-    ("cost", cost::measure),
-    ("added", added::measure),
-    ("scaling", scaling::measure),
-    ("agent", agent::measure),
-    ("accuracy", accuracy::measure),
-    ("ledger", ledger::measure),
+const SUBJECTS: [(&str, &[(&str, Part)]); 3] = [
+    (
+        "measure",
+        &[
+            ("cost", cost::measure),
+            ("added", added::measure),
+            ("scaling", scaling::measure),
+            ("agent", agent::measure),
+            ("accuracy", accuracy::measure),
+            ("ledger", ledger::measure),
+        ],
+    ),
+    // On cgroup v2 with the controller for CPU time, so in the VM.
+    ("actuators", &[("shares", shares::measure), ("budget", budget::measure)]),
+    ("shape", &[("service", service::measure), ("greedy", greedy::measure)]),
 ];
-
-/// Measures these parts, or all.
-fn measure(plan: Plan, json: bool, parts: &[&str]) -> Result<ExitCode> {
-    let mut report = Report::new("measure", rig::describe()?);
-    for (name, part) in PARTS {
-        if parts.is_empty() || parts.contains(&name) {
-            part(plan, &mut report)?;
-        }
-    }
-    Ok(report.conclude(json))
-}
 
 fn say(text: &str) {
     eprintln!("bench: {text}");

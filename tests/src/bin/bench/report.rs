@@ -2,7 +2,10 @@
 
 use std::{fmt::Write, process::ExitCode, time::Instant};
 
+use anyhow::Result;
 use serde::Serialize;
+
+use crate::rig;
 
 #[derive(Serialize)]
 struct Row {
@@ -11,20 +14,26 @@ struct Row {
     unit: &'static str,
     goal: String,
     ok: bool,
+    /// The least and the most of what this is the median of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    range: Option<[f64; 2]>,
 }
 
 /// All figures of a run.
 pub(crate) struct Report {
     name: &'static str,
+    /// Where all of it was measured.
+    place: String,
     rig: String,
     start: Instant,
     rows: Vec<Row>,
 }
 
 impl Report {
-    pub(crate) fn new(name: &'static str, rig: String) -> Report {
+    pub(crate) fn new(name: &'static str) -> Result<Report> {
+        let (place, rig) = (rig::place(), rig::describe()?);
         crate::say(&rig);
-        Report { name, rig, start: Instant::now(), rows: Vec::new() }
+        Ok(Report { name, place, rig, start: Instant::now(), rows: Vec::new() })
     }
 
     /// A figure without a goal.
@@ -35,6 +44,25 @@ impl Report {
     /// A figure that is to be at most `goal`.
     pub(crate) fn at_most(&mut self, goal: f64, metric: &str, value: f64, unit: &'static str) {
         self.add(metric, value, unit, format!("<= {goal}"), value <= goal);
+    }
+
+    /// A figure that is to be at least `goal`.
+    pub(crate) fn at_least(&mut self, goal: f64, metric: &str, value: f64, unit: &'static str) {
+        self.add(metric, value, unit, format!(">= {goal}"), value >= goal);
+    }
+
+    /// A figure that is to be at most so far from 0.
+    pub(crate) fn within(&mut self, goal: f64, metric: &str, value: f64, unit: &'static str) {
+        self.add(metric, value, unit, format!("+- {goal}"), value.abs() <= goal);
+    }
+
+    /// Says of the last figure what it is the median of.
+    pub(crate) fn of(&mut self, values: &[f64]) {
+        let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        if let Some(row) = self.rows.last_mut() {
+            row.range = Some([rounded(least), rounded(most)]);
+        }
     }
 
     /// A figure that is to be exactly `goal`.
@@ -48,15 +76,18 @@ impl Report {
     }
 
     fn add(&mut self, metric: &str, value: f64, unit: &'static str, goal: String, ok: bool) {
-        let row =
-            Row { metric: format!("host: {metric}"), value: (value * 1e4).round() / 1e4, unit, goal, ok };
-        crate::say(&line(&row));
+        let metric = format!("{}: {metric}", self.place);
+        let row = Row { metric, value: rounded(value), unit, goal, ok, range: None };
+        // Once it is known to be complete.
+        if let Some(row) = self.rows.last() {
+            crate::say(&line(row));
+        }
         self.rows.push(row);
     }
 
     /// Prints everything.
     pub(crate) fn conclude(self, json: bool) -> ExitCode {
-        let Report { name, rig, start, rows } = self;
+        let Report { name, place: _, rig, start, rows } = self;
         let mut text = format!("\n{rig}\n{:<86} {:>10} {:<9} {:>8}\n", "MEASURED", "", "", "GOAL");
         for row in &rows {
             // Writing to a String does not fail.
@@ -72,9 +103,22 @@ impl Report {
 }
 
 fn line(row: &Row) -> String {
-    let Row { metric, value, unit, goal, ok } = row;
+    let Row { metric, value, unit, goal, ok, range } = row;
     let verdict = if *ok { "" } else { "  MISSED" };
-    format!("{metric:<86} {value:>10.3} {unit:<9} {goal:>8}{verdict}")
+    let range = range.map(|[least, most]| format!("  ({least:.3} to {most:.3})")).unwrap_or_default();
+    format!("{metric:<86} {value:>10.3} {unit:<9} {goal:>8}{range}{verdict}")
+}
+
+fn rounded(value: f64) -> f64 {
+    (value * 1e4).round() / 1e4
+}
+
+/// That which so many thousandths of the values are at most.
+pub(crate) fn quantile(values: &[f64], thousandths: usize) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let index = (sorted.len() * thousandths).div_ceil(1000).max(1) - 1;
+    sorted.get(index).copied().unwrap_or(f64::NAN)
 }
 
 /// The middle one; of an even number, the mean of the two.

@@ -25,6 +25,15 @@ pub(crate) fn cpu() -> usize {
     std::thread::available_parallelism().map_or(0, |cpus| cpus.get() - 1)
 }
 
+/// Where figures are measured: on this host, or in the VM on a series of kernels.
+pub(crate) fn place() -> String {
+    if std::env::var_os("SHAPER_VM").is_none() {
+        return "host".to_owned();
+    }
+    let release = features::release();
+    format!("vm {}", release.splitn(3, '.').take(2).collect::<Vec<_>>().join("."))
+}
+
 /// What a reader of the figures must know about this machine.
 pub(crate) fn describe() -> Result<String> {
     let hierarchies = hierarchies()?;
@@ -33,7 +42,8 @@ pub(crate) fn describe() -> Result<String> {
     let load = fs::read_to_string("/proc/loadavg").context("cannot read /proc/loadavg")?;
     let others = loaded_programs().flatten().filter(|program| program.name_as_str() == Some("sched_switch"));
     Ok(format!(
-        "host: kernel {}, {} CPUs ({}), {} cgroups, load {}, {} sched_switch programs of others",
+        "{}: kernel {}, {} CPUs ({}), {} cgroups, load {}, {} sched_switch programs of others",
+        place(),
         features::release(),
         cpu() + 1,
         model.map_or("unknown", |(_, name)| name),
