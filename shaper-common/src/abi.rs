@@ -158,21 +158,22 @@ pub struct CpuCount {
     pub reserved: [u64; 2],
 }
 
-/// Use of a quota in the window that is open: written by `sched_stat_runtime` on all CPUs.
+/// Use of a quota in its period: written by `sched_stat_runtime` on all CPUs.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Budget {
-    /// CPU time in a window from which on the agent is told, ns; 0: never. Written by the agent.
+    /// CPU time in a period from which on the agent is told, ns; 0: never. Written by the agent.
     pub warn_ns: u64,
-    /// Length of a window, ns. Written by the agent.
-    pub window_ns: u64,
-    /// When the window began, `CLOCK_MONOTONIC` ns.
-    pub start_ns: u64,
-    /// CPU time used in it so far, ns.
+    /// Length of a period, ns. Written by the agent.
+    pub period_ns: u64,
+    /// When the period ends, `CLOCK_MONOTONIC` ns ([`crate::period`]).
+    pub end_ns: u64,
+    /// CPU time used since the quota was filled up the last time: since the period began, or the quota was written, ns.
+    /// The agent sets it to 0 when it has written the quota.
     pub used_ns: u64,
 }
 
-/// `Event::kind`: a slot is about to use up its CPU quota; the value is what it has used in the window, ns.
+/// `Event::kind`: a slot is about to use up its CPU quota; the value is what it has used since that was filled up, ns.
 pub const EVENT_BUDGET: u32 = 1;
 
 /// `Event::kind`: a cgroup that the agent has given a slot was removed; the value is its id.

@@ -11,4 +11,5 @@
 pub mod abi;
 pub mod hist;
 pub mod pace;
+pub mod period;
 pub mod wire;

@@ -31,6 +31,14 @@ offsets! {
     OFF_TASK_EXEC_RUNTIME;
     /// task_struct.se.prev_sum_exec_runtime
     OFF_TASK_EXEC_RUNTIME_BEFORE;
+    /// task_struct.sched_task_group; 0 where it, or one of the three that follow, is not known
+    OFF_TASK_GROUP;
+    /// task_group.parent
+    OFF_TASK_GROUP_PARENT;
+    /// task_group.cfs_bandwidth.quota
+    OFF_TASK_GROUP_QUOTA;
+    /// task_group.cfs_bandwidth.period_timer.node.expires
+    OFF_TASK_GROUP_DUE;
     /// css_set.dfl_cgrp
     OFF_CSS_SET_DFL_CGRP;
     /// cgroup.kn
@@ -179,6 +187,11 @@ impl Cgroup {
     }
 }
 
+/// Groups above a task that are looked at for a quota.
+const GROUPS: u32 = 8;
+/// `RUNTIME_INF`: a group has no quota.
+const UNLIMITED: u64 = u64::MAX;
+
 /// A `struct task_struct`.
 #[derive(Clone, Copy)]
 pub struct Task(*const u8);
@@ -234,6 +247,29 @@ impl Task {
         // SAFETY: a plain word; the verifier knows the type.
         let before: u64 = unsafe { field(self.0, &OFF_TASK_EXEC_RUNTIME_BEFORE) };
         self.runtime().saturating_sub(before)
+    }
+
+    /// When the quota is filled up, `CLOCK_MONOTONIC` ns, of the nearest group above that has one: in the future while that is
+    /// in use.
+    #[inline(always)]
+    pub fn quota_due_ns(self) -> Option<u64> {
+        // SAFETY: plain words; the verifier knows the types. Only the root has no group above.
+        unsafe {
+            if read_volatile(&OFF_TASK_GROUP) == 0 {
+                return None;
+            }
+            let mut group: *const u8 = field(self.0, &OFF_TASK_GROUP);
+            for _ in 0..GROUPS {
+                if group.is_null() {
+                    break;
+                }
+                if field::<u64>(group, &OFF_TASK_GROUP_QUOTA) != UNLIMITED {
+                    return Some(field(group, &OFF_TASK_GROUP_DUE));
+                }
+                group = field(group, &OFF_TASK_GROUP_PARENT);
+            }
+            None
+        }
     }
 
     /// Its cgroups.

@@ -207,6 +207,14 @@ pub const OFFSETS: &[(&str, &str, &[&str])] = &[
     ),
 ];
 
+/// Those by which `programs/cpu.rs` keeps in step with the periods of a quota; all, or none.
+pub const QUOTA_OFFSETS: &[(&str, &str, &[&str])] = &[
+    ("OFF_TASK_GROUP", "task_struct", &["sched_task_group"]),
+    ("OFF_TASK_GROUP_PARENT", "task_group", &["parent"]),
+    ("OFF_TASK_GROUP_QUOTA", "task_group", &["cfs_bandwidth", "quota"]),
+    ("OFF_TASK_GROUP_DUE", "task_group", &["cfs_bandwidth", "period_timer", "node", "expires"]),
+];
+
 /// Those of `programs/io.rs`: a kernel without block IO accounting by cgroup lacks some.
 pub const IO_OFFSETS: &[(&str, &str, &[&str])] = &[
     ("OFF_REQUEST_BIO", "request", &["bio"]),
@@ -230,7 +238,7 @@ mod tests {
     #[test]
     fn the_running_kernel_has_every_field_that_the_programs_read() {
         let btf = Btf::of_kernel().expect("this kernel has BTF");
-        for (global, name, path) in OFFSETS.iter().chain(IO_OFFSETS) {
+        for (global, name, path) in OFFSETS.iter().chain(QUOTA_OFFSETS).chain(IO_OFFSETS) {
             btf.offset_of(name, path).unwrap_or_else(|error| panic!("{global}: {error}"));
         }
         assert!(btf.size_of("task_struct").unwrap() > 1000);

@@ -170,7 +170,7 @@ impl Books {
                 if is_grant {
                     self.leases.set_lent(quota.key, false);
                 }
-                self.watch.warn_at(quota.key, warn_ns(quota.quota.0 * 1000));
+                self.watch.filled_up(quota.key, warn_ns(quota.quota.0 * 1000));
                 true
             }
             Err(error) => {

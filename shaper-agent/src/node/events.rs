@@ -21,10 +21,9 @@ use crate::{
     kernel::{bpf, cgroup::cpu::CpuMax, mapped::monotonic_ns},
     launch,
     meter::{Alarms, Ring},
-    waiter::Waiter,
+    waiter::{self, Waiter},
 };
 
-/// A window of the warning is as long as the period of a quota.
 const PERIOD_NS: u64 = CpuMax::PERIOD.0 * 1000;
 /// The kernel charges CPU time at ticks, and a tick is 4 ms on most kernels: the warning comes two of them before
 /// the quota is used up, where that leaves half of it.
@@ -53,6 +52,12 @@ fn follow(
     lending: Option<&Lending>,
 ) -> io::Result<()> {
     let fd = ring.as_fd().try_clone_to_owned()?;
+    if lending.is_some()
+        && let Err(error) = waiter::run_first()
+    {
+        // Not privileged for that, or in a group without real time (CONFIG_RT_GROUP_SCHED).
+        tracing::info!(%error, "loans of CPU time may come a tick late");
+    }
     loop {
         let mut ready = [PollFd::new(&fd, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
         match poll(&mut ready, None) {

@@ -18,8 +18,8 @@ struct Task {
     left: u64,
     /// When its periods begin, ms.
     phase: u64,
-    window_start: u64,
-    window_used: u64,
+    /// What it used since that was filled up.
+    used_of_it: u64,
     used: Vec<u64>,
     total: u64,
     stopped: u64,
@@ -29,13 +29,13 @@ struct Task {
 
 impl Task {
     fn new(quota: u64, saving: u64, phase: u64, wants: Vec<u64>) -> Task {
-        let (left, window_start) = (quota, 0);
-        let (window_used, used, total, stopped) = (0, Vec::new(), 0, 0);
-        Task { quota, saving, left, phase, window_start, window_used, used, total, stopped, wants }
+        let (used_of_it, used, total, stopped) = (0, Vec::new(), 0, 0);
+        Task { quota, saving, left: quota, phase, used_of_it, used, total, stopped, wants }
     }
 
     fn refill(&mut self) {
         self.left = (self.left + self.quota).min(self.quota + self.saving);
+        self.used_of_it = 0;
     }
 
     /// As the agent writes it: what may be saved is lowered before the quota, and raised after it, each a write.
@@ -65,13 +65,10 @@ impl Task {
         self.left -= used;
         self.used.push(used);
         self.total += used;
-        if now - self.window_start >= PERIOD_MS {
-            (self.window_start, self.window_used) = (now, 0);
-        }
         let warn = self.quota.saturating_sub(TICKS_MS * MS).max(self.quota / 2);
-        let before = self.window_used;
-        self.window_used += used;
-        before < warn && self.window_used >= warn
+        let before = self.used_of_it;
+        self.used_of_it += used;
+        before < warn && self.used_of_it >= warn
     }
 
     /// The most that was used in any window of 10 s.

@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use shaper_common::{
     abi::{Control, CpuState, EVENT_BUDGET, Event, SLOT_AGENT, SLOT_NOBODY},
-    hist,
+    hist, period,
 };
 
 use crate::{
@@ -141,12 +141,14 @@ pub fn sched_stat_runtime(ctx: BtfTracePointContext) -> i32 {
             return 0;
         }
         let now = bpf_ktime_get_ns();
-        let start = atomic::load(&raw const (*budget).start_ns);
-        let window = atomic::load(&raw const (*budget).window_ns);
-        if now.saturating_sub(start) >= window
-            && atomic::compare_exchange(&raw mut (*budget).start_ns, start, now)
-        {
-            atomic::swap(&raw mut (*budget).used_ns, 0);
+        let end = atomic::load(&raw const (*budget).end_ns);
+        if now >= end {
+            // In step with the kernel's own periods: what is used in one of them must not fall into two of ours.
+            let due = task.quota_due_ns().unwrap_or(now);
+            let next = period::end(due, atomic::load(&raw const (*budget).period_ns), now);
+            if atomic::compare_exchange(&raw mut (*budget).end_ns, end, next) {
+                atomic::swap(&raw mut (*budget).used_ns, 0);
+            }
         }
         let before = atomic::fetch_add(&raw mut (*budget).used_ns, ran);
         // Of all that add, one crosses the line.

@@ -20,11 +20,17 @@ use std::{
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::net::sockopt;
+use rustix::thread::{CpuSet, sched_setaffinity};
 
 const USAGE: &str = "\
 usage: test-load spin                 uses one CPU
+       test-load pinned CPUS          uses each of these CPUs, 0,1, with a thread that stays there
        test-load once PATH spin THREADS
                                       uses that many CPUs, but only once PATH is there
+       test-load straddle LOG MS TIMES
+                                      finds out when the periods of its CPU quota end, by being stopped; notes that in LOG;
+                                      then computes for that long around the end of a period, half of it before, that often;
+                                      notes in LOG that it did, and stays
        test-load fork                 starts processes that end at once, one after the other
        test-load send ADDRESS FLOWS   sends zeros on that many connections
        test-load datagrams ADDRESS COUNT BYTES TOS
@@ -59,6 +65,14 @@ fn main() -> ExitCode {
         ["once", path, "spin", threads] => match threads.parse::<usize>() {
             Ok(threads) if threads > 0 => once(Path::new(path)).and_then(|()| spin_on(threads)),
             _ => return usage(),
+        },
+        ["straddle", log, millis, times] => match (millis.parse(), times.parse()) {
+            (Ok(millis), Ok(times)) => straddle(log, Duration::from_millis(millis), times),
+            _ => return usage(),
+        },
+        ["pinned", cpus] => match cpus.split(',').map(str::parse).collect::<Result<Vec<usize>, _>>() {
+            Ok(cpus) => pinned(&cpus),
+            Err(_) => return usage(),
         },
         ["fork"] => fork(),
         ["send", address, flows] => match (address.parse(), flows.parse()) {
@@ -125,6 +139,58 @@ fn spin_on(threads: usize) -> io::Result<ExitCode> {
         thread::spawn(spin);
     }
     spin()
+}
+
+/// The period of a CPU quota.
+const PERIOD: Duration = Duration::from_millis(100);
+
+fn straddle(log: &str, length: Duration, times: u32) -> io::Result<ExitCode> {
+    let is_in = |time: Duration| move |start: Instant| start.elapsed() < time;
+    let compute = |goes_on: &dyn Fn(Instant) -> bool| {
+        let start = Instant::now();
+        // When it went on after it had been stopped for the longest time.
+        let (mut last, mut longest, mut went_on) = (start, Duration::ZERO, start);
+        while goes_on(start) {
+            let now = Instant::now();
+            if now - last > longest {
+                (longest, went_on) = (now - last, now);
+            }
+            last = now;
+        }
+        went_on
+    };
+    let end = compute(&is_in(20 * PERIOD));
+    note(log, "found")?;
+    for number in 0..times {
+        // Not each period: what was saved is nothing by then, and what was used is paid.
+        let due = end + PERIOD * (45 + 5 * number) - length / 2;
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+        compute(&is_in(length));
+    }
+    note(log, "did")?;
+    loop {
+        thread::park();
+    }
+}
+
+/// Ends when the first of the threads does.
+fn pinned(cpus: &[usize]) -> io::Result<ExitCode> {
+    let (failed, failures) = std::sync::mpsc::channel();
+    for &cpu in cpus {
+        let failed = failed.clone();
+        thread::spawn(move || {
+            let mut there = CpuSet::new();
+            there.set(cpu);
+            let error = match sched_setaffinity(None, &there) {
+                Ok(()) => spin().err(),
+                Err(error) => Some(error.into()),
+            };
+            // The first to fail is heard; nobody waits for the others.
+            let _ = failed.send(error.unwrap_or_else(|| io::ErrorKind::Other.into()));
+        });
+    }
+    drop(failed);
+    Err(failures.recv().unwrap_or_else(|_| io::ErrorKind::InvalidInput.into()))
 }
 
 fn fork() -> io::Result<ExitCode> {

@@ -70,7 +70,7 @@ fn the_kernel_programs_have_the_layout_of_the_agents_structs() {
         }
     );
     assert_same_layout!(btf, Histogram { counts });
-    assert_same_layout!(btf, Budget { warn_ns, window_ns, start_ns, used_ns });
+    assert_same_layout!(btf, Budget { warn_ns, period_ns, end_ns, used_ns });
     assert_same_layout!(btf, Event { at_ns, value, kind, slot });
     assert_same_layout!(btf, IoKey { slot, device, direction });
     assert_same_layout!(btf, IoStat { latency, bytes, operations, latency_ns, untimed });

@@ -1,11 +1,15 @@
 //! CPU time that is lent, and that it is taken back whatever becomes of the agent.
 
-use std::time::Duration;
+use std::{
+    fs::{self, File, Permissions},
+    os::unix::fs::PermissionsExt,
+    time::Duration,
+};
 
 use shaper_tests::{
     agent::{Agent, Options},
     burst::Burster,
-    time::{eventually, happens},
+    time::{Window, eventually, happens},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -33,6 +37,28 @@ fn a_hog_that_has_not_rested_is_lent_nothing() {
     eventually("it was warned of", || agent.shaper().usage_of("hog").quota_warnings > 20);
     let usage = agent.shaper().usage_of("hog");
     assert_eq!(usage.cpu.loans, 0, "{usage:?}");
+}
+
+#[test]
+fn what_is_used_on_both_sides_of_a_periods_end_is_not_one_use() {
+    const TIMES: u64 = 20;
+    let agent = Options::default().with(&["--cpu-burst-pool", "off"]).start();
+    let log = agent.directory().join("log");
+    File::create(&log).and_then(|log| log.set_permissions(Permissions::from_mode(0o666))).unwrap();
+    let path = log.display().to_string();
+    // It is warned of 42 ms in a period. There is 30 on each side.
+    agent.run("task", &["--cpu", "0.5"], &["straddle", &path, "60", &TIMES.to_string()]);
+    let noted = |what: &str| fs::read_to_string(&log).is_ok_and(|log| log.contains(what));
+    let warnings = || agent.shaper().usage_of("task").quota_warnings;
+    eventually("it knows when its periods end", || noted("found"));
+    Window::pass(2 * SECOND);
+    let before = warnings();
+    assert!(before > 0, "it was never warned of");
+    eventually("it did", || noted("did"));
+    Window::pass(2 * SECOND);
+    let after = warnings();
+    // Other work of this machine may delay one or the other.
+    assert!(after - before <= TIMES / 5, "{} warnings of {TIMES}", after - before);
 }
 
 #[test]

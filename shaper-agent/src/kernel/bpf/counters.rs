@@ -85,9 +85,11 @@ impl QuotaWatch {
         cpu_time(&self.cpu_state, &self.cpu_stat, self.cpus, self.slots, slot).1
     }
 
-    /// Moves the line at which a slot that is watched is warned of.
-    pub fn warn_at(&self, slot: u32, used_ns: u64) {
-        self.budget.word(slot as usize, offset_of!(Budget, warn_ns)).store(used_ns, SeqCst);
+    /// The quota of a slot that is watched was written, by which the kernel has filled it up: warns of so much used since then.
+    pub fn filled_up(&self, slot: u32, warn_ns: u64) {
+        let word = |offset| self.budget.word(slot as usize, offset);
+        word(offset_of!(Budget, warn_ns)).store(warn_ns, SeqCst);
+        word(offset_of!(Budget, used_ns)).store(0, SeqCst);
     }
 }
 
@@ -244,9 +246,9 @@ impl Bpf {
 
     /// The agent's words of a budget; a window begins with the next tick.
     pub(super) fn write_budget(&self, slot: u32, limit: Option<(u64, u64)>) {
-        let (warn, window) = limit.unwrap_or((0, 0));
+        let (warn, period) = limit.unwrap_or((0, 0));
         let word = |offset| self.budget.word(slot as usize, offset);
-        word(offset_of!(Budget, window_ns)).store(window, SeqCst);
+        word(offset_of!(Budget, period_ns)).store(period, SeqCst);
         word(offset_of!(Budget, warn_ns)).store(warn, SeqCst);
     }
 

@@ -35,7 +35,7 @@ use shaper_core::units::BitsPerSec;
 use crate::launch::chain;
 
 use super::{
-    btf::{Btf, BtfError, IO_OFFSETS, OFFSETS},
+    btf::{Btf, BtfError, IO_OFFSETS, OFFSETS, QUOTA_OFFSETS},
     mapped::{Mapped, monotonic_ns},
     netns,
     pace_table::PaceTable,
@@ -311,6 +311,19 @@ impl Bpf {
         let mut offsets = Vec::new();
         for (global, name, path) in OFFSETS {
             offsets.push((*global, kernel_btf.offset_of(name, path)?));
+        }
+        let of_quotas: Result<Vec<_>, _> = QUOTA_OFFSETS
+            .iter()
+            .map(|(global, name, path)| Ok((*global, kernel_btf.offset_of(name, path)?)))
+            .collect();
+        match of_quotas {
+            Ok(found) => offsets.extend(found),
+            Err::<_, BtfError>(error) => {
+                tracing::warn!(
+                    error = chain(&error),
+                    "warnings of CPU quotas are not in step with their periods: some come late"
+                );
+            }
         }
         for (global, name, path) in IO_OFFSETS {
             match kernel_btf.offset_of(name, path) {
@@ -593,7 +606,7 @@ impl Bpf {
         .map_err(BpfError::Walk)
     }
 
-    /// Asks to be told when a slot has used `warn_ns` of CPU time in `window_ns`, or no longer. The program that
+    /// Asks to be told when a slot has used so much CPU time in a period of so much, ns, or no longer. The program that
     /// tells runs at each tick of every task, so it is attached only while somebody asks.
     pub fn watch_budget(&mut self, slot: u32, limit: Option<(u64, u64)>) -> Result<(), BpfError> {
         self.write_budget(slot, limit);
