@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use shaper_tests::{
     agent::Agent,
+    assert_close,
     burst::Burster,
     cgroup::{cpu_time, read},
     time::{Window, eventually, monotonic_ns},
@@ -99,6 +100,48 @@ fn loans_stay_within_the_pool_and_a_neighbour_keeps_what_it_has() {
     );
     assert!(burster.loans(&agent) > 0, "it was lent nothing");
     assert!(beside >= 0.97 * alone, "{beside:.3} cores beside the loans, {alone:.3} without");
+}
+
+/// Cores that cgroups use over 10 s, for which limits are promises.
+fn cores_over_ten_seconds(groups: &[&str]) -> Vec<f64> {
+    // Readings that fall into one instant: this machine may be held up between them.
+    let read = || loop {
+        let before = monotonic_ns();
+        let used: Vec<Duration> = groups.iter().map(cpu_time).collect();
+        if monotonic_ns() - before < 5_000_000 {
+            break (before, used);
+        }
+    };
+    let (from, before) = read();
+    Window::pass(10 * SECOND);
+    let (to, after) = read();
+    let used = after.iter().zip(before).map(|(after, before)| (*after - before).as_nanos() as f64);
+    used.map(|used| used / (to - from) as f64).collect()
+}
+
+#[test]
+fn a_hog_has_its_limit_within_two_percent_over_ten_seconds() {
+    let agent = Agent::start();
+    let task = agent.run("hog", &[], &["pinned", "1"]);
+    for milli in [50, 300, 700] {
+        agent.shaper().set("hog", &["--cpu", &format!("{milli}m")]);
+        // What it may owe is paid by then.
+        Window::pass(SECOND);
+        let cores = cores_over_ten_seconds(&[&task.cgroup])[0];
+        assert_close(&format!("cores at a limit of {milli}m"), cores, f64::from(milli) / 1000.0, 2.0);
+    }
+}
+
+#[test]
+fn hogs_divide_the_cpus_by_their_weights_within_three_percent() {
+    let agent = Agent::start();
+    let start = |id: &str, weight: &str| agent.run(id, &["--cpu-weight", weight], &["pinned", "0,1"]);
+    let tasks = [start("more", "300"), start("less", "100")];
+    Window::pass(SECOND);
+    let cores = cores_over_ten_seconds(&[&tasks[0].cgroup, &tasks[1].cgroup]);
+    let all: f64 = cores.iter().sum();
+    assert_close("part of the weight 300", cores[0] / all, 0.75, 3.0);
+    assert_close("part of the weight 100", cores[1] / all, 0.25, 3.0);
 }
 
 #[test]

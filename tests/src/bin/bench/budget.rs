@@ -5,10 +5,9 @@
 //! other keeps from the CPU. What the agent says of itself stands beside that: from the program's event, at the tick after
 //! the crossing, to its own reading back.
 //!
-//! The machine has one CPU for that. QEMU runs CPUs whose clock counts instructions by turns on one thread, and lets go of
-//! one only when its next timer is due: a process that is woken on another CPU would begin up to a tick later, each time.
+//! The machine has one CPU for that ([`OneCpu`]).
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rustix::time::{ClockId, clock_getres};
@@ -18,7 +17,7 @@ use crate::{
     Plan,
     pulse::{self, Record},
     report::{Report, quantile},
-    site::Site,
+    site::{OneCpu, Site},
 };
 
 /// Limit of the task, and the same as a quota, µs in a period.
@@ -26,6 +25,8 @@ const LIMIT: &str = "0.5";
 const GRANT_US: u64 = 50_000;
 /// What it uses each time it works: more than its quota.
 const ALL_US: u64 = 60_000;
+/// More than the hog's, so that it can use up its quota beside it.
+const WEIGHT: &str = "1000";
 /// Nothing is lent before a task has rested for a window.
 const EARNED: Duration = Duration::from_secs(11);
 const CONTENDED_GOAL_MS: f64 = 30.0;
@@ -42,26 +43,6 @@ pub(crate) fn measure(plan: Plan, report: &mut Report) -> Result<()> {
     crossings(plan, report, "beside a hog", true, CONTENDED_GOAL_MS, tick_ms)
 }
 
-/// While this lives, the machine has its first CPU only.
-struct OneCpu;
-
-impl OneCpu {
-    const SWITCH: &str = "/sys/devices/system/cpu/cpu1/online";
-
-    fn begin() -> Result<OneCpu> {
-        fs::write(OneCpu::SWITCH, "0").with_context(|| format!("cannot write 0 to {}", OneCpu::SWITCH))?;
-        Ok(OneCpu)
-    }
-}
-
-impl Drop for OneCpu {
-    fn drop(&mut self) {
-        if let Err(error) = fs::write(OneCpu::SWITCH, "1") {
-            crate::say(&format!("cannot write 1 to {}: {error}", OneCpu::SWITCH));
-        }
-    }
-}
-
 fn crossings(
     plan: Plan,
     report: &mut Report,
@@ -75,7 +56,8 @@ fn crossings(
     // Where the agent has itself warned, on a kernel of 250 ticks a second.
     let budget_us = GRANT_US - (2.0 * tick_ms * 1000.0) as u64;
     let (file, budget, all) = (worked.display().to_string(), budget_us.to_string(), ALL_US.to_string());
-    let task = site.run("service", &["--cpu", LIMIT], &["cross", &file, &budget, &all]);
+    let task =
+        site.run("service", &["--cpu", LIMIT, "--cpu-weight", WEIGHT], &["cross", &file, &budget, &all]);
     let _observer = site.observe(task.cgroup.as_ref(), &written)?;
     Window::pass(EARNED);
     if is_contended {

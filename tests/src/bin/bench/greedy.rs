@@ -24,7 +24,7 @@ const CEILINGS: [f64; 2] = [0.3, 0.45];
 const PROMISED: f64 = 0.5;
 const LOOK: Duration = Duration::from_millis(10);
 /// Long enough to be lent something.
-const RESTED: Duration = Duration::from_secs(6);
+const RESTED: Duration = Duration::from_secs(4);
 /// Milliseconds.
 const BACK_GOAL: f64 = 2000.0;
 

@@ -60,8 +60,8 @@ const QUICK: Plan = Plan {
     weights: Duration::from_secs(4),
     crossings: 10,
     service_rounds: 1,
-    service: Duration::from_secs(3),
-    greed: Duration::from_secs(12),
+    service: Duration::from_secs(2),
+    greed: Duration::from_secs(11),
 };
 const FULL: Plan = Plan {
     is_quick: false,

@@ -205,16 +205,36 @@ impl Charged {
     }
 }
 
-/// Again and again rests for most of a second, then computes until it has used `all` µs of CPU time. Notes when it began and
-/// when it had used `budget` µs since.
+/// The period of a CPU quota.
+const PERIOD_NS: u64 = 100_000_000;
+
+/// Computes for two seconds, and returns when it went on after it had stood still for the longest time: when a period of its
+/// quota began, if nothing else keeps it from the CPU.
+fn begin_of_a_period() -> u64 {
+    let begin = monotonic_ns();
+    let (mut seen, mut longest, mut went_on) = (begin, 0, begin);
+    while seen - begin < 20 * PERIOD_NS {
+        let now = monotonic_ns();
+        if now - seen > longest {
+            (longest, went_on) = (now - seen, now);
+        }
+        seen = now;
+    }
+    went_on
+}
+
+/// Again and again rests for most of a second, then computes until it has used `all` µs of CPU time, from the first third of
+/// a period of its quota on. Notes when it began and when it had used `budget` µs since.
 fn cross(file: &Path, budget: u64, all: u64) -> Result<()> {
     /// Between two looks at the clock there is more only if something else had the CPU, or the whole machine stood.
     const GAP_NS: u64 = 100_000;
     let (budget, all) = (budget * 1000, all * 1000);
     let (records, charged) = (Records::open(file)?, Charged::of_this_thread()?);
+    let first = begin_of_a_period();
     for number in 0u64.. {
-        // At all places of a period, and of a tick.
-        thread::sleep(Duration::from_micros(700_000 + number * 37_411 % 300_000));
+        // At all places of a tick.
+        let due = first + (30 + 8 * number) * PERIOD_NS + 1_000_000 + number * 7_411_000 % 25_000_000;
+        thread::sleep(Duration::from_nanos(due.saturating_sub(monotonic_ns())));
         let began = monotonic_ns();
         let (base, mut times) = charged.read()?;
         let (mut used, mut seen, mut crossed) = (0, began, None);

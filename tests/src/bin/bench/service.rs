@@ -26,12 +26,13 @@ const GRANT_US: u64 = 30_000;
 /// What the neighbour was promised, and the same in a period, µs. It takes all of it.
 const PROMISED: f64 = 0.5;
 const PROMISED_US: u64 = 50_000;
-/// Of its CPUs a node lends at most this, less what others were promised: what it has beyond that, it keeps.
+/// Of its CPUs the node lends at most this, less what others were promised.
 const LENDABLE: f64 = 0.95;
 /// Nothing is lent before a task has rested for a window.
 const EARNED: Duration = Duration::from_secs(11);
 const SETTLED: Duration = Duration::from_secs(1);
-/// As one that somebody waits for has: with the weight of the hogs it waits for them most of the time, whatever its limit.
+/// Of the service, ten times that of the others: with the same as they have it would wait for them most of the time, whatever
+/// its limit.
 const WEIGHT: &str = "1000";
 const LOOK: Duration = Duration::from_millis(20);
 

@@ -1,6 +1,7 @@
 //! A node for a benchmark: the agent as it is shipped, with tasks whose commands are loads of this program.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -86,6 +87,28 @@ impl Drop for Observer {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// While this lives, the machine has its first CPU only. QEMU runs CPUs whose clock counts instructions by turns on one
+/// thread, and lets go of one only when its next timer is due, up to a tick later: so late begins a process that is woken on
+/// another CPU, and so long each CPU stands still whenever both work.
+pub(crate) struct OneCpu;
+
+impl OneCpu {
+    const SWITCH: &str = "/sys/devices/system/cpu/cpu1/online";
+
+    pub(crate) fn begin() -> Result<OneCpu> {
+        fs::write(OneCpu::SWITCH, "0").with_context(|| format!("cannot write 0 to {}", OneCpu::SWITCH))?;
+        Ok(OneCpu)
+    }
+}
+
+impl Drop for OneCpu {
+    fn drop(&mut self) {
+        if let Err(error) = fs::write(OneCpu::SWITCH, "1") {
+            crate::say(&format!("cannot write 1 to {}: {error}", OneCpu::SWITCH));
+        }
     }
 }
 
