@@ -4,6 +4,7 @@
 
 pub mod actor;
 pub mod actuate;
+pub mod calibrate;
 pub mod config;
 pub mod durable;
 pub mod ground;

@@ -9,6 +9,7 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use shaper_agent::{
     actor::{self, Handle},
+    calibrate,
     config::{Config, OnExit, Options},
     kernel::features,
     launch,
@@ -40,6 +41,9 @@ enum Command {
     /// Without a running agent: what this kernel has of what shaper uses, a line each: feature, tab, yes, no or
     /// unusable, tab, why
     Probe,
+    /// With or without a running agent: measures what a block device can do, and has the kernel divide it by weight
+    /// (io.cost). It only reads, unless it is told where it may write
+    Calibrate(Box<calibrate::Options>),
     /// Without a running agent: lifts every limit and removes all that an agent made in the kernel
     Release(Box<Release>),
 }
@@ -64,6 +68,7 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         None => serve(arguments.options),
         Some(Command::Probe) => probe(),
+        Some(Command::Calibrate(options)) => calibrate(&options),
         Some(Command::Release(release)) => release_all(release.options),
     };
     match result {
@@ -90,6 +95,12 @@ fn probe() -> Result<(), Error> {
         };
         writeln!(stdout, "{}\t{state}\t{why}", rung.feature)?;
     }
+    Ok(())
+}
+
+fn calibrate(options: &calibrate::Options) -> Result<(), Error> {
+    let done = calibrate::run(options, &mut |what| eprintln!("shaper-agent: {what}"))?;
+    print!("{done}");
     Ok(())
 }
 

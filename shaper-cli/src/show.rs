@@ -5,7 +5,7 @@ use std::fmt;
 use shaper_core::{
     limits::{Limit, Limits},
     task::{Enforcement, ExitStatus, Owner, Phase, TaskStatus},
-    units::{BitsPerSec, Bytes, Millicores},
+    units::{BitsPerSec, Bytes, Millicores, Weight},
 };
 
 use crate::{cluster::ClusterPhase, users};
@@ -81,6 +81,8 @@ pub(crate) mod resource {
     pub(crate) const MEMORY: &str = "memory";
     pub(crate) const NET_EGRESS: &str = "net_egress";
     pub(crate) const STORAGE_IO: &str = "storage_io";
+    pub(crate) const STORAGE_IO_WEIGHT: &str = "storage_io_weight";
+    pub(crate) const STORAGE_IO_LATENCY: &str = "storage_io_latency";
 }
 
 /// One limit of a task, by the name of its resource in [`Enforcement`].
@@ -90,15 +92,19 @@ pub(crate) struct NamedLimit {
 }
 
 /// Every limit there is, with or without a ceiling.
-pub(crate) fn limits(limits: &Limits) -> [NamedLimit; 5] {
-    let Limits { cpu, cpu_weight, memory, net_egress, storage_io } = limits;
-    let cpu_weight = cpu_weight.map_or_else(|| "as found".into(), |weight| weight.to_string());
+pub(crate) fn limits(limits: &Limits) -> [NamedLimit; 7] {
+    let Limits { cpu, cpu_weight, memory, net_egress, storage_io, storage_io_weight, storage_io_latency } =
+        limits;
+    let weight =
+        |weight: &Option<Weight>| weight.as_ref().map_or_else(|| "as found".into(), ToString::to_string);
     [
         NamedLimit { resource: resource::CPU, limit: cpu.to_string() },
-        NamedLimit { resource: resource::CPU_WEIGHT, limit: cpu_weight },
+        NamedLimit { resource: resource::CPU_WEIGHT, limit: weight(cpu_weight) },
         NamedLimit { resource: resource::MEMORY, limit: memory.to_string() },
         NamedLimit { resource: resource::NET_EGRESS, limit: net_egress.to_string() },
         NamedLimit { resource: resource::STORAGE_IO, limit: storage_io.to_string() },
+        NamedLimit { resource: resource::STORAGE_IO_WEIGHT, limit: weight(storage_io_weight) },
+        NamedLimit { resource: resource::STORAGE_IO_LATENCY, limit: storage_io_latency.to_string() },
     ]
 }
 
@@ -107,7 +113,16 @@ pub(crate) fn enforcement<'a>(
     task: &'a TaskStatus,
     resource: &'a str,
 ) -> impl Iterator<Item = &'a Enforcement> {
-    task.enforcement.iter().filter(move |enforcement| enforcement.resource == resource)
+    task.enforcement.iter().filter(move |enforcement| {
+        let found = enforcement.resource.as_str();
+        found == resource
+            || (resource == resource::STORAGE_IO_WEIGHT && matches!(found, "io_weight" | "io_bfq_weight"))
+    })
+}
+
+/// What holds the block IO of a task, device by device: its ceiling, or others' promises.
+pub(crate) fn io_of_devices(task: &TaskStatus) -> impl Iterator<Item = &Enforcement> {
+    task.enforcement.iter().filter(|enforcement| enforcement.resource.starts_with("io_max:"))
 }
 
 #[cfg(test)]

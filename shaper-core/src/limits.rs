@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::units::{BitsPerSec, Bytes, Iops, Millicores, Weight};
+use crate::units::{BitsPerSec, Bytes, Iops, Micros, Millicores, Weight};
 
 /// A ceiling, or none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +61,13 @@ pub struct Limits {
     /// Operations on block devices: reads and writes, of all devices together (`io.max`).
     #[serde(default)]
     pub storage_io: Limit<Iops>,
+    /// Share of contended block devices (`io.weight`); `None` leaves it as it was found.
+    #[serde(default)]
+    pub storage_io_weight: Option<Weight>,
+    /// What the 99th percentile of its block IO's latency is promised to be, on each device; others are held back
+    /// for it.
+    #[serde(default)]
+    pub storage_io_latency: Limit<Micros>,
 }
 
 /// A change of some limits: what is `None` stays.
@@ -78,6 +85,12 @@ pub struct LimitsChange {
     /// New limit of block IO.
     #[serde(default)]
     pub storage_io: Option<Limit<Iops>>,
+    /// New weight of block IO.
+    #[serde(default)]
+    pub storage_io_weight: Option<Weight>,
+    /// New promise of a latency.
+    #[serde(default)]
+    pub storage_io_latency: Option<Limit<Micros>>,
 }
 
 impl LimitsChange {
@@ -97,6 +110,8 @@ impl Limits {
             memory: change.memory.unwrap_or(self.memory),
             net_egress: change.net_egress.unwrap_or(self.net_egress),
             storage_io: change.storage_io.unwrap_or(self.storage_io),
+            storage_io_weight: change.storage_io_weight.or(self.storage_io_weight),
+            storage_io_latency: change.storage_io_latency.unwrap_or(self.storage_io_latency),
         }
     }
 
@@ -111,6 +126,8 @@ impl Limits {
             memory: set(self.memory),
             net_egress: set(self.net_egress),
             storage_io: set(self.storage_io),
+            storage_io_weight: self.storage_io_weight,
+            storage_io_latency: set(self.storage_io_latency),
         }
     }
 }

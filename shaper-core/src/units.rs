@@ -213,6 +213,36 @@ impl Iops {
     }
 }
 
+impl Micros {
+    /// The shortest latency of block IO that can be promised: less says more of the CPU than of the device.
+    pub const LATENCY_MIN: Micros = Micros(100);
+    /// The longest: what is above, the histograms do not tell apart.
+    pub const LATENCY_MAX: Micros = Micros(500_000);
+
+    /// Reads a latency: `5ms`, `1.5ms`, `500us`, `0.25s`.
+    pub fn parse_latency(input: &str) -> Result<Micros, ParseQuantityError> {
+        const EXPECTED: &str = "a latency, such as 5ms, 1.5ms or 500us, from 100us to 500ms";
+        let error = || ParseQuantityError { input: input.into(), expected: EXPECTED };
+        const SUFFIXES: [(&str, u64); 4] = [("ms", 1_000), ("us", 1), ("µs", 1), ("s", 1_000_000)];
+        let text = input.trim();
+        let found = SUFFIXES.iter().find_map(|(suffix, unit)| Some((text.strip_suffix(suffix)?, *unit)));
+        let (number, unit) = found.ok_or_else(error)?;
+        let micros = scaled(number, unit, 6).map(Micros);
+        micros.filter(|it| (Self::LATENCY_MIN..=Self::LATENCY_MAX).contains(it)).ok_or_else(error)
+    }
+}
+
+impl fmt::Display for Micros {
+    /// `250 µs`, `5 ms`, `12.345 ms`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 < 1000 {
+            return f.pad(&format!("{} µs", self.0));
+        }
+        let millis = format!("{}.{:03}", self.0 / 1000, self.0 % 1000);
+        f.pad(&format!("{} ms", millis.trim_end_matches('0').trim_end_matches('.')))
+    }
+}
+
 impl fmt::Display for Bytes {
     /// The largest binary unit that leaves a value of at least 1, with one decimal where it matters.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -288,6 +318,25 @@ mod tests {
             assert!(BitsPerSec::parse(bad).is_err(), "{bad}");
         }
         assert_eq!(BitsPerSec(12_500_000).to_string(), "12.5 Mbit/s");
+    }
+
+    #[test]
+    fn latencies() {
+        for (text, micros, shown) in [
+            ("5ms", 5000, "5 ms"),
+            (" 1.5 ms", 1500, "1.5 ms"),
+            ("250us", 250, "250 µs"),
+            ("250µs", 250, "250 µs"),
+            ("0.25s", 250_000, "250 ms"),
+            ("12.345ms", 12_345, "12.345 ms"),
+        ] {
+            assert_eq!(Micros::parse_latency(text), Ok(Micros(micros)), "{text}");
+            assert_eq!(Micros(micros).to_string(), shown);
+            assert_eq!(Micros::parse_latency(&shown.replace(' ', "")), Ok(Micros(micros)));
+        }
+        for bad in ["", "5", "99us", "0.6s", "ms", "-1ms", "1 min"] {
+            assert!(Micros::parse_latency(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -386,7 +386,10 @@ impl From<NodeVerdict> for v1::NodeVerdict {
 
 #[cfg(test)]
 mod tests {
-    use shaper_core::{limits::Limit, units::Weight};
+    use shaper_core::{
+        limits::Limit,
+        units::{Micros, Weight},
+    };
 
     use super::*;
 
@@ -416,6 +419,8 @@ mod tests {
                 memory: Limit::At(Bytes(1 << 30)),
                 net_egress: Limit::Unlimited,
                 storage_io: Limit::At(Iops(900)),
+                storage_io_weight: None,
+                storage_io_latency: Limit::At(Micros(2500)),
             },
             run_as: Some(Credentials { uid: 7, gid: 8, groups: vec![9] }),
             retries: 2,

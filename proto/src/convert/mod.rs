@@ -10,7 +10,7 @@ use shaper_core::{
     id::{InvalidTaskId, TaskId},
     limits::{Limit, Limits, LimitsChange},
     task::{Enforcement, ExitStatus, Origin, Owner, Phase, TaskStatus, Traffic, Usage},
-    units::{BitsPerSec, Bytes, Iops, Millicores, Weight},
+    units::{BitsPerSec, Bytes, Iops, Micros, Millicores, Weight},
 };
 
 use crate::v1;
@@ -79,9 +79,18 @@ fn operations(value: u64) -> Result<Iops, WireError> {
     Ok(operations)
 }
 
-fn weight(value: u32) -> Result<Weight, WireError> {
+fn latency(value: u64) -> Result<Micros, WireError> {
+    let latency = Micros(value);
+    if latency < Micros::LATENCY_MIN || latency > Micros::LATENCY_MAX {
+        let field = "storage_io_latency_us";
+        return Err(WireError::OutOfRange { field, value, expected: "from 100 to 500000" });
+    }
+    Ok(latency)
+}
+
+fn weight(field: &'static str, value: u32) -> Result<Weight, WireError> {
     Weight::new(value).ok_or(WireError::OutOfRange {
-        field: "cpu_weight",
+        field,
         value: value.into(),
         expected: "from 1 to 10000",
     })
@@ -119,26 +128,39 @@ impl TryFrom<v1::Limits> for Limits {
     type Error = WireError;
 
     fn try_from(wire: v1::Limits) -> Result<Limits, WireError> {
-        let v1::Limits { cpu_millicores, cpu_weight, memory_bytes, net_egress_bps, storage_iops } = wire;
+        let v1::Limits {
+            cpu_millicores,
+            cpu_weight,
+            memory_bytes,
+            net_egress_bps,
+            storage_iops,
+            storage_io_weight,
+            storage_io_latency_us,
+        } = wire;
         Ok(Limits {
             cpu: limit(cpu_millicores, cpu)?,
-            cpu_weight: cpu_weight.map(weight).transpose()?,
+            cpu_weight: cpu_weight.map(|it| weight("cpu_weight", it)).transpose()?,
             memory: limit(memory_bytes, |bytes| memory("memory_bytes", bytes))?,
             net_egress: limit(net_egress_bps, |bits| bandwidth("net_egress_bps", bits))?,
             storage_io: limit(storage_iops, operations)?,
+            storage_io_weight: storage_io_weight.map(|it| weight("storage_io_weight", it)).transpose()?,
+            storage_io_latency: limit(storage_io_latency_us, latency)?,
         })
     }
 }
 
 impl From<Limits> for v1::Limits {
     fn from(limits: Limits) -> v1::Limits {
-        let Limits { cpu, cpu_weight, memory, net_egress, storage_io } = limits;
+        let Limits { cpu, cpu_weight, memory, net_egress, storage_io, storage_io_weight, storage_io_latency } =
+            limits;
         v1::Limits {
             cpu_millicores: cpu.at().map(|cpu| cpu.0),
             cpu_weight: cpu_weight.map(Weight::get),
             memory_bytes: memory.at().map(|memory| memory.0),
             net_egress_bps: net_egress.at().map(|bandwidth| bandwidth.0),
             storage_iops: storage_io.at().map(|operations| operations.0),
+            storage_io_weight: storage_io_weight.map(Weight::get),
+            storage_io_latency_us: storage_io_latency.at().map(|latency| latency.0),
         }
     }
 }
@@ -147,27 +169,46 @@ impl TryFrom<v1::LimitsChange> for LimitsChange {
     type Error = WireError;
 
     fn try_from(wire: v1::LimitsChange) -> Result<LimitsChange, WireError> {
-        let v1::LimitsChange { cpu_millicores, cpu_weight, memory_bytes, net_egress_bps, storage_iops } =
-            wire;
+        let v1::LimitsChange {
+            cpu_millicores,
+            cpu_weight,
+            memory_bytes,
+            net_egress_bps,
+            storage_iops,
+            storage_io_weight,
+            storage_io_latency_us,
+        } = wire;
         Ok(LimitsChange {
             cpu: ceiling("cpu_millicores", cpu_millicores, cpu)?,
-            cpu_weight: cpu_weight.map(weight).transpose()?,
+            cpu_weight: cpu_weight.map(|it| weight("cpu_weight", it)).transpose()?,
             memory: ceiling("memory_bytes", memory_bytes, |bytes| memory("memory_bytes", bytes))?,
             net_egress: ceiling("net_egress_bps", net_egress_bps, |bits| bandwidth("net_egress_bps", bits))?,
             storage_io: ceiling("storage_iops", storage_iops, operations)?,
+            storage_io_weight: storage_io_weight.map(|it| weight("storage_io_weight", it)).transpose()?,
+            storage_io_latency: ceiling("storage_io_latency_us", storage_io_latency_us, latency)?,
         })
     }
 }
 
 impl From<LimitsChange> for v1::LimitsChange {
     fn from(change: LimitsChange) -> v1::LimitsChange {
-        let LimitsChange { cpu, cpu_weight, memory, net_egress, storage_io } = change;
+        let LimitsChange {
+            cpu,
+            cpu_weight,
+            memory,
+            net_egress,
+            storage_io,
+            storage_io_weight,
+            storage_io_latency,
+        } = change;
         v1::LimitsChange {
             cpu_millicores: to_ceiling(cpu, |cpu| cpu.0),
             cpu_weight: cpu_weight.map(Weight::get),
             memory_bytes: to_ceiling(memory, |memory| memory.0),
             net_egress_bps: to_ceiling(net_egress, |bandwidth| bandwidth.0),
             storage_iops: to_ceiling(storage_io, |operations| operations.0),
+            storage_io_weight: storage_io_weight.map(Weight::get),
+            storage_io_latency_us: to_ceiling(storage_io_latency, |latency| latency.0),
         }
     }
 }
@@ -399,6 +440,8 @@ mod tests {
                 memory: Limit::Unlimited,
                 net_egress: Limit::At(BitsPerSec(1_000_000)),
                 storage_io: Limit::At(Iops(500)),
+                storage_io_weight: Weight::new(200),
+                storage_io_latency: Limit::At(Micros(5000)),
             },
             enforcement: vec![Enforcement {
                 resource: "cpu".into(),
@@ -430,6 +473,8 @@ mod tests {
             cpu: Some(Limit::Unlimited),
             net_egress: Some(Limit::At(BitsPerSec(5_000_000))),
             storage_io: Some(Limit::Unlimited),
+            storage_io_weight: Weight::new(300),
+            storage_io_latency: Some(Limit::Unlimited),
             ..LimitsChange::default()
         };
         assert_eq!(LimitsChange::try_from(v1::LimitsChange::from(change)), Ok(change));

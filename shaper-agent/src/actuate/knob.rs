@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use shaper_core::{
     id::BlockDevice,
     limits::{Limit, LimitsChange},
-    units::{BitsPerSec, Bytes, Iops, Micros, Millicores, Weight},
+    units::{BitsPerSec, Bytes, BytesPerSec, Iops, Micros, Millicores, Weight},
 };
 
 use crate::kernel::{
@@ -32,15 +32,17 @@ pub enum Knob {
     NetEgress,
     /// Read from and written to a block device.
     IoMax(BlockDevice),
-    /// Share of contended block devices.
+    /// Share of contended block devices, by io.cost.
     IoWeight,
+    /// The same where the device's scheduler is BFQ.
+    BfqWeight,
 }
 
 const IO_MAX: &str = "io_max:";
 
 impl Knob {
     /// Those that a task has one of.
-    pub(super) const PLAIN: [Knob; 7] = [
+    pub(super) const PLAIN: [Knob; 8] = [
         Knob::Cpu,
         Knob::CpuWeight,
         Knob::Memory,
@@ -48,6 +50,7 @@ impl Knob {
         Knob::MemoryLow,
         Knob::NetEgress,
         Knob::IoWeight,
+        Knob::BfqWeight,
     ];
 
     /// Whether writing to a cgroup's file of that name may turn it.
@@ -60,7 +63,8 @@ impl Knob {
             Knob::MemoryLow => file == "memory.low",
             Knob::NetEgress => false,
             Knob::IoMax(_) => file == "io.max" || file.starts_with("blkio.throttle."),
-            Knob::IoWeight => ["io.weight", "io.bfq.weight"].contains(&file),
+            Knob::IoWeight => file == "io.weight",
+            Knob::BfqWeight => file == "io.bfq.weight",
         }
     }
 
@@ -82,6 +86,7 @@ impl fmt::Display for Knob {
             Knob::NetEgress => "net_egress",
             Knob::IoMax(device) => return f.pad(&format!("{IO_MAX}{device}")),
             Knob::IoWeight => "io_weight",
+            Knob::BfqWeight => "io_bfq_weight",
         })
     }
 }
@@ -263,8 +268,12 @@ pub enum Wish {
     IoMax(BlockDevice, IoLimits),
     /// So many reads and writes of it; its limits of bytes stay.
     IoOperations(BlockDevice, [Limit<Iops>; 2]),
-    /// This share of contended block devices.
+    /// So many bytes read and written of it; its limits of operations stay.
+    IoBytes(BlockDevice, [Limit<BytesPerSec>; 2]),
+    /// This share of contended block devices, by io.cost.
     IoWeight(Weight),
+    /// This share of contended block devices, by BFQ, which knows no weight above 1000.
+    BfqWeight(Weight),
     /// What it held before.
     Exactly(Knob, Value),
 }
@@ -279,16 +288,27 @@ impl Wish {
             Wish::MemoryHigh(_) => Knob::MemoryHigh,
             Wish::MemoryLow(_) => Knob::MemoryLow,
             Wish::NetEgress(_) => Knob::NetEgress,
-            Wish::IoMax(device, _) | Wish::IoOperations(device, _) => Knob::IoMax(*device),
+            Wish::IoMax(device, _) | Wish::IoOperations(device, _) | Wish::IoBytes(device, _) => {
+                Knob::IoMax(*device)
+            }
             Wish::IoWeight(_) => Knob::IoWeight,
+            Wish::BfqWeight(_) => Knob::BfqWeight,
             Wish::Exactly(knob, _) => *knob,
         }
     }
 
     /// The wishes that a change of limits amounts to.
     pub fn of(change: &LimitsChange) -> Vec<Wish> {
-        // Which knobs hold the ceiling of block IO follows from what is done: `node/io.rs`.
-        let LimitsChange { cpu, cpu_weight, memory, net_egress, storage_io: _ } = *change;
+        // What holds block IO follows from what is done, and from the devices: `node/block_io.rs`, `node/io_latency.rs`.
+        let LimitsChange {
+            cpu,
+            cpu_weight,
+            memory,
+            net_egress,
+            storage_io: _,
+            storage_io_weight: _,
+            storage_io_latency: _,
+        } = *change;
         let wishes = [
             cpu_weight.map(Wish::CpuWeight),
             cpu.map(Wish::Cpu),
@@ -301,8 +321,6 @@ impl Wish {
 
 #[cfg(test)]
 mod tests {
-    use shaper_core::units::BytesPerSec;
-
     use super::*;
     use crate::kernel::cgroup::cpu::CpuMax;
 
@@ -314,7 +332,7 @@ mod tests {
     #[test]
     fn a_knob_is_its_name() {
         let device = BlockDevice { major: 8, minor: 16 };
-        for knob in [Knob::Cpu, Knob::CpuWeight, Knob::MemoryHigh, Knob::IoMax(device), Knob::IoWeight] {
+        for knob in [Knob::Cpu, Knob::CpuWeight, Knob::MemoryHigh, Knob::IoMax(device), Knob::BfqWeight] {
             assert_eq!(knob.to_string().parse(), Ok(knob));
         }
         assert_eq!(Knob::IoMax(device).to_string(), "io_max:8:16");

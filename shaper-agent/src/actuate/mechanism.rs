@@ -6,7 +6,7 @@ use shaper_common::abi::PACE_ON;
 use shaper_core::{
     id::BlockDevice,
     limits::Limit,
-    units::{BitsPerSec, Micros},
+    units::{BitsPerSec, Micros, Weight},
 };
 
 use super::{ActuateError, Knob, Pacing, Target, Value, Wish};
@@ -36,10 +36,13 @@ fn memory_file(knob: Knob) -> File<Limit<shaper_core::units::Bytes>> {
     }
 }
 
-/// io.cost's where it is, else BFQ's.
-fn io_weight_file(cgroup: &Cgroup) -> File<IoWeight, SetIoWeight> {
-    if cgroup.has(block::WEIGHT) { block::WEIGHT } else { block::BFQ_WEIGHT }
+/// A file of cgroup v2 that holds a share of block devices.
+fn io_weight_file(knob: Knob) -> File<IoWeight, SetIoWeight> {
+    if knob == Knob::BfqWeight { block::BFQ_WEIGHT } else { block::WEIGHT }
 }
+
+/// What BFQ takes for the most.
+const BFQ_MAX: u32 = 1000;
 
 impl<'a> Mechanism<'a> {
     pub(super) fn of(target: &'a Target, knob: Knob) -> Result<Mechanism<'a>, ActuateError> {
@@ -52,7 +55,7 @@ impl<'a> Mechanism<'a> {
             // v1 has nothing that does the same.
             Knob::MemoryHigh => (cgroup.has(memory::HIGH), &None),
             Knob::MemoryLow => (cgroup.has(memory::LOW), &None),
-            Knob::IoWeight => (cgroup.has(io_weight_file(cgroup)), &None),
+            Knob::IoWeight | Knob::BfqWeight => (cgroup.has(io_weight_file(knob)), &None),
             Knob::IoMax(_) => (cgroup.has(block::MAX), &target.v1_io),
         };
         if is_in_v2 {
@@ -71,7 +74,7 @@ impl<'a> Mechanism<'a> {
             (Mechanism::Cgroup(_), Knob::Cpu) => cpu::MAX.name(),
             (Mechanism::Cgroup(_), Knob::CpuWeight) => cpu::WEIGHT.name(),
             (Mechanism::Cgroup(_), Knob::IoMax(_)) => block::MAX.name(),
-            (Mechanism::Cgroup(cgroup), Knob::IoWeight) => io_weight_file(cgroup).name(),
+            (Mechanism::Cgroup(_), Knob::IoWeight | Knob::BfqWeight) => io_weight_file(knob).name(),
             (Mechanism::Cgroup(_), _) => memory_file(knob).name(),
             (Mechanism::V1(_), Knob::CpuWeight) => "v1 cpu.shares",
             (Mechanism::V1(_), Knob::Memory) => "v1 memory.limit_in_bytes",
@@ -93,6 +96,9 @@ impl<'a> Mechanism<'a> {
             }
             (Wish::CpuWeight(weight), Mechanism::V1(_)) => Value::Shares(Shares::of(weight)),
             (Wish::CpuWeight(weight) | Wish::IoWeight(weight), _) => Value::Weight(weight),
+            (Wish::BfqWeight(weight), _) => {
+                Value::Weight(Weight::new(weight.get().min(BFQ_MAX)).unwrap_or(weight))
+            }
             (Wish::CpuIdle, _) => Value::Idle,
             (Wish::Memory(limit) | Wish::MemoryHigh(limit) | Wish::MemoryLow(limit), _) => {
                 Value::Memory(limit)
@@ -102,6 +108,10 @@ impl<'a> Mechanism<'a> {
             (Wish::IoOperations(_, [read_operations, write_operations]), _) => {
                 let bytes = if let Value::Io(before) = before { before } else { IoLimits::default() };
                 Value::Io(IoLimits { read_operations, write_operations, ..bytes })
+            }
+            (Wish::IoBytes(_, [read, write]), _) => {
+                let operations = if let Value::Io(before) = before { before } else { IoLimits::default() };
+                Value::Io(IoLimits { read, write, ..operations })
             }
             (Wish::Exactly(_, value), _) => value,
         };
@@ -133,8 +143,8 @@ impl<'a> Mechanism<'a> {
                 Value::Io(cgroup.get(block::MAX)?.get(&device).copied().unwrap_or_default())
             }
             (Mechanism::V1(group), Knob::IoMax(device)) => Value::Io(group.io_limits(device)?),
-            (Mechanism::Cgroup(cgroup), Knob::IoWeight) => {
-                Value::Weight(cgroup.get(io_weight_file(cgroup))?.default)
+            (Mechanism::Cgroup(cgroup), Knob::IoWeight | Knob::BfqWeight) => {
+                Value::Weight(cgroup.get(io_weight_file(knob))?.default)
             }
             (Mechanism::Cgroup(cgroup), _) => Value::Memory(cgroup.get(memory_file(knob))?),
             (Mechanism::V1(group), _) => Value::Memory(group.get(v1::MEMORY_LIMIT)?.0),
@@ -154,8 +164,10 @@ impl<'a> Mechanism<'a> {
             (Mechanism::V1(group), Value::Bandwidth(bandwidth)) => group.set_bandwidth(&bandwidth)?,
             (Mechanism::Cgroup(cgroup), Value::Idle) => cgroup.set_cpu_share(CpuShare::Idle)?,
             (Mechanism::V1(group), Value::Idle) => group.set(v1::CPU_IDLE, &true)?,
-            (Mechanism::Cgroup(cgroup), Value::Weight(weight)) if knob == Knob::IoWeight => {
-                cgroup.set(io_weight_file(cgroup), &SetIoWeight::Default(weight))?;
+            (Mechanism::Cgroup(cgroup), Value::Weight(weight))
+                if matches!(knob, Knob::IoWeight | Knob::BfqWeight) =>
+            {
+                cgroup.set(io_weight_file(knob), &SetIoWeight::Default(weight))?;
             }
             (Mechanism::Cgroup(cgroup), Value::Weight(weight)) => {
                 cgroup.set_cpu_share(CpuShare::At(weight))?;

@@ -3,6 +3,7 @@
 //! A change is planned as actions that carry what was there before; they are executed in order,
 //! each is read back, and when one fails those before it are undone in reverse.
 
+mod device;
 mod knob;
 mod mechanism;
 mod quota;
@@ -32,6 +33,7 @@ use crate::{
 
 use self::mechanism::Mechanism;
 pub use self::{
+    device::{Cost, io_cost, set_io_cost},
     knob::{Knob, UnknownKnob, Value, Values, Wish},
     quota::QuotaFile,
 };
@@ -125,6 +127,14 @@ pub enum ActuateError {
         /// What was written down.
         value: Box<Value>,
     },
+    /// The kernel took what is said of a device, and shows something else.
+    #[error("{file} of {device} does not show what was written: somebody else changes it")]
+    NotKept {
+        /// The device.
+        device: BlockDevice,
+        /// The file, at the root of cgroup v2.
+        file: &'static str,
+    },
     /// A block device that is not there.
     #[error("there is no block device {0} (see `lsblk`)")]
     NoDevice(BlockDevice),
@@ -183,7 +193,9 @@ pub fn plan(target: &Target, pacing: &dyn Pacing, wishes: &[Wish]) -> Result<Pla
     for wish in wishes {
         let knob = wish.knob();
         // What is put back on a device that is gone went with it.
-        if matches!(wish, Wish::Exactly(Knob::IoMax(device), _) if !mechanism::is_there(*device)) {
+        if let Wish::Exactly(Knob::IoMax(device), _) | Wish::IoBytes(device, _) = wish
+            && !mechanism::is_there(*device)
+        {
             continue;
         }
         let mechanism = Mechanism::of(target, knob)?;
@@ -217,6 +229,11 @@ pub fn values(target: &Target, pacing: &dyn Pacing, wishes: &[Wish]) -> Result<V
         Ok((knob, mechanism.value(wish, mechanism.read(pacing, knob)?)))
     };
     wishes.iter().map(value).collect()
+}
+
+/// Whether anything on this host turns a knob for a task.
+pub fn can_turn(target: &Target, knob: Knob) -> bool {
+    Mechanism::of(target, knob).is_ok()
 }
 
 /// How long a change is meant to last.
@@ -289,18 +306,29 @@ pub fn lend(file: &QuotaFile, quota: &Quota<u32>) -> Result<(), ActuateError> {
 }
 
 /// What every knob that was ever turned should hold: the limits; else what was decided for good; else what it held
-/// before. Where block IO has a ceiling, any division of it holds, so that which is in force stays until the next.
+/// before. Where block IO has a ceiling, any division of it holds, so that which is in force stays until the next; bytes are
+/// no part of it.
 pub fn decided(limits: &Limits, standing: &Values, baseline: &Values) -> Vec<Wish> {
     let wish = |(knob, before): (&Knob, &Value)| match knob {
         Knob::Cpu => Some(Wish::Cpu(limits.cpu)),
         Knob::Memory => Some(Wish::Memory(limits.memory)),
         Knob::NetEgress => Some(Wish::NetEgress(limits.net_egress)),
-        Knob::IoMax(_) if limits.storage_io != Limit::Unlimited => None,
-        other => Some(match (other, limits.cpu_weight, standing.get(other)) {
-            (_, _, Some(value)) => Wish::Exactly(*other, *value),
-            (Knob::CpuWeight, Some(weight), None) => Wish::CpuWeight(weight),
-            (_, _, None) => Wish::Exactly(*other, *before),
-        }),
+        Knob::IoMax(device) if limits.storage_io != Limit::Unlimited => {
+            match standing.get(knob).unwrap_or(before) {
+                Value::Io(own) => Some(Wish::IoBytes(*device, [own.read, own.write])),
+                _ => None,
+            }
+        }
+        other => {
+            let by_limit = match other {
+                Knob::CpuWeight => limits.cpu_weight.map(Wish::CpuWeight),
+                Knob::IoWeight => limits.storage_io_weight.map(Wish::IoWeight),
+                Knob::BfqWeight => limits.storage_io_weight.map(Wish::BfqWeight),
+                _ => None,
+            };
+            let standing = standing.get(other).map(|value| Wish::Exactly(*other, *value));
+            standing.or(by_limit).or(Some(Wish::Exactly(*other, *before)))
+        }
     };
     baseline.iter().filter_map(wish).collect()
 }
@@ -365,7 +393,7 @@ pub fn memory_peak(target: &Target) -> Result<Option<Bytes>, ActuateError> {
 
 #[cfg(test)]
 mod tests {
-    use shaper_core::units::{Iops, Millicores, Weight};
+    use shaper_core::units::{BytesPerSec, Iops, Millicores, Weight};
 
     use super::*;
     use crate::kernel::cgroup::block::IoLimits;
@@ -396,7 +424,10 @@ mod tests {
         let back = Wish::Exactly(disk, Value::Io(IoLimits::default()));
         assert_eq!(decided(&limits, &Values::new(), &of_disk), [back]);
         let capped = Limits { storage_io: Limit::At(Iops(100)), ..limits };
-        assert_eq!(decided(&capped, &Values::new(), &of_disk), []);
+        let own = IoLimits { read: Limit::At(BytesPerSec(5)), ..IoLimits::default() };
+        let of_disk = Values::from([(disk, Value::Io(own))]);
+        let bytes = Wish::IoBytes(BlockDevice { major: 8, minor: 0 }, [own.read, own.write]);
+        assert_eq!(decided(&capped, &Values::new(), &of_disk), [bytes]);
         let heavy = Limits { cpu_weight: Some(Weight::MAX), ..limits };
         assert_eq!(decided(&heavy, &Values::new(), &baseline)[1], Wish::CpuWeight(Weight::MAX));
     }

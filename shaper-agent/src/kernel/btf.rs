@@ -231,6 +231,12 @@ pub const IO_OFFSETS: &[(&str, &str, &[&str])] = &[
     ("OFF_BLKCG_CGROUP", "blkcg", &["css", "cgroup"]),
 ];
 
+/// Those of `programs/io.rs` that tell more where they are; a name, a struct, and the places that kernels have had it at.
+pub const IO_EXTRAS: &[(&str, &str, &[&[&str]])] = &[
+    ("OFF_REQUEST_ALLOC_TIME_NS", "request", &[&["alloc_time_ns"]]),
+    ("OFF_BIO_ISSUE", "bio", &[&["bi_issue", "value"], &["issue_time_ns"]]),
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -72,6 +72,15 @@ pub const LADDER: &[Feature] = &[
         probe: |facts| controller(facts, "io"),
     },
     Feature {
+        name: "io-cost",
+        used_for: "dividing block devices by weight, by a measured model (`shaper-agent calibrate`)",
+        degrades_to: "BFQ divides, where it is the scheduler; elsewhere `--io-weight` is refused",
+        probe: |facts| match &facts.hierarchies {
+            Some(hierarchies) => file(&hierarchies.v2.join("io.cost.model").to_string_lossy()),
+            None => Availability::Missing { evidence: "no cgroup2 mount".into() },
+        },
+    },
+    Feature {
         name: "block-io-program",
         used_for: "bytes, operations and latency of block IO by task and device",
         degrades_to: "bytes and operations from io.stat, no latency",

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use shaper_core::{
     id::TaskId,
     ledger::{Actor, Cause, Kind, Outcome},
-    limits::{Limits, LimitsChange},
+    limits::{Limit, Limits, LimitsChange},
     task::UnixNanos,
 };
 use shaper_proto::{failpoint, peer::Caller};
@@ -50,9 +50,18 @@ impl Node {
             // Whoever names a weight wants that, and nothing that was decided in its place.
             standing.remove(&Knob::CpuWeight);
         }
+        if change.storage_io_weight.is_some() {
+            standing.retain(|knob, _| !matches!(knob, Knob::IoWeight | Knob::BfqWeight));
+        }
+        if let Some(Limit::At(_)) = change.storage_io_latency {
+            self.can_promise_latency()?;
+        }
         let mut wishes = Wish::of(change);
         if let Some(ceiling) = change.storage_io {
             wishes.extend(self.io_wishes(id, ceiling)?);
+        }
+        if let Some(weight) = change.storage_io_weight {
+            wishes.extend(self.io_weight_wishes(weight)?);
         }
         self.carry_through(id, &wishes, limits, standing, Kind::Standing, cause)?;
         if change.cpu.is_some()

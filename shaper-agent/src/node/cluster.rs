@@ -311,6 +311,8 @@ fn first_grant(spec: &TaskSpec) -> Limits {
         },
         net_egress: demand.network.map_or(spec.limits.net_egress, Limit::At),
         storage_io: spec.limits.storage_io,
+        storage_io_weight: spec.limits.storage_io_weight,
+        storage_io_latency: spec.limits.storage_io_latency,
     }
 }
 

@@ -12,7 +12,8 @@ use shaper_proto::{failpoint, peer::Caller};
 
 use super::{ENDED_KEPT, Node, NodeError, Task, boottime_ns, now, second_writer::Watch};
 use crate::{
-    actuate,
+    actuate, calibrate,
+    config::Config,
     ground::GroundError,
     launch::{self, Attachment},
     record,
@@ -238,6 +239,8 @@ impl Node {
         }
         // What could not be released keeps its place, and the programs that serve it.
         if failed.is_empty() {
+            let Config { state_dir, hierarchies, .. } = &self.config;
+            done.extend(calibrate::restore_all(state_dir, &hierarchies.v2)?);
             self.events = None;
             self.close_books();
             self.writers = Watch::default();

@@ -8,6 +8,7 @@ mod change;
 pub mod cluster;
 mod end;
 mod events;
+mod io_latency;
 mod memory;
 mod report;
 mod second_writer;
@@ -41,6 +42,7 @@ use shaper_proto::peer::Caller;
 use crate::{
     actor::Handle,
     actuate::{ActuateError, Knob, Target, Values, Wish},
+    calibrate::CalibrateError,
     config::Config,
     durable,
     ground::{Ground, GroundError},
@@ -112,6 +114,9 @@ pub enum NodeError {
     /// The table of what is lent.
     #[error(transparent)]
     Lease(#[from] LeaseError),
+    /// What a calibration left in force.
+    #[error(transparent)]
+    Calibrate(#[from] CalibrateError),
     /// Some of several things could not be done; the others were.
     #[error("{}", .0.join("; "))]
     Partly(Vec<String>),
@@ -229,6 +234,7 @@ pub struct Node {
     policies_revision: u64,
     adjustment: adjust::Loop,
     ceilings: block_io::Ceilings,
+    guards: io_latency::Guards,
     lending: Option<burst::Lending>,
     warden: Option<burst::Warden>,
     writers: second_writer::Watch,
@@ -284,6 +290,7 @@ impl Node {
             policies_revision: 0,
             adjustment: adjust::Loop::default(),
             ceilings: block_io::Ceilings::default(),
+            guards: io_latency::Guards::default(),
             lending: None,
             warden: None,
             writers: second_writer::Watch::default(),
@@ -301,7 +308,8 @@ impl Node {
     /// Ends the thread after the job that calls this.
     pub fn stop(&mut self) {
         self.call_off_all();
-        // What is lent needs a living agent; limits do not.
+        // Holding others back needs a living agent, as what is lent does; limits do not.
+        self.let_all_holds_go("the agent ends");
         self.close_books();
         self.stopping = true;
     }
@@ -408,8 +416,8 @@ impl Node {
         })
     }
 
-    /// Every 100 ms: looks at what is active, and adjusts what the broker's tasks may use. Every fifth time, divides
-    /// ceilings of block IO, kills what is overdue and takes away what is left of ended tasks; every tenth, takes stock and reports to the
+    /// Every 100 ms: looks at what is active, and adjusts what the broker's tasks may use. Every fifth time, guards
+    /// promised latencies of block IO and divides its ceilings, kills what is overdue and takes away what is left of ended tasks; every tenth, takes stock and reports to the
     /// broker.
     pub fn tick(&mut self) {
         self.ticks += 1;
@@ -421,6 +429,7 @@ impl Node {
             self.look_at_memory();
         }
         if self.ticks.is_multiple_of(5) {
+            self.guard_io();
             self.divide_io();
             self.look_after_tasks();
         }

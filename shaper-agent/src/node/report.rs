@@ -3,15 +3,19 @@
 use std::path::PathBuf;
 
 use shaper_core::{
-    doctor::Report,
-    id::TaskId,
+    doctor::{Availability, Report, Rung},
+    id::{BlockDevice, TaskId},
     snapshot::NodeSnapshot,
     task::{Enforcement, Origin, TaskStatus, Usage},
 };
 use shaper_proto::peer::Caller;
 use tokio::sync::watch;
 
-use super::{Node, NodeError, Task, now};
+use super::{
+    Node, NodeError, Task,
+    block_io::{Weighing, no_weights},
+    now,
+};
 use crate::{
     actuate::{self, Knob},
     kernel::{bpf::Counters, features},
@@ -101,6 +105,7 @@ impl Node {
             rungs.extend(features::slot_table(bpf.control().without_entry));
             let distrusted = bpf.distrusted().iter();
             rungs.extend(distrusted.map(|(measure, why)| features::distrusted(*measure, why)));
+            rungs.extend(self.weighing().ok().and_then(|weighing| no_weights_rung(&weighing)));
             rungs.extend(bpf.without().iter().map(|(name, why)| features::program(name, why)));
         }
         Ok(Report {
@@ -138,6 +143,7 @@ impl Node {
                 cpu.in_force += ", while it makes good what it was lent";
             }
         }
+        self.explain_latency(task, &mut enforcement);
         Ok(TaskStatus {
             task_id: execution.task.clone(),
             attempt: execution.attempt,
@@ -206,6 +212,18 @@ pub(super) fn usage_of(now: &Counters, before: Option<&Counters>, memory_bytes: 
         egress_now_bps: rate(now.egress.bytes, before.egress.bytes, BITS_PER_SEC),
         ingress_now_bps: rate(now.ingress.bytes, before.ingress.bytes, BITS_PER_SEC),
     }
+}
+
+/// A row where weights of block IO mean nothing on some device.
+fn no_weights_rung(weighing: &[(BlockDevice, Weighing)]) -> Option<Rung> {
+    let is_without = |(_, found): &(BlockDevice, Weighing)| matches!(found, Weighing::None { .. });
+    weighing.iter().any(is_without).then(|| Rung {
+        feature: "io-weight".into(),
+        used_for: "share of contended block devices: `--io-weight`".into(),
+        availability: Availability::Unusable { reason: no_weights(weighing) },
+        degrades_to: "refused where no device heeds it; limits (`--io`) and promises (`--io-latency`) work"
+            .into(),
+    })
 }
 
 #[cfg(test)]

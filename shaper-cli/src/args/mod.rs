@@ -9,7 +9,7 @@ use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 use shaper_core::{
     id::TaskId,
     limits::{Limit, LimitsChange},
-    units::{BitsPerSec, Bytes, Iops, Millicores, ParseQuantityError, Weight},
+    units::{BitsPerSec, Bytes, Iops, Micros, Millicores, ParseQuantityError, Weight},
 };
 
 pub(crate) use self::{
@@ -140,12 +140,26 @@ pub(crate) struct LimitArgs {
     /// Reads and writes a second, of all block devices together: 500
     #[arg(long, value_name = "N|max", value_parser = limit(Iops::parse), help_heading = "Limits")]
     io: Option<Limit<Iops>>,
+    /// Share of contended block devices, 1 to 10000; usual is 100
+    #[arg(long, value_name = "N", value_parser = Weight::parse, help_heading = "Limits")]
+    io_weight: Option<Weight>,
+    /// Promise that 99 of 100 reads and writes take at most so long, on each device: 5ms, 500us. Others are held back
+    #[arg(long, value_name = "TIME|max", value_parser = limit(Micros::parse_latency), help_heading = "Limits")]
+    io_latency: Option<Limit<Micros>>,
 }
 
 impl From<LimitArgs> for LimitsChange {
     fn from(args: LimitArgs) -> LimitsChange {
-        let LimitArgs { cpu, cpu_weight, memory, net, io } = args;
-        LimitsChange { cpu, cpu_weight, memory, net_egress: net, storage_io: io }
+        let LimitArgs { cpu, cpu_weight, memory, net, io, io_weight, io_latency } = args;
+        LimitsChange {
+            cpu,
+            cpu_weight,
+            memory,
+            net_egress: net,
+            storage_io: io,
+            storage_io_weight: io_weight,
+            storage_io_latency: io_latency,
+        }
     }
 }
 
@@ -283,7 +297,7 @@ pub(crate) struct Logs {
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = SET_AFTER_HELP,
-    group = ArgGroup::new("change").required(true).multiple(true).args(["cpu", "cpu_weight", "memory", "net", "io"])
+    group = ArgGroup::new("change").required(true).multiple(true).args(["cpu", "cpu_weight", "memory", "net", "io", "io_weight", "io_latency"])
 )]
 pub(crate) struct Set {
     /// The task

@@ -113,6 +113,8 @@ fn requests(demand: &Demand, limits: &Limits) -> String {
         ["gpu_memory".into(), requested(*gpu_memory), "-".into()],
         ["network".into(), requested(*network), limit(limits.net_egress)],
         ["storage_io".into(), requested(*storage_io), limit(limits.storage_io)],
+        ["storage_io_weight".into(), "-".into(), requested(limits.storage_io_weight)],
+        ["storage_io_latency".into(), "-".into(), limit(limits.storage_io_latency)],
     ];
     output::table(columns, rows)
 }
@@ -223,7 +225,9 @@ fn limits(task: &TaskStatus) -> String {
         Column::Text("IN FORCE, READ BACK"),
     ];
     let rows = show::limits(&task.limits).into_iter().flat_map(|show::NamedLimit { resource, limit }| {
+        let of_devices = show::io_of_devices(task).filter(|_| resource == show::resource::STORAGE_IO);
         let mut rows: Vec<[String; 4]> = show::enforcement(task, resource)
+            .chain(of_devices)
             .map(|Enforcement { resource, mechanism, in_force }| {
                 [resource.clone(), limit.clone(), mechanism.clone(), in_force.clone()]
             })

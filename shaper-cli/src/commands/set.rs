@@ -36,13 +36,23 @@ fn was_given_up(shrink: &Status) -> bool {
 
 /// A line for each limit that was to change, and for each note that the change brought.
 fn text(change: &LimitsChange, before: &TaskStatus, after: &TaskStatus) -> String {
-    let LimitsChange { cpu, cpu_weight, memory, net_egress, storage_io } = change;
+    let LimitsChange {
+        cpu,
+        cpu_weight,
+        memory,
+        net_egress,
+        storage_io,
+        storage_io_weight,
+        storage_io_latency,
+    } = change;
     let named = [
         (resource::CPU, cpu.is_some()),
         (resource::CPU_WEIGHT, cpu_weight.is_some()),
         (resource::MEMORY, memory.is_some()),
         (resource::NET_EGRESS, net_egress.is_some()),
         (resource::STORAGE_IO, storage_io.is_some()),
+        (resource::STORAGE_IO_WEIGHT, storage_io_weight.is_some()),
+        (resource::STORAGE_IO_LATENCY, storage_io_latency.is_some()),
     ];
     let mut lines = Vec::new();
     for (resource, _) in named.into_iter().filter(|(_, named)| *named) {

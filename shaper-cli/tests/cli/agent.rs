@@ -33,6 +33,8 @@ fn busy_task() -> TaskStatus {
             memory: Limit::At(Bytes(512 << 20)),
             net_egress: Limit::At(BitsPerSec(10_000_000)),
             storage_io: Limit::Unlimited,
+            storage_io_weight: None,
+            storage_io_latency: Limit::Unlimited,
         },
         usage: Usage {
             memory_bytes: Some(120 << 20),
@@ -475,12 +477,14 @@ PID:       42
 Cgroup:    /sys/fs/cgroup/shaper/etl.1
 
 Limits:
-  RESOURCE        LIMIT  ENFORCED BY  IN FORCE, READ BACK
-  cpu               0.5  cpu.max      max cores
-  cpu_weight        300  -            -
-  memory        512 MiB  -            -
-  net_egress  10 Mbit/s  -            -
-  storage_io        max  -            -
+  RESOURCE                LIMIT  ENFORCED BY  IN FORCE, READ BACK
+  cpu                       0.5  cpu.max      max cores
+  cpu_weight                300  -            -
+  memory                512 MiB  -            -
+  net_egress          10 Mbit/s  -            -
+  storage_io                max  -            -
+  storage_io_weight    as found  -            -
+  storage_io_latency        max  -            -
 
 Usage:
   RESOURCE               NOW    TOTAL  PACKETS

@@ -279,13 +279,15 @@ Runs as:   root (uid 0, gid 0)
 Owner:     root (uid 0, gid 0)
 
 Resources:
-  RESOURCE      REQUEST  LIMIT
-  cpu               1.5      -
-  cpu_weight          -      -
-  memory          2 GiB      -
-  gpu_memory          -      -
-  network     10 Mbit/s      -
-  storage_io          -      -
+  RESOURCE              REQUEST  LIMIT
+  cpu                       1.5      -
+  cpu_weight                  -      -
+  memory                  2 GiB      -
+  gpu_memory                  -      -
+  network             10 Mbit/s      -
+  storage_io                  -      -
+  storage_io_weight           -      -
+  storage_io_latency          -      -
 ";
     assert_eq!(stdout.replace(&format!("{submitted}\n"), ""), expected);
     let on_node = Some(fake::task("etl").into());

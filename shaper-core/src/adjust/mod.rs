@@ -298,8 +298,15 @@ pub fn step(brain: &mut Brain, observation: &Observation<'_>, now_ns: u64) -> Ve
     moves
 }
 
-const NO_CHANGE: LimitsChange =
-    LimitsChange { cpu: None, cpu_weight: None, memory: None, net_egress: None, storage_io: None };
+const NO_CHANGE: LimitsChange = LimitsChange {
+    cpu: None,
+    cpu_weight: None,
+    memory: None,
+    net_egress: None,
+    storage_io: None,
+    storage_io_weight: None,
+    storage_io_latency: None,
+};
 
 fn cpu_sample(task: &TaskObservation<'_>, Observation { cpu, .. }: &Observation<'_>) -> Option<Sample> {
     Some(Sample {

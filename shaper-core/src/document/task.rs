@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use super::{
     error::{DocumentError, quoted},
     profile::{self, BANDWIDTH, CORES, MEMORY, PROFILE, name},
-    read::{Field, Item},
+    read::{Field, Item, Quantity},
 };
 use crate::{
     limits::{Limit, Limits},
     spec::{Credentials, DEFAULT_NAMESPACE, Demand, Profile, TaskSpec},
-    units::{BitsPerSec, Bytes, Iops, Millicores, Weight},
+    units::{BitsPerSec, Bytes, Iops, Micros, Millicores, Weight},
 };
 
 /// The most retries of a task.
@@ -120,8 +120,18 @@ const LIMITS: &[Field] = &[
     Field { name: "memory_gb", example: "16" },
     Field { name: "network_bandwidth_mbps", example: "100" },
     Field { name: "storage_io_ops", example: "500" },
+    Field { name: "storage_io_latency_ms", example: "5" },
+    Field { name: "storage_io_weight", example: "100" },
     Field { name: "cpu_weight", example: "100" },
 ];
+
+const LATENCY: Quantity = Quantity {
+    unit: 1000,
+    min: Micros::LATENCY_MIN.0,
+    max: Micros::LATENCY_MAX.0,
+    expected: "a number of milliseconds from 0.1 to 500",
+    remedy: "write milliseconds as a plain number, such as 5 or 0.5; leave the field out to promise nothing",
+};
 
 const RUN_AS: &[Field] = &[
     Field { name: "uid", example: "1000" },
@@ -252,16 +262,22 @@ fn limits(item: &Item<'_>, request: &Demand) -> Result<Limits, DocumentError> {
         let limit = item.whole(1, Iops::MAX.0, "a number of operations a second")?;
         at_least(item, limit, requested.0, requested.to_string())
     })?;
-    let weight = fields.map("cpu_weight", |item| item.whole(1, 10_000, "a weight"))?;
+    let latency = fields.map("storage_io_latency_ms", |item| item.quantity(&LATENCY))?;
+    let weight = |name| -> Result<Option<Weight>, DocumentError> {
+        let weight = fields.map(name, |item| item.whole(1, 10_000, "a weight"))?;
+        Ok(weight.and_then(|weight| u32::try_from(weight).ok()).and_then(Weight::new))
+    };
     fn limit<T>(value: Option<u64>, unit: impl FnOnce(u64) -> T) -> Limit<T> {
         value.map_or(Limit::Unlimited, |value| Limit::At(unit(value)))
     }
     Ok(Limits {
         cpu: limit(cpu, Millicores),
-        cpu_weight: weight.and_then(|weight| u32::try_from(weight).ok()).and_then(Weight::new),
+        cpu_weight: weight("cpu_weight")?,
         memory: limit(memory, Bytes),
         net_egress: limit(network, BitsPerSec),
         storage_io: limit(operations, Iops),
+        storage_io_weight: weight("storage_io_weight")?,
+        storage_io_latency: limit(latency, Micros),
     })
 }
 

@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     limits::{Limit, Limits},
     spec::{Credentials, DEFAULT_WINDOW_MILLIS, Demand, Priority, TaskSpec},
-    units::{BitsPerSec, Bytes, Iops, Millicores, Weight},
+    units::{BitsPerSec, Bytes, Iops, Micros, Millicores, Weight},
 };
 
 const PROFILE: &str = r#"{
@@ -357,7 +357,8 @@ command: [/usr/bin/python3, etl.py]
 env: {MODE: fast}
 cwd: /srv/etl
 labels: {team: data}
-limits: {cpu_cores: 2, memory_gb: 2, network_bandwidth_mbps: 10, storage_io_ops: 300, cpu_weight: 200}
+limits: {cpu_cores: 2, memory_gb: 2, network_bandwidth_mbps: 10, storage_io_ops: 300, cpu_weight: 200,
+         storage_io_weight: 150, storage_io_latency_ms: 2.5}
 run_as: {uid: 1000, gid: 100, groups: [4, 24]}
 retries: 3
 ";
@@ -380,6 +381,8 @@ fn a_task_spec() {
             memory: Limit::At(Bytes(2 * GIB)),
             net_egress: Limit::At(BitsPerSec(10_000_000)),
             storage_io: Limit::At(Iops(300)),
+            storage_io_weight: Weight::new(150),
+            storage_io_latency: Limit::At(Micros(2500)),
         },
         run_as: Some(Credentials { uid: 1000, gid: 100, groups: vec![4, 24] }),
         retries: 3,
@@ -413,6 +416,7 @@ fn a_task_spec_that_is_wrong_is_pointed_at() {
         ),
         ("2, memory_gb: 2", "2, memory_gb: 1", "6:35:limits.memory_gb", "raise the limit, lower the request"),
         ("cpu_weight: 200", "cpu_weight: 0", "6:99:limits.cpu_weight", "from 1 to 10000"),
+        ("latency_ms: 2.5", "latency_ms: 0.01", "7:58:limits.storage_io_latency_ms", "from 0.1 to 500"),
         ("priority: low", "priority: lo", "1:84:profile.priority", "did you mean `low`?"),
         ("etl.py]", "7]", "2:29:command[1]", "put it in quotes: \"7\""),
         ("[/usr/bin/python3, etl.py]", "[]", "2:10:command", "is empty"),
@@ -423,11 +427,11 @@ fn a_task_spec_that_is_wrong_is_pointed_at() {
         ("MODE", "A=B", "3:12:env.A=B", "is not the name of a variable"),
         ("/srv/etl", "srv", "4:6:cwd", "is not an absolute path"),
         ("data", "\"a b\"", "5:16:labels.team", "cannot be in a label"),
-        ("uid: 1000, ", "", "7:1:run_as.uid", "is missing"),
-        ("1000", "root", "7:15:run_as.uid", "a user id"),
-        ("[4, 24]", "[4, -1]", "7:43:run_as.groups[1]", "a group id"),
-        ("retries: 3", "retries: 1001", "8:10:retries", "from 0 to 1000"),
-        ("retries", "retrys", "8:1:retrys", "did you mean `retries`?"),
+        ("uid: 1000, ", "", "8:1:run_as.uid", "is missing"),
+        ("1000", "root", "8:15:run_as.uid", "a user id"),
+        ("[4, 24]", "[4, -1]", "8:43:run_as.groups[1]", "a group id"),
+        ("retries: 3", "retries: 1001", "9:10:retries", "from 0 to 1000"),
+        ("retries", "retrys", "9:1:retrys", "did you mean `retries`?"),
     ] {
         let (found, shown) = refused(task("t.yaml", TASK.replacen(old, new, 1)));
         assert_eq!(found, place, "{shown}");

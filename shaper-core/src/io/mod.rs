@@ -2,8 +2,7 @@
 //!
 //! - [`split`]: one ceiling of operations a second over all devices, reads and writes together, where `io.max` has a
 //!   knob for each device and direction.
-//! - [`protect`]: tasks that promise a latency, against those that make the device slow. (The agent does not ask it yet:
-//!   nobody can promise a latency so far.)
+//! - [`protect`]: tasks that are promised a latency, against those that make the device slow.
 //!
 //! Nothing here knows a cgroup file: what comes in are counts, what goes out are rates.
 

@@ -79,6 +79,11 @@ impl Split {
         self.divide(ceiling)
     }
 
+    /// The caps as of the last step.
+    pub fn caps(&self) -> BTreeMap<Lane, Iops> {
+        self.lanes.iter().map(|(lane, state)| (*lane, Iops(state.cap.unwrap_or(1)))).collect()
+    }
+
     fn account(&mut self, ceiling: Iops, operations: u64, elapsed: u64) {
         let ceiling = i128::from(ceiling.0);
         self.balance += ceiling * i128::from(elapsed) - i128::from(operations) * SECOND;
@@ -112,7 +117,7 @@ impl Split {
                 lane.cap = Some(cap);
             }
         }
-        self.lanes.iter().map(|(lane, state)| (*lane, Iops(state.cap.unwrap_or(1)))).collect()
+        self.caps()
     }
 }
 

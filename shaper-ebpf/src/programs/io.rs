@@ -59,11 +59,10 @@ pub fn block_rq_complete(ctx: BtfTracePointContext) -> i32 {
         (*stat).bytes += bytes as u64;
         if bytes >= request.remaining_bytes() {
             (*stat).operations += request.bios();
-            let start = request.start_ns();
-            if start == 0 {
+            let took = request.took_ns(bpf_ktime_get_ns());
+            if took == 0 {
                 (*stat).untimed += 1;
             } else {
-                let took = bpf_ktime_get_ns().saturating_sub(start);
                 (*stat).latency_ns += took;
                 count(&raw mut (*stat).latency.counts, took, hist::IO_SHIFT);
             }

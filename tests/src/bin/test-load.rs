@@ -45,8 +45,11 @@ usage: test-load spin                 uses one CPU
        test-load write PATH KIB direct|buffered
                                       writes that much in pieces of 4 KiB, brings it to the disk, says so
        test-load read PATH            reads that file from the disk, in pieces of 4 KiB
-       test-load churn PATH read|write
-                                      does so without end, or writes over its first 4 MiB, four pieces at once
+       test-load churn PATH read|write [THREADS]
+                                      does so without end, or writes over its first 4 MiB, four pieces at once, or that
+                                      many
+       test-load probe PATH LOG       reads pieces of 4 KiB without end, one at a time, and adds to the file LOG how
+                                      long each took (µs, 32 bits, of this machine's order)
        test-load tick COUNT CODE      prints a line every 100 ms, and exits with CODE
        test-load witness LOG spin     notes in LOG that it runs, and uses one CPU
        test-load witness LOG until PATH CODE
@@ -105,7 +108,12 @@ fn main() -> ExitCode {
             _ => return usage(),
         },
         ["read", path] => read(path),
-        ["churn", path, way @ ("read" | "write")] => churn(path, *way == "write"),
+        ["churn", path, way @ ("read" | "write")] => churn(path, *way == "write", 4),
+        ["churn", path, way @ ("read" | "write"), threads] => match threads.parse() {
+            Ok(threads) => churn(path, *way == "write", threads),
+            Err(_) => return usage(),
+        },
+        ["probe", path, log] => probe(path, log),
         ["tick", count, code] => match (count.parse(), code.parse::<u8>()) {
             (Ok(count), Ok(code)) => tick(count).map(|()| ExitCode::from(code)),
             _ => return usage(),
@@ -371,17 +379,17 @@ fn write(path: &str, kib: u32, direct: bool) -> io::Result<ExitCode> {
 }
 
 /// Ends when the first of the threads does.
-fn churn(path: &str, writes: bool) -> io::Result<ExitCode> {
+fn churn(path: &str, writes: bool, threads: u64) -> io::Result<ExitCode> {
     const PIECES: u64 = (4 << 20) / (PIECE_KIB as u64 * 1024);
     let mut options = File::options();
     let file = Arc::new(options.read(true).write(writes).custom_flags(libc::O_DIRECT).open(path)?);
     let (failed, failures) = std::sync::mpsc::channel();
-    for first in 0..4 {
+    for first in 0..threads {
         let (file, failed) = (file.clone(), failed.clone());
         thread::spawn(move || {
             let mut piece = Piece::ONES;
             let error = (first..).find_map(|number| {
-                let at = number * 4 % PIECES * piece.0.len() as u64;
+                let at = number * threads % PIECES * piece.0.len() as u64;
                 let done = if writes {
                     file.write_all_at(&piece.0, at)
                 } else {
@@ -395,6 +403,21 @@ fn churn(path: &str, writes: bool) -> io::Result<ExitCode> {
     }
     drop(failed);
     Err(failures.recv().unwrap_or_else(|_| io::ErrorKind::InvalidInput.into()))
+}
+
+fn probe(path: &str, log: &str) -> io::Result<ExitCode> {
+    const PIECES: u64 = (4 << 20) / (PIECE_KIB as u64 * 1024);
+    let file = File::options().read(true).custom_flags(libc::O_DIRECT).open(path)?;
+    let mut log = File::options().append(true).open(log)?;
+    let mut piece = Piece::ONES;
+    for number in 0u64.. {
+        let start = Instant::now();
+        let at = number * 37 % PIECES * piece.0.len() as u64;
+        file.read_exact_at(&mut piece.0, at)?;
+        let took = u32::try_from(start.elapsed().as_micros()).unwrap_or(u32::MAX);
+        log.write_all(&took.to_ne_bytes())?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn tick(count: u32) -> io::Result<()> {

@@ -73,6 +73,22 @@ fn a_wrong_offset_in_the_run_queue_leaves_only_its_delay_unmeasured() {
 }
 
 #[test]
+fn a_latency_of_block_io_is_not_promised_where_it_is_not_measured() {
+    // Where the time is thought to be there is another field, which the kernel does not let a program read like this.
+    let agent = Options::default().skewed("OFF_REQUEST_START_TIME_NS", 16).start();
+    let run = ["run", "--detach", "--user", "65534", "--io-latency", "5ms", "--", "/bin/true"];
+    let answer = agent.shaper().call(&run);
+    let found = rung(&agent, "program block_rq_complete");
+    assert!(matches!(found, Some(Availability::Unusable { .. })), "{found:?}");
+    assert_eq!(answer.code, shaper_tests::shaper::REFUSED, "{}", answer.stderr);
+    assert!(
+        answer.stderr.contains("the latency of block IO is not measured on this host"),
+        "{}",
+        answer.stderr
+    );
+}
+
+#[test]
 fn a_wrong_offset_of_a_pointer_is_refused_by_the_kernel() {
     let agent = Options::default().skewed("OFF_TASK_CGROUPS", 8).start();
     let answer = agent.shaper().call(&["run", "--detach", "--user", "65534", "--", "/bin/true"]);

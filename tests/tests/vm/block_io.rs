@@ -7,6 +7,7 @@ use shaper_tests::{
     assert_close,
     cgroup::{TestCgroup, read, write},
     disk::Disk,
+    figures::tell,
     time::{Window, eventually},
 };
 
@@ -47,7 +48,8 @@ fn assert_rate(what: &str, group: &str, limit: f64) {
     let before = operations(group);
     let window = Window::pass(8 * SECOND);
     let rate = (operations(group) - before) as f64 / window.seconds();
-    println!("{what}: {rate:.1} of {limit} operations a second");
+    let off = (rate / limit - 1.0) * 100.0;
+    tell(&format!("--io {limit}, {what}: off by"), off, "%", "<= 3", off.abs() <= 3.0);
     assert_close(what, rate, limit, 3.0);
 }
 

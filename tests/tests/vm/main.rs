@@ -6,6 +6,8 @@
 mod block_io;
 mod cpu;
 mod crash;
+mod io_cost;
+mod io_latency;
 mod knobs;
 mod measure;
 mod memory;

@@ -35,7 +35,7 @@ use shaper_core::units::BitsPerSec;
 use crate::launch::chain;
 
 use super::{
-    btf::{Btf, BtfError, IO_OFFSETS, OFFSETS, QUOTA_OFFSETS},
+    btf::{Btf, BtfError, IO_EXTRAS, IO_OFFSETS, OFFSETS, QUOTA_OFFSETS},
     mapped::{Mapped, monotonic_ns},
     netns,
     pace_table::PaceTable,
@@ -330,6 +330,10 @@ impl Bpf {
                 Ok(offset) => offsets.push((*global, offset)),
                 Err(error) => without.push((BLOCK_IO, chain(&error))),
             }
+        }
+        for (global, name, places) in IO_EXTRAS {
+            let found = places.iter().find_map(|path| kernel_btf.offset_of(name, path).ok());
+            offsets.extend(found.map(|offset| (*global, offset)));
         }
         let log_level: u8 = if config.debug { aya_log::Level::Debug as u8 } else { 0 };
         let mut loader = EbpfLoader::new();

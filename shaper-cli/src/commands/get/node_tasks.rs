@@ -91,6 +91,8 @@ mod tests {
                 memory: Limit::At(Bytes(512 << 20)),
                 net_egress: Limit::At(BitsPerSec(10_000_000)),
                 storage_io: Limit::Unlimited,
+                storage_io_weight: None,
+                storage_io_latency: Limit::Unlimited,
             },
             enforcement: vec![],
             usage: Usage {

@@ -234,6 +234,7 @@ mod tests {
         let expected = "\
 Task         etl (attempt 2)  uid 1000, gid 100
 Limits       cpu 2  cpu_weight 300  memory 512 MiB  net_egress 10 Mbit/s  storage_io max
+             storage_io_weight as found  storage_io_latency max
 CPU          1.98/2 cores  12.345 s in all  throttled 12.3%
              PSI some 25.10% full 0.00%, 2.510 s / 0.000 s in all
 Switches     1200 a second  preempted 30  of those by others 12
@@ -264,6 +265,7 @@ Agent        1.234 s of CPU  45MiB of memory  0 events lost  0 cgroups without a
         let expected = "\
 Task         bare (attempt 2)  uid 1000, gid 100
 Limits       cpu 2  cpu_weight 300  memory 512 MiB  net_egress 10 Mbit/s  storage_io max
+             storage_io_weight as found  storage_io_latency max
 CPU          1.98/2 cores  12.345 s in all  throttled -  PSI -
 Switches     1200 a second  preempted 30  of those by others 12
 Run queue    -

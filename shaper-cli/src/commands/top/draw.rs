@@ -339,9 +339,10 @@ Sources  memory, pressure from cgroup files: the kernel counts that itself
   web       0.25/max       0.0%      5µs/42ms       3GiB/max        0B        0B     250Mbit/max
   idle         0/max       0.0%          none       1MiB/max        0B        0B        0bit/max
 
-── etl ── 7 lines more: PgDn ──
+── etl ── 8 lines more: PgDn ──
 Task         etl (attempt 2)  uid 1000, gid 100
 Limits       cpu 2  cpu_weight 300  memory 512 MiB  net_egress 10 Mbit/s  storage_io max
+             storage_io_weight as found  storage_io_latency max
 CPU          1.98/2 cores  12.345 s in all  throttled 12.3%
              PSI some 25.10% full 0.00%, 2.510 s / 0.000 s in all
 Switches     1200 a second  preempted 30  of those by others 12
@@ -356,7 +357,6 @@ IO           PSI some 3.00% full 0.50%, 0.300 s / 0.050 s in all
   nvme0n1    259:0
              read 12MiB/s in 120 operations, p50/p99 90µs/800µs of 120, 12GiB in 120000 in all
              wrote 3MiB/s in 40 operations, p50/p99 300µs/9.5ms of 40, 3GiB in 40000 in all
-  8:0        gone  read 0B/s in 0 operations, none, 0B in 0 in all
 task 1 of 3  by CPU (c m i n w a)  Enter detail  ? help  q quit
 ";
         assert_eq!(text(&mut view, 100, 30), expected);

@@ -114,6 +114,8 @@ fn etl() -> TaskSnapshot {
             memory: Limit::At(Bytes(512 << 20)),
             net_egress: Limit::At(BitsPerSec(10_000_000)),
             storage_io: Limit::Unlimited,
+            storage_io_weight: None,
+            storage_io_latency: Limit::Unlimited,
         },
         cpu: CpuUsage {
             time_ns: 12_345_678_901,
