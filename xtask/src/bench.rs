@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args as ClapArgs, Subcommand};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::initramfs::{self, Contents};
@@ -34,6 +35,8 @@ enum Subject {
     Actuators(InVm),
     /// In the VM: what a bursty service has of loans, and what they cost others
     Shape(InVm),
+    /// How well block IO is kept in bounds, in the VM: ceilings, weights, promised latencies
+    Io(IoOptions),
 }
 
 #[derive(ClapArgs)]
@@ -68,12 +71,70 @@ impl Options {
     }
 }
 
+#[derive(ClapArgs)]
+struct IoOptions {
+    /// End in one line of JSON with every figure
+    #[arg(long)]
+    json: bool,
+    /// The default kernel alone
+    #[arg(long)]
+    quick: bool,
+}
+
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     match &args.subject {
         Subject::Measure(options) => here("measure", options),
         Subject::Actuators(options) => in_vm("actuators", options),
         Subject::Shape(options) => in_vm("shape", options),
+        Subject::Io(options) => io(options),
     }
+}
+
+/// The tests that measure it, which fail beyond their goals.
+const IO_TESTS: [&str; 4] = ["--nocapture", "io_cost::", "io_latency::", "block_io::"];
+
+fn io(options: &IoOptions) -> Result<ExitCode> {
+    let contents = vm::contents()?;
+    let filter = IO_TESTS.map(str::to_owned);
+    let job = vm::Job {
+        contents: &contents,
+        profile: vm::Profile::Bare,
+        timeout: vm::DEFAULT_TIMEOUT,
+        filter: &filter,
+    };
+    let series = if options.quick { &vm::SERIES[..1] } else { &vm::SERIES[..2] };
+    let verdicts = job.run_series(series)?;
+    let mut rows = Vec::new();
+    println!("{:<86} {:>10} {:<5} GOAL", "MEASURED", "", "");
+    let of_kernel = |verdict: &vm::Verdict| {
+        let figure = |figure: &String| (verdict.series.clone(), figure.clone());
+        verdict.figures.iter().map(figure).collect::<Vec<_>>()
+    };
+    for (series, figure) in verdicts.iter().flat_map(of_kernel) {
+        let row = serde_json::from_str::<Figure>(&figure);
+        let mut row = row.with_context(|| format!("the VM printed an unknown figure: {figure}"))?;
+        row.metric = format!("vm {series}: {}", row.metric);
+        let missed = if row.ok { "" } else { "  MISSED" };
+        println!("{:<86} {:>10.2} {:<5} {}{missed}", row.metric, row.value, row.unit, row.goal);
+        rows.push(row);
+    }
+    let is_good = !rows.is_empty()
+        && rows.iter().all(|row| row.ok)
+        && verdicts.iter().all(|verdict| verdict.tally.failed == 0);
+    if options.json {
+        println!("{}", serde_json::json!({ "name": "io", "rows": rows }));
+    }
+    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A figure, as the VM's tests print it (`tests/src/figures.rs`).
+#[derive(Deserialize, Serialize)]
+struct Figure {
+    metric: String,
+    value: f64,
+    unit: String,
+    goal: String,
+    ok: bool,
 }
 
 fn here(subject: &str, options: &Options) -> Result<ExitCode> {

@@ -68,6 +68,8 @@ pub(crate) fn features(verdicts: &[Verdict]) -> Vec<(String, Features)> {
 const UP: &str = "shaper-vm: up ";
 /// … what its kernel has …
 const FEATURE: &str = "shaper-vm: feature ";
+/// … what its tests have measured, for `cargo xtask bench io` …
+const FIGURE: &str = "shaper-vm: figure ";
 /// … and how the tests ended, then their exit code.
 const EXIT: &str = "shaper-vm: exit ";
 
@@ -111,6 +113,8 @@ pub(crate) struct Verdict {
     boot: Option<Duration>,
     pub(crate) total: Duration,
     features: Features,
+    /// A JSON object each.
+    pub(crate) figures: Vec<String>,
 }
 
 impl fmt::Display for Verdict {
@@ -184,6 +188,7 @@ impl Job<'_> {
                     boot: None,
                     total: start.elapsed(),
                     features: Features::new(),
+                    figures: Vec::new(),
                 };
                 println!("{verdict}");
                 verdict
@@ -250,6 +255,7 @@ impl Job<'_> {
             boot: transcript.up,
             total: start.elapsed(),
             features: transcript.features,
+            figures: transcript.figures,
         };
         println!("{verdict}");
         Ok(verdict)
@@ -281,6 +287,7 @@ pub(crate) struct Transcript {
     panic: bool,
     tally: Tally,
     features: Features,
+    figures: Vec<String>,
     tail: VecDeque<String>,
 }
 
@@ -290,6 +297,8 @@ impl Transcript {
             self.up = Some(start.elapsed());
         } else if let Some((_, found)) = line.split_once(FEATURE) {
             self.features.extend(support::feature(found));
+        } else if let Some((_, figure)) = line.split_once(FIGURE) {
+            self.figures.push(figure.trim().to_owned());
         } else if let Some((_, code)) = line.split_once(EXIT) {
             self.exit = code.trim().parse().ok();
         } else if let Some(tally) = Tally::of_libtest(line) {
@@ -385,6 +394,7 @@ mod tests {
             boot: Some(Duration::from_millis(3_210)),
             total: Duration::from_millis(41_400),
             features: Features::new(),
+            figures: Vec::new(),
         };
         let line = "vm 6.1 (6.1.0-56-cloud-amd64, tcg): ok, 12 passed, 0 failed, 3.2 s boot, 41 s";
         assert_eq!(verdict.to_string(), line);
