@@ -102,9 +102,6 @@ fn a_promised_latency_is_kept_beside_an_aggressor() {
     tell("the same, promised 1.6 of it alone", with, "ms", "<= 2 x alone", with <= 2.0 * alone);
     let left = number(&of_hog, "riops").unwrap_or(0);
     tell("what the aggressor is left", left as f64, "IOPS", "", true);
-    for entry in ledger(&agent, "hog") {
-        println!("{} {}", entry.at / 1_000_000 % 1_000_000, entry.cause.reason);
-    }
     assert!(without > 2.0 * alone, "the hog does not matter: p99 {without:.1} ms, alone {alone:.1} ms");
     assert!(with <= 2.0 * alone, "p99 {with:.1} ms, alone {alone:.1} ms");
 
