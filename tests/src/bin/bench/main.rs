@@ -72,7 +72,7 @@ const FULL: Plan = Plan {
     weights: Duration::from_secs(10),
     crossings: 100,
     service_rounds: 5,
-    service: Duration::from_secs(8),
+    service: Duration::from_secs(6),
     greed: Duration::from_secs(40),
 };
 
