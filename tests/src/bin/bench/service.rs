@@ -242,8 +242,11 @@ fn tell(report: &mut Report, name: &str, rounds: &[Vec<Run>]) {
     let throttled = |kind| of(kind, &|run| run.throttled_ms).iter().sum::<f64>();
     let part = 100.0 * throttled(Kind::Shaper) / throttled(Kind::Plain);
     report.at_most(1.0, &format!("{name}: throttled time, shaper / plain cpu.max"), part, "%");
-    let part = 100.0 * throttled(Kind::Shaper) / throttled(Kind::KernelBurst);
-    report.tell(&format!("{name}: throttled time, shaper / cpu.max with burst"), part, "%");
+    let by_burst = throttled(Kind::KernelBurst);
+    if by_burst > 0.0 {
+        let part = 100.0 * throttled(Kind::Shaper) / by_burst;
+        report.tell(&format!("{name}: throttled time, shaper / cpu.max with burst"), part, "%");
+    }
 
     let most = |values: Vec<f64>| values.into_iter().fold(f64::NEG_INFINITY, f64::max);
     let worst = most(of(Kind::Shaper, &|run| run.worst_mean)) / CEILING;
