@@ -8,6 +8,7 @@ pub mod burst;
 pub mod doctor;
 pub mod document;
 pub mod id;
+pub mod idle;
 pub mod io;
 pub mod ledger;
 pub mod limits;
