@@ -57,6 +57,10 @@ pub struct Options {
     /// In each case it is in the ledger, with who did it
     #[arg(long, value_enum, default_value_t = SecondWriter::Hold)]
     pub second_writer: SecondWriter,
+    /// Takes away memory that tasks do not use, step by step, as long as they do not miss it: from all but those that
+    /// were told otherwise (`shaper set --reclaim-idle=false`)
+    #[arg(long)]
+    pub reclaim_idle: bool,
     /// Device whose egress is counted by task; repeatable
     #[arg(long = "uplink", value_name = "DEVICE")]
     pub uplinks: Vec<String>,
@@ -197,6 +201,8 @@ pub struct Config {
     pub cpu_burst_pool: BurstPool,
     /// When somebody else changes a limit.
     pub second_writer: SecondWriter,
+    /// Whether idle memory is taken from tasks that were not told otherwise.
+    pub reclaim_idle: bool,
     /// Counted devices.
     pub uplinks: Vec<String>,
     /// The broker's socket.
@@ -277,6 +283,7 @@ impl Options {
             warden,
             cpu_burst_pool: self.cpu_burst_pool,
             second_writer: self.second_writer,
+            reclaim_idle: self.reclaim_idle,
             uplinks: self.uplinks,
             broker,
             capacity,

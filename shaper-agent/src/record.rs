@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use shaper_core::{
     id::ExecutionId,
     limits::Limits,
-    task::{Origin, Owner, Phase, UnixNanos, Usage},
+    task::{OomKill, Origin, Owner, Phase, UnixNanos, Usage},
+    units::Bytes,
 };
 
 use crate::{actuate::Values, durable, node::cluster::Assignment};
@@ -50,6 +51,12 @@ pub struct Record {
     pub phase: Phase,
     /// What it had used when it ended.
     pub usage: Option<Usage>,
+    /// The memory limit that somebody asked for while it ran: what it grows beyond that comes back.
+    #[serde(default)]
+    pub memory_floor: Option<Bytes>,
+    /// Whether the kernel has killed for want of memory.
+    #[serde(default)]
+    pub oom_kill: Option<OomKill>,
     /// What makes it the broker's; `None`: it is this node's own.
     #[serde(default)]
     pub assignment: Option<Assignment>,

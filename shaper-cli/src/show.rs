@@ -93,8 +93,17 @@ pub(crate) struct NamedLimit {
 
 /// Every limit there is, with or without a ceiling.
 pub(crate) fn limits(limits: &Limits) -> [NamedLimit; 7] {
-    let Limits { cpu, cpu_weight, memory, net_egress, storage_io, storage_io_weight, storage_io_latency } =
-        limits;
+    // Whether idle memory is taken is no limit: it is shown beside what came of that.
+    let Limits {
+        cpu,
+        cpu_weight,
+        memory,
+        net_egress,
+        storage_io,
+        storage_io_weight,
+        storage_io_latency,
+        reclaim_idle: _,
+    } = limits;
     let weight =
         |weight: &Option<Weight>| weight.as_ref().map_or_else(|| "as found".into(), ToString::to_string);
     [

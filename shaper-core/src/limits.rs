@@ -46,7 +46,7 @@ impl<T: fmt::Display> fmt::Display for Limit<T> {
     }
 }
 
-/// Everything that shaper limits of one task.
+/// Everything that shaper limits of one task, or takes from it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
@@ -68,6 +68,9 @@ pub struct Limits {
     /// for it.
     #[serde(default)]
     pub storage_io_latency: Limit<Micros>,
+    /// Whether memory that it does not use is taken away ([`crate::idle`]); `None`: as the node does with all.
+    #[serde(default)]
+    pub reclaim_idle: Option<bool>,
 }
 
 /// A change of some limits: what is `None` stays.
@@ -91,6 +94,9 @@ pub struct LimitsChange {
     /// New promise of a latency.
     #[serde(default)]
     pub storage_io_latency: Option<Limit<Micros>>,
+    /// Whether memory that it does not use is to be taken away.
+    #[serde(default)]
+    pub reclaim_idle: Option<bool>,
 }
 
 impl LimitsChange {
@@ -112,6 +118,7 @@ impl Limits {
             storage_io: change.storage_io.unwrap_or(self.storage_io),
             storage_io_weight: change.storage_io_weight.or(self.storage_io_weight),
             storage_io_latency: change.storage_io_latency.unwrap_or(self.storage_io_latency),
+            reclaim_idle: change.reclaim_idle.or(self.reclaim_idle),
         }
     }
 
@@ -128,6 +135,7 @@ impl Limits {
             storage_io: set(self.storage_io),
             storage_io_weight: self.storage_io_weight,
             storage_io_latency: set(self.storage_io_latency),
+            reclaim_idle: self.reclaim_idle,
         }
     }
 }

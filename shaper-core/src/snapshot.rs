@@ -115,6 +115,8 @@ pub struct MemoryUsage {
     pub peak: Option<Bytes>,
     /// Processes that the kernel killed for want of memory.
     pub oom_kills: Option<u64>,
+    /// Taken away because it was idle ([`crate::idle`]), since the agent began; `None` where that is not done.
+    pub idle_reclaimed: Option<Bytes>,
     /// Its pressure.
     pub pressure: Option<Pressure>,
 }

@@ -185,6 +185,8 @@ pub enum DecisionKind {
     Grew,
     /// May use less than before.
     Shrunk,
+    /// Memory that it did not use was taken away.
+    Reclaimed,
     /// Ended, to make room.
     Evicted,
     /// Could not be started.
@@ -205,6 +207,7 @@ impl fmt::Display for DecisionKind {
             DecisionKind::ScaleOut => "scale_out",
             DecisionKind::Grew => "grew",
             DecisionKind::Shrunk => "shrunk",
+            DecisionKind::Reclaimed => "reclaimed",
             DecisionKind::Evicted => "evicted",
             DecisionKind::Refused => "refused",
             DecisionKind::Ended => "ended",

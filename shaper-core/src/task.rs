@@ -1,11 +1,15 @@
 //! What is known of a task: the shape in which the agent reports it and every client shows it.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
     id::{ExecutionId, TaskId},
-    limits::Limits,
+    idle,
+    limits::{Limit, Limits},
     shrink,
+    units::Bytes,
 };
 
 /// Nanoseconds since the Unix epoch.
@@ -125,6 +129,34 @@ pub struct Usage {
     pub ingress_now_bps: u64,
 }
 
+/// What is remembered of it when the kernel has killed processes of a task for want of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OomKill {
+    /// When that was noticed last.
+    pub at: UnixNanos,
+    /// The memory limit then.
+    pub limit: Limit<Bytes>,
+    /// The most that had been in use, where the kernel counts it: what it wanted is more.
+    pub peak: Option<Bytes>,
+    /// How many processes, in all.
+    pub kills: u64,
+}
+
+impl fmt::Display for OomKill {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let OomKill { at: _, limit, peak, kills } = self;
+        write!(f, "killed by OOM at {limit}")?;
+        if let Some(peak) = peak {
+            write!(f, ", peak {peak}")?;
+        }
+        if *kills > 1 {
+            write!(f, ", {kills} processes in all")?;
+        }
+        f.write_str(": it needs a higher memory limit")
+    }
+}
+
 /// A task as the agent reports it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskStatus {
@@ -154,6 +186,10 @@ pub struct TaskStatus {
     pub usage: Usage,
     /// Its memory limit on its way below use, or how the last such ended.
     pub shrink: Option<shrink::Status>,
+    /// What idle memory was taken from it; `None` where that is not done.
+    pub idle: Option<idle::Status>,
+    /// Whether the kernel has killed for want of memory.
+    pub oom_kill: Option<OomKill>,
     /// What its reader ought to know: degradations, with their reason.
     pub notes: Vec<String>,
 }

@@ -63,6 +63,12 @@ pub fn cpu_group(pid: u32) -> (PathBuf, bool) {
     (mount.join(place), controller.is_some())
 }
 
+/// Whether the memory of tasks is limited by a v1 controller on this machine.
+pub fn memory_is_v1() -> bool {
+    let hierarchies = Hierarchies::detect().expect("/proc is mounted").expect("cgroup v2 is mounted");
+    hierarchies.v1.iter().any(|(controller, _)| controller == "memory")
+}
+
 /// The CPU quota of the process `pid` that is in force, µs in each period of 100 ms.
 pub fn cpu_quota(pid: u32) -> u64 {
     let text = match cpu_group(pid) {

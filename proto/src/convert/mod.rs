@@ -2,6 +2,7 @@
 
 mod broker;
 mod ledger;
+mod memory;
 mod shrink;
 mod snapshot;
 
@@ -136,6 +137,7 @@ impl TryFrom<v1::Limits> for Limits {
             storage_iops,
             storage_io_weight,
             storage_io_latency_us,
+            reclaim_idle,
         } = wire;
         Ok(Limits {
             cpu: limit(cpu_millicores, cpu)?,
@@ -145,14 +147,23 @@ impl TryFrom<v1::Limits> for Limits {
             storage_io: limit(storage_iops, operations)?,
             storage_io_weight: storage_io_weight.map(|it| weight("storage_io_weight", it)).transpose()?,
             storage_io_latency: limit(storage_io_latency_us, latency)?,
+            reclaim_idle,
         })
     }
 }
 
 impl From<Limits> for v1::Limits {
     fn from(limits: Limits) -> v1::Limits {
-        let Limits { cpu, cpu_weight, memory, net_egress, storage_io, storage_io_weight, storage_io_latency } =
-            limits;
+        let Limits {
+            cpu,
+            cpu_weight,
+            memory,
+            net_egress,
+            storage_io,
+            storage_io_weight,
+            storage_io_latency,
+            reclaim_idle,
+        } = limits;
         v1::Limits {
             cpu_millicores: cpu.at().map(|cpu| cpu.0),
             cpu_weight: cpu_weight.map(Weight::get),
@@ -161,6 +172,7 @@ impl From<Limits> for v1::Limits {
             storage_iops: storage_io.at().map(|operations| operations.0),
             storage_io_weight: storage_io_weight.map(Weight::get),
             storage_io_latency_us: storage_io_latency.at().map(|latency| latency.0),
+            reclaim_idle,
         }
     }
 }
@@ -177,6 +189,7 @@ impl TryFrom<v1::LimitsChange> for LimitsChange {
             storage_iops,
             storage_io_weight,
             storage_io_latency_us,
+            reclaim_idle,
         } = wire;
         Ok(LimitsChange {
             cpu: ceiling("cpu_millicores", cpu_millicores, cpu)?,
@@ -186,6 +199,7 @@ impl TryFrom<v1::LimitsChange> for LimitsChange {
             storage_io: ceiling("storage_iops", storage_iops, operations)?,
             storage_io_weight: storage_io_weight.map(|it| weight("storage_io_weight", it)).transpose()?,
             storage_io_latency: ceiling("storage_io_latency_us", storage_io_latency_us, latency)?,
+            reclaim_idle,
         })
     }
 }
@@ -200,6 +214,7 @@ impl From<LimitsChange> for v1::LimitsChange {
             storage_io,
             storage_io_weight,
             storage_io_latency,
+            reclaim_idle,
         } = change;
         v1::LimitsChange {
             cpu_millicores: to_ceiling(cpu, |cpu| cpu.0),
@@ -209,6 +224,7 @@ impl From<LimitsChange> for v1::LimitsChange {
             storage_iops: to_ceiling(storage_io, |operations| operations.0),
             storage_io_weight: storage_io_weight.map(Weight::get),
             storage_io_latency_us: to_ceiling(storage_io_latency, |latency| latency.0),
+            reclaim_idle,
         }
     }
 }
@@ -325,6 +341,8 @@ impl From<TaskStatus> for v1::Task {
             enforcement,
             usage,
             shrink,
+            idle,
+            oom_kill,
             notes,
         } = task;
         let wire =
@@ -346,6 +364,8 @@ impl From<TaskStatus> for v1::Task {
             enforcement: enforcement.into_iter().map(wire).collect(),
             usage: Some(usage.into()),
             shrink: shrink.map(Into::into),
+            idle: idle.map(Into::into),
+            oom_kill: oom_kill.map(Into::into),
             notes,
         }
     }
@@ -375,6 +395,8 @@ impl TryFrom<v1::Task> for TaskStatus {
             enforcement: wire.enforcement.into_iter().map(domain).collect(),
             usage: wire.usage.ok_or(WireError::Missing("usage"))?.into(),
             shrink: wire.shrink.map(TryInto::try_into).transpose()?,
+            idle: wire.idle.map(TryInto::try_into).transpose()?,
+            oom_kill: wire.oom_kill.map(Into::into),
             notes: wire.notes,
         })
     }
@@ -420,6 +442,8 @@ impl TryFrom<v1::DoctorReport> for Report {
 
 #[cfg(test)]
 mod tests {
+    use shaper_core::{idle, task::OomKill};
+
     use super::*;
 
     #[test]
@@ -442,6 +466,7 @@ mod tests {
                 storage_io: Limit::At(Iops(500)),
                 storage_io_weight: Weight::new(200),
                 storage_io_latency: Limit::At(Micros(5000)),
+                reclaim_idle: Some(false),
             },
             enforcement: vec![Enforcement {
                 resource: "cpu".into(),
@@ -450,6 +475,13 @@ mod tests {
             }],
             usage: Usage { at_monotonic_ns: 7, cpu_time_ns: 1, memory_bytes: Some(3), ..Usage::default() },
             shrink: None,
+            idle: Some(idle::Status {
+                reclaimed: Bytes(9),
+                refaulted: Bytes(8),
+                is_cache_only: true,
+                state: idle::State::Resting(idle::Why::Pressure { some_us: 7, window_us: 6 }),
+            }),
+            oom_kill: Some(OomKill { at: 1, limit: Limit::At(Bytes(2)), peak: Some(Bytes(3)), kills: 4 }),
             notes: vec!["note".into()],
         };
         assert_eq!(TaskStatus::try_from(v1::Task::from(task.clone())), Ok(task));
@@ -475,6 +507,7 @@ mod tests {
             storage_io: Some(Limit::Unlimited),
             storage_io_weight: Weight::new(300),
             storage_io_latency: Some(Limit::Unlimited),
+            reclaim_idle: Some(true),
             ..LimitsChange::default()
         };
         assert_eq!(LimitsChange::try_from(v1::LimitsChange::from(change)), Ok(change));

@@ -132,11 +132,12 @@ impl From<v1::CpuUsage> for CpuUsage {
 
 impl From<MemoryUsage> for v1::MemoryUsage {
     fn from(usage: MemoryUsage) -> v1::MemoryUsage {
-        let MemoryUsage { now, peak, oom_kills, pressure } = usage;
+        let MemoryUsage { now, peak, oom_kills, idle_reclaimed, pressure } = usage;
         v1::MemoryUsage {
             now_bytes: now.0,
             peak_bytes: peak.map(|bytes| bytes.0),
             oom_kills,
+            idle_reclaimed_bytes: idle_reclaimed.map(|bytes| bytes.0),
             pressure: pressure.map(Into::into),
         }
     }
@@ -144,11 +145,12 @@ impl From<MemoryUsage> for v1::MemoryUsage {
 
 impl From<v1::MemoryUsage> for MemoryUsage {
     fn from(wire: v1::MemoryUsage) -> MemoryUsage {
-        let v1::MemoryUsage { now_bytes, peak_bytes, oom_kills, pressure } = wire;
+        let v1::MemoryUsage { now_bytes, peak_bytes, oom_kills, idle_reclaimed_bytes, pressure } = wire;
         MemoryUsage {
             now: Bytes(now_bytes),
             peak: peak_bytes.map(Bytes),
             oom_kills,
+            idle_reclaimed: idle_reclaimed_bytes.map(Bytes),
             pressure: pressure.map(Into::into),
         }
     }
@@ -504,6 +506,7 @@ mod tests {
                     now: Bytes(1),
                     peak: None,
                     oom_kills: Some(0),
+                    idle_reclaimed: Some(Bytes(4096)),
                     pressure: Some(pressure),
                 }),
                 io: vec![DeviceUsage {

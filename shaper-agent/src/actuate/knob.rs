@@ -308,6 +308,7 @@ impl Wish {
             storage_io: _,
             storage_io_weight: _,
             storage_io_latency: _,
+            reclaim_idle: _,
         } = *change;
         let wishes = [
             cpu_weight.map(Wish::CpuWeight),

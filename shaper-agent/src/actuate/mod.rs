@@ -306,12 +306,15 @@ pub fn lend(file: &QuotaFile, quota: &Quota<u32>) -> Result<(), ActuateError> {
 }
 
 /// What every knob that was ever turned should hold: the limits; else what was decided for good; else what it held
-/// before. Where block IO has a ceiling, any division of it holds, so that which is in force stays until the next; bytes are
+/// before. A memory limit that only a shrink had turned so far is noted as one that stands (`node/memory.rs`). Where block IO has a ceiling, any division of it holds, so that which is in force stays until the next; bytes are
 /// no part of it.
 pub fn decided(limits: &Limits, standing: &Values, baseline: &Values) -> Vec<Wish> {
     let wish = |(knob, before): (&Knob, &Value)| match knob {
         Knob::Cpu => Some(Wish::Cpu(limits.cpu)),
-        Knob::Memory => Some(Wish::Memory(limits.memory)),
+        Knob::Memory => Some(match (limits.memory, standing.get(&Knob::Memory)) {
+            (Limit::Unlimited, Some(value)) => Wish::Exactly(Knob::Memory, *value),
+            (limit, _) => Wish::Memory(limit),
+        }),
         Knob::NetEgress => Some(Wish::NetEgress(limits.net_egress)),
         Knob::IoMax(device) if limits.storage_io != Limit::Unlimited => {
             match standing.get(knob).unwrap_or(before) {
@@ -419,6 +422,11 @@ mod tests {
             Wish::NetEgress(Limit::Unlimited),
         ];
         assert_eq!(decided(&limits, &standing, &baseline), expected);
+        let of_memory = Values::from([(Knob::Memory, memory(4))]);
+        let noted = decided(&Limits::default(), &of_memory, &of_memory);
+        assert_eq!(noted, [Wish::Exactly(Knob::Memory, memory(4))]);
+        let limited = Limits { memory: Limit::At(Bytes(5)), ..Limits::default() };
+        assert_eq!(decided(&limited, &of_memory, &of_memory), [Wish::Memory(Limit::At(Bytes(5)))]);
         let disk = Knob::IoMax(BlockDevice { major: 8, minor: 0 });
         let of_disk = Values::from([(disk, Value::Io(IoLimits::default()))]);
         let back = Wish::Exactly(disk, Value::Io(IoLimits::default()));

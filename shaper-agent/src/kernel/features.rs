@@ -1,7 +1,7 @@
 //! The ladder: every kernel feature that shaper can use, how it is probed, and what happens without
 //! it. The table in docs/kernel-support.md is this one (a test compares them).
 
-use std::{fs, io};
+use std::{fs, io, path::Path};
 
 use shaper_core::doctor::{Availability, Rung};
 
@@ -36,7 +36,7 @@ pub const LADDER: &[Feature] = &[
         name: "btf",
         used_for: "offsets of kernel fields, tracing programs",
         degrades_to: "nothing works: the agent refuses to start a task",
-        probe: |_| file("/sys/kernel/btf/vmlinux"),
+        probe: |_| file(Path::new("/sys/kernel/btf/vmlinux")),
     },
     Feature {
         name: "cap-bpf",
@@ -66,6 +66,15 @@ pub const LADDER: &[Feature] = &[
         probe: |facts| controller(facts, "memory"),
     },
     Feature {
+        name: "memory-reclaim",
+        used_for: "memory limits that come below use, idle memory that is taken away: memory.reclaim (5.19)",
+        degrades_to: "limits below use and --reclaim-idle are refused",
+        probe: |facts| match &facts.hierarchies {
+            Some(hierarchies) => file(&hierarchies.v2.join("memory.reclaim")),
+            None => Availability::Missing { evidence: "no cgroup2 mount".into() },
+        },
+    },
+    Feature {
         name: "cgroup-v2-io",
         used_for: "block IO is charged to the cgroup that caused it, written back or not",
         degrades_to: "the v1 blkio controller, for launched tasks, which knows only who wrote",
@@ -76,7 +85,7 @@ pub const LADDER: &[Feature] = &[
         used_for: "dividing block devices by weight, by a measured model (`shaper-agent calibrate`)",
         degrades_to: "BFQ divides, where it is the scheduler; elsewhere `--io-weight` is refused",
         probe: |facts| match &facts.hierarchies {
-            Some(hierarchies) => file(&hierarchies.v2.join("io.cost.model").to_string_lossy()),
+            Some(hierarchies) => file(&hierarchies.v2.join("io.cost.model")),
             None => Availability::Missing { evidence: "no cgroup2 mount".into() },
         },
     },
@@ -212,11 +221,11 @@ fn unusable(error: &io::Error) -> Availability {
     Availability::Unusable { reason: error.to_string() }
 }
 
-fn file(path: &str) -> Availability {
+fn file(path: &Path) -> Availability {
     match fs::metadata(path) {
         Ok(_) => Availability::Available,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Availability::Missing { evidence: format!("no {path}") }
+            Availability::Missing { evidence: format!("no {}", path.display()) }
         }
         Err(error) => unusable(&error),
     }
@@ -301,7 +310,6 @@ pub fn release() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     #[test]
     fn the_document_has_this_table() {

@@ -154,6 +154,7 @@ impl Meter {
                 now,
                 peak: reading.memory_peak,
                 oom_kills: reading.oom_kills,
+                idle_reclaimed: None,
                 pressure: reading.memory_pressure,
             }),
             io,

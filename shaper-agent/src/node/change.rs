@@ -7,12 +7,13 @@ use shaper_core::{
     ledger::{Actor, Cause, Kind, Outcome},
     limits::{Limit, Limits, LimitsChange},
     task::UnixNanos,
+    units::Bytes,
 };
 use shaper_proto::{failpoint, peer::Caller};
 
 use super::{Node, NodeError, Task, not_established, now};
 use crate::{
-    actuate::{self, ActuateError, Knob, Lasts, Plan, Target, Values, Wish},
+    actuate::{self, ActuateError, Knob, Lasts, Plan, Target, Value, Values, Wish},
     kernel::bpf::Bpf,
     launch,
     ledger::{self, Intent, Ledger, Summary},
@@ -44,6 +45,7 @@ impl Node {
         change: &LimitsChange,
         cause: &Cause,
     ) -> Result<(), NodeError> {
+        self.may_reclaim_idle(id, change, cause)?;
         let limits = self.task(id)?.record.limits.with(change);
         let mut standing = self.task(id)?.record.standing.clone();
         if change.cpu_weight.is_some() {
@@ -56,6 +58,9 @@ impl Node {
         if let Some(Limit::At(_)) = change.storage_io_latency {
             self.can_promise_latency()?;
         }
+        if change.memory.is_some() {
+            standing.remove(&Knob::Memory);
+        }
         let mut wishes = Wish::of(change);
         if let Some(ceiling) = change.storage_io {
             wishes.extend(self.io_wishes(id, ceiling)?);
@@ -64,6 +69,11 @@ impl Node {
             wishes.extend(self.io_weight_wishes(weight)?);
         }
         self.carry_through(id, &wishes, limits, standing, Kind::Standing, cause)?;
+        if change.memory.is_some()
+            && let Some(task) = self.tasks.get_mut(id)
+        {
+            task.idling.disturb();
+        }
         if change.cpu.is_some()
             && let Err(error) = self.watch_quota(id)
         {
@@ -228,13 +238,26 @@ impl Node {
     }
 
     /// Puts back what every knob of a task held before it was first turned, for good. What cannot be written down is
-    /// done all the same: nothing is to keep a task from being let go.
-    pub(super) fn restore(&mut self, task: &Task, cause: &Cause) -> Result<(), NodeError> {
-        let Some(target) = &task.target else { return Ok(()) };
+    /// done all the same: nothing is to keep a task from being let go. A memory limit below what the task uses is left
+    /// out, as the kernel would kill for it: then the answer is how much that is.
+    pub(super) fn restore(&mut self, task: &Task, cause: &Cause) -> Result<Option<Bytes>, NodeError> {
+        let Some(target) = &task.target else { return Ok(None) };
         let bpf = self.bpf.as_mut().ok_or_else(not_established)?;
-        let planned = actuate::plan(target, bpf, &actuate::as_before(&task.record.baseline));
+        let mut wishes = actuate::as_before(&task.record.baseline);
+        let mut too_much = None;
+        if let Some(Value::Memory(Limit::At(limit))) = task.record.baseline.get(&Knob::Memory) {
+            let used = match actuate::memory_in_use(target) {
+                Err(error) if error.is_gone() => return Ok(None),
+                other => other?,
+            };
+            too_much = used.filter(|used| used > limit);
+        }
+        if too_much.is_some() {
+            wishes.retain(|wish| wish.knob() != Knob::Memory);
+        }
+        let planned = actuate::plan(target, bpf, &wishes);
         let changes = match planned {
-            Err(error) if error.is_gone() => return Ok(()),
+            Err(error) if error.is_gone() => return Ok(None),
             other => other?.changes,
         };
         let intent = Intent {
@@ -259,7 +282,8 @@ impl Node {
             conclude(&mut self.ledger, number, &result);
         }
         failpoint::hit("ledger-after-outcome");
-        Ok(result?)
+        result?;
+        Ok(too_much)
     }
 
     /// Every second: brings the ledger to the disk, and begins a new file of it where the last is long.
@@ -294,7 +318,7 @@ impl Node {
 }
 
 /// Writes down what came of a change. Where that fails it stays unknown, which is true.
-fn conclude(ledger: &mut Ledger, number: u64, result: &Result<(), ActuateError>) {
+pub(super) fn conclude(ledger: &mut Ledger, number: u64, result: &Result<(), ActuateError>) {
     let outcome = match result {
         Ok(()) => Outcome::Done,
         Err(error) if error.is_undone() => Outcome::RolledBack(launch::chain(error)),

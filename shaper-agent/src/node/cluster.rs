@@ -313,6 +313,7 @@ fn first_grant(spec: &TaskSpec) -> Limits {
         storage_io: spec.limits.storage_io,
         storage_io_weight: spec.limits.storage_io_weight,
         storage_io_latency: spec.limits.storage_io_latency,
+        reclaim_idle: spec.limits.reclaim_idle,
     }
 }
 

@@ -12,7 +12,8 @@ use shaper_proto::{failpoint, peer::Caller};
 
 use super::{ENDED_KEPT, Node, NodeError, Task, boottime_ns, now, second_writer::Watch};
 use crate::{
-    actuate, calibrate,
+    actuate::{self, Knob},
+    calibrate,
     config::Config,
     ground::GroundError,
     launch::{self, Attachment},
@@ -196,11 +197,24 @@ impl Node {
         if let (Some(target), Some(lending)) = (&task.target, &self.lending) {
             lending.withdraw(target.slot);
         }
-        if let Err(error) = self.restore(&task, cause) {
-            self.tasks.insert(id.clone(), task);
-            return Err(error);
-        }
+        let too_much = match self.restore(&task, cause) {
+            Ok(too_much) => too_much,
+            Err(error) => {
+                self.tasks.insert(id.clone(), task);
+                return Err(error);
+            }
+        };
         for (knob, value) in &task.record.baseline {
+            if let (Knob::Memory, Some(used)) = (knob, too_much) {
+                let line = format!(
+                    "{id}: memory is not `{value}` again, but stays at {}: the task uses {used}, and the kernel would \
+                     kill it; set it yourself once that is less",
+                    task.record.limits.memory
+                );
+                tracing::warn!("{line}");
+                done.push(line);
+                continue;
+            }
             done.push(format!("{id}: {knob} is `{value}` again"));
         }
         if let Err(error) = self.take_down(&mut task, false) {

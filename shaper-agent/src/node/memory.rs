@@ -17,7 +17,7 @@ use shaper_core::{
     shrink::{self, Action, Before, Event, Observation, Outcome, Shrink, Status, Swap},
     snapshot::Pressure,
     spec::{DecisionKind, Priority},
-    task::UnixNanos,
+    task::{OomKill, UnixNanos},
     units::Bytes,
 };
 use shaper_proto::peer::Caller;
@@ -43,6 +43,8 @@ use crate::{
 pub(super) struct Shrinking {
     shrink: Shrink,
     began_at: UnixNanos,
+    /// Why, where it is this agent that brings back what it gave.
+    gives_back: Option<String>,
     files: Files,
     reclaimer: Arc<Reclaimer>,
     /// The chunk that is under way, by when it began: what is told of an older one does not count.
@@ -51,13 +53,25 @@ pub(super) struct Shrinking {
 }
 
 impl Shrinking {
-    pub(super) fn status(&self) -> Status {
+    fn cause(&self) -> Cause {
+        match &self.gives_back {
+            Some(reason) => Cause::agent("give back", reason.clone()),
+            None => Cause::agent("shrink", self.status().to_string()),
+        }
+    }
+
+    fn status(&self) -> Status {
         self.shrink.status(self.began_at)
+    }
+
+    /// What is told of it, where somebody asked for it. What is given back is told as a decision.
+    pub(super) fn told(&self) -> Option<Status> {
+        self.gives_back.is_none().then(|| self.status())
     }
 }
 
-/// What is read again and again while a conversation lasts.
-struct Files {
+/// What is read again and again while a conversation lasts, or idle memory is looked for.
+pub(super) struct Files {
     used: Open<Bytes, ReadOnly>,
     stat: Open<MemoryStat, ReadOnly>,
     events: Open<MemoryEvents, ReadOnly>,
@@ -68,7 +82,7 @@ struct Files {
 
 impl Files {
     /// `None` where a kernel lacks something that a conversation cannot do without.
-    fn open(cgroup: &Cgroup) -> Result<Option<Files>, CgroupError> {
+    pub(super) fn open(cgroup: &Cgroup) -> Result<Option<Files>, CgroupError> {
         let (Some(used), Some(stat), Some(events), Some(pressure)) = (
             cgroup.open_file(memory::CURRENT)?,
             cgroup.open_file(memory::STAT)?,
@@ -91,7 +105,12 @@ impl Files {
         Ok(free.min(max.saturating_sub(used.0)))
     }
 
-    fn observe(&self) -> Result<(Observation, Swap), CgroupError> {
+    /// Reclaimed by whomever, in all.
+    pub(super) fn stolen(&self) -> Result<Bytes, CgroupError> {
+        Ok(Bytes(self.stat.read()?.stolen.saturating_mul(rustix::param::page_size() as u64)))
+    }
+
+    pub(super) fn observe(&self) -> Result<(Observation, Swap), CgroupError> {
         let stat = self.stat.read()?;
         let pressure = self.pressure.read()?;
         let room = self.swap_room()?;
@@ -136,6 +155,9 @@ impl Node {
         let rest = LimitsChange { memory: None, ..*change };
         if self.task(id)?.shrinking.is_some() {
             self.change(id, &rest, cause)?;
+            if let Some(shrinking) = &mut self.task_mut(id)?.shrinking {
+                (shrinking.gives_back, shrinking.began_at) = (None, now());
+            }
             self.tell_shrink(id, Event::Retargeted(whole_pages(wanted)));
             return Ok(());
         }
@@ -151,8 +173,11 @@ impl Node {
     fn begin_shrink(&mut self, id: &TaskId, shrinking: Shrinking) -> Result<(), NodeError> {
         tracing::info!(task = %id, status = %shrinking.status(), "shrinks");
         let task = self.task_mut(id)?;
-        task.last_shrink = None;
+        if shrinking.gives_back.is_none() {
+            task.last_shrink = None;
+        }
         task.shrinking = Some(shrinking);
+        task.idling.disturb();
         self.look_at_shrink(id);
         Ok(())
     }
@@ -282,7 +307,16 @@ impl Node {
             }
             Action::SetHigh(limit) => self.turn_for_now(id, Wish::MemoryHigh(limit)).err().and_then(failed),
             Action::SetMax(limit) => {
-                let before = self.tasks.get(id)?.shrinking.as_ref()?.shrink.before();
+                let task = self.tasks.get(id)?;
+                let before = task.shrinking.as_ref()?.shrink.before();
+                // A limit that nobody but its owner has set so far: what the next agent puts back if this one dies now.
+                if !task.record.baseline.contains_key(&Knob::Memory) {
+                    let as_it_is = Wish::Exactly(Knob::Memory, Value::Memory(before.max));
+                    let cause = Cause::agent("shrink", "what was in force before");
+                    if let Err(error) = self.set_knobs(id, &[as_it_is], Hold::Standing, &cause) {
+                        return failed(error);
+                    }
+                }
                 let wish = if limit == before.max {
                     Wish::Exactly(Knob::Memory, Value::Memory(limit))
                 } else {
@@ -303,8 +337,8 @@ impl Node {
 
     /// For as long as the conversation lasts.
     fn turn_for_now(&mut self, id: &TaskId, wish: Wish) -> Result<(), NodeError> {
-        let status = self.task(id)?.shrinking.as_ref().map(|shrinking| shrinking.status().to_string());
-        let cause = Cause::agent("shrink", status.unwrap_or_default());
+        let cause = self.task(id)?.shrinking.as_ref().map(Shrinking::cause);
+        let cause = cause.unwrap_or_else(|| Cause::agent("shrink", ""));
         self.set_knobs(id, &[wish], Hold::Transient, &cause)
     }
 
@@ -315,13 +349,19 @@ impl Node {
         if let Outcome::Done { .. } = outcome {
             // In force already; from here on it is the task's limit.
             let change = LimitsChange { memory: Some(Limit::At(target)), ..LimitsChange::default() };
-            let cause = Cause::agent("shrink", status.to_string());
+            let cause = shrinking.cause();
             if let Err(error) = self.change(id, &change, &cause) {
                 tracing::error!(task = %id, error = %launch::chain(&error), "cannot record a memory limit that is in force");
             }
         }
-        if let Some(task) = self.tasks.get_mut(id) {
-            task.last_shrink = Some(status);
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        let execution = task.record.execution.clone();
+        match shrinking.gives_back {
+            None => task.last_shrink = Some(status),
+            Some(reason) if matches!(outcome, Outcome::Done { .. }) => {
+                self.tell_decision(&execution, DecisionKind::Shrunk, reason);
+            }
+            Some(_) => self.memory_uses.leave_alone(&execution, monotonic_ns()),
         }
         shrinking.over.send_replace(true);
         self.tell_task(id);
@@ -349,6 +389,7 @@ fn prepare(target: &Target, wanted: Bytes) -> Result<Option<Shrinking>, NodeErro
     Ok(Some(Shrinking {
         shrink,
         began_at: now(),
+        gives_back: None,
         files,
         reclaimer: Arc::new(reclaimer),
         chunk: None,
@@ -358,14 +399,13 @@ fn prepare(target: &Target, wanted: Bytes) -> Result<Option<Shrinking>, NodeErro
 
 // ---- growing
 
-/// A note on a task begins with this.
-const OOM_NOTE: &str = "killed by OOM";
-
 /// One task of the broker's, owned: what decides borrows from it.
 struct Seen {
     execution: ExecutionId,
     priority: Priority,
     limit: Limit<Bytes>,
+    floor: Bytes,
+    is_fixed: bool,
     grant: Limit<Bytes>,
     used: Bytes,
     is_short: bool,
@@ -381,24 +421,38 @@ impl Node {
         };
         let Some(task) = self.tasks.get_mut(&id) else { return };
         let before = std::mem::replace(&mut task.memory_events, events);
-        if events.oom_kill > before.oom_kill {
-            self.note_oom_kill(&id);
+        let is_short = events.high > before.high || events.max > before.max;
+        if is_short {
+            task.idling.disturb();
         }
-        if events.high > before.high || events.max > before.max {
+        // At the limit that it had.
+        if events.oom_kill > before.oom_kill {
+            self.note_oom_kill(&id, events.oom_kill - before.oom_kill);
+        }
+        if is_short {
+            self.needs_it_after_all(&id);
             self.grow_memory(Some(&id));
         }
     }
 
-    /// What is to be learnt from a kill: at which limit, and how much had been used.
-    fn note_oom_kill(&mut self, id: &TaskId) {
+    /// A limit that was to come down, because the task was believed not to need it, stays.
+    fn needs_it_after_all(&mut self, id: &TaskId) {
+        let shrinking = self.tasks.get(id).and_then(|task| task.shrinking.as_ref());
+        if shrinking.is_some_and(|shrinking| shrinking.gives_back.is_some()) {
+            self.call_off(id);
+        }
+    }
+
+    /// What is to be learnt from a kill: at which limit, and how much had been used. It is kept with the record.
+    fn note_oom_kill(&mut self, id: &TaskId, kills: u64) {
+        let state_dir = self.config.state_dir.clone();
         let Some(task) = self.tasks.get_mut(id) else { return };
-        let limit = task.record.limits.memory;
         let peak = task.target.as_ref().and_then(|target| actuate::memory_peak(target).ok().flatten());
-        let peak = peak.map_or_else(String::new, |peak| format!(", peak {peak}"));
-        let note = format!("{OOM_NOTE} at {limit}{peak}");
-        tracing::warn!(task = %id, note, "the kernel killed a process for want of memory");
-        task.notes.retain(|note| !note.starts_with(OOM_NOTE));
-        task.notes.push(note);
+        let before = task.record.oom_kill.map_or(0, |kill| kill.kills);
+        let kill = OomKill { at: now(), limit: task.record.limits.memory, peak, kills: before + kills };
+        tracing::warn!(task = %id, %kill, "the kernel killed a process for want of memory");
+        task.record.oom_kill = Some(kill);
+        task.unsaved = task.record.save(&state_dir).is_err();
         self.tell_task(id);
     }
 
@@ -440,8 +494,8 @@ impl Node {
                 }
             }
         }
-        let walls = grow::walls(&node, &tasks_of(&seen));
-        for (task, wall) in seen.iter().zip(walls) {
+        let walls = grow::walls(&node, &tasks_of(&seen), &self.memory_uses, monotonic_ns());
+        for (task, wall) in seen.iter().zip(walls).filter(|(task, _)| !task.is_fixed) {
             // Below use it would stop the task, and whoever sets it.
             let is_below_use = wall.at().is_some_and(|wall| wall <= task.used);
             let wall = if is_below_use { Limit::Unlimited } else { wall };
@@ -461,29 +515,64 @@ impl Node {
                 }
             }
         }
+        self.give_memory_back(&node, &seen);
     }
 
-    /// The broker's tasks whose memory may be moved. Those of which nobody told are short if they are close to their limit.
+    /// Brings back what tasks were given and do not need, or what others need more, by a conversation with each.
+    fn give_memory_back(&mut self, node: &NodeMemory, seen: &[Seen]) {
+        for back in grow::give_back(&mut self.memory_uses, node, &tasks_of(seen), monotonic_ns()) {
+            let id = &back.execution.task;
+            let Some(target) = self.tasks.get(id).and_then(|task| task.target.as_ref()) else { continue };
+            let begun = match prepare(target, whole_pages(back.to)) {
+                Ok(Some(shrinking)) => self.begin_shrink(
+                    id,
+                    Shrinking {
+                        shrink: shrinking.shrink.without_reclaim(),
+                        gives_back: Some(back.reason),
+                        ..shrinking
+                    },
+                ),
+                // Nothing here can hold one: it keeps what it has.
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = begun {
+                tracing::warn!(task = %id, error = %launch::chain(&error), "cannot take back memory that was given");
+                self.memory_uses.leave_alone(&back.execution, monotonic_ns());
+            }
+        }
+    }
+
+    /// The broker's tasks that run. Those of which nobody told are short if they are close to their limit.
     fn see_memory(&self, short: Option<&TaskId>) -> Vec<Seen> {
         let mut seen = Vec::new();
         for (id, task) in &self.tasks {
             let (Some(target), Some(assignment)) = (&task.target, &task.record.assignment) else { continue };
-            let is_movable = task.is_running() && task.started.is_some() && task.shrinking.is_none();
-            if !is_movable || target.v1_memory.is_some() || task.record.kill_at_boottime_ns.is_some() {
+            let is_steady = task.started.is_some() && task.record.kill_at_boottime_ns.is_none();
+            let is_movable = is_steady && task.shrinking.is_none() && target.v1_memory.is_none();
+            if !task.is_running() {
                 continue;
             }
             let is_told = short == Some(id);
-            let used = if is_told {
+            let grant = task.record.limits.memory;
+            let floor = task.record.memory_floor.unwrap_or(match assignment.spec.limits.memory {
+                Limit::At(limit) => limit,
+                Limit::Unlimited => assignment.spec.profile.demand.memory,
+            });
+            // What the meter knows of a task that does nothing may be ten seconds old.
+            let has_to_give = grant.at().is_some_and(|grant| grant > floor);
+            let used = if is_told || has_to_give {
                 actuate::memory_in_use(target).ok().flatten()
             } else {
                 self.meter.memory_used(target.slot)
             };
             let Some(used) = used else { continue };
-            let grant = task.record.limits.memory;
             seen.push(Seen {
                 execution: task.record.execution.clone(),
                 priority: assignment.spec.profile.priority,
                 limit: assignment.spec.limits.memory,
+                floor,
+                is_fixed: !is_movable,
                 grant,
                 used,
                 is_short: is_told || grant.at().is_some_and(|grant| used > grow::wall(grant)),
@@ -500,11 +589,13 @@ fn tasks_of(seen: &[Seen]) -> Vec<MemoryTask<'_>> {
 
 impl Seen {
     fn task(&self) -> MemoryTask<'_> {
-        let Seen { execution, priority, limit, grant, used, is_short, wall: _ } = self;
+        let Seen { execution, priority, limit, floor, is_fixed, grant, used, is_short, wall: _ } = self;
         MemoryTask {
             execution,
             priority: *priority,
             limit: *limit,
+            floor: *floor,
+            is_fixed: *is_fixed,
             grant: *grant,
             used: *used,
             is_short: *is_short,

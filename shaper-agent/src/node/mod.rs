@@ -8,6 +8,7 @@ mod change;
 pub mod cluster;
 mod end;
 mod events;
+mod idle;
 mod io_latency;
 mod memory;
 mod report;
@@ -23,6 +24,7 @@ use std::{
 
 use shaper_common::abi::SLOT_FIRST;
 use shaper_core::{
+    adjust::memory::Uses,
     id::{InvalidTaskId, TaskId},
     limits::{Limit, Limits},
     shrink::{self, NotReclaimable},
@@ -183,6 +185,8 @@ struct Task {
     memory_owed: Vec<Wish>,
     /// What had happened to its memory when that was last looked at.
     memory_events: MemoryEvents,
+    /// What is taken of its idle memory.
+    idling: idle::Idling,
     /// Where its `memory.high` stands so that it grows in time.
     wall: Limit<Bytes>,
     /// What each knob that was turned was last seen to hold, or was turned to.
@@ -233,8 +237,11 @@ pub struct Node {
     policies: Vec<Policy>,
     policies_revision: u64,
     adjustment: adjust::Loop,
+    memory_uses: Uses,
     ceilings: block_io::Ceilings,
     guards: io_latency::Guards,
+    /// Whose idle memory was last looked at.
+    idle_turn: Option<TaskId>,
     lending: Option<burst::Lending>,
     warden: Option<burst::Warden>,
     writers: second_writer::Watch,
@@ -289,8 +296,10 @@ impl Node {
             policies: Vec::new(),
             policies_revision: 0,
             adjustment: adjust::Loop::default(),
+            memory_uses: Uses::default(),
             ceilings: block_io::Ceilings::default(),
             guards: io_latency::Guards::default(),
+            idle_turn: None,
             lending: None,
             warden: None,
             writers: second_writer::Watch::default(),
@@ -427,6 +436,7 @@ impl Node {
         if self.ticks.is_multiple_of(10) {
             self.take_stock();
             self.look_at_memory();
+            self.reclaim_idle();
         }
         if self.ticks.is_multiple_of(5) {
             self.guard_io();
@@ -512,6 +522,7 @@ impl Node {
             last_shrink: None,
             memory_owed: Vec::new(),
             memory_events: MemoryEvents::default(),
+            idling: idle::Idling::Off,
             wall: Limit::Unlimited,
             in_force: Values::new(),
             differs: BTreeMap::new(),

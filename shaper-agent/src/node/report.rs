@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use super::{
     Node, NodeError, Task,
     block_io::{Weighing, no_weights},
+    idle::Idling,
     now,
 };
 use crate::{
@@ -55,6 +56,9 @@ impl Node {
                 };
                 if let Some(loan) = self.lending.as_ref().and_then(|lending| lending.loan(target.slot)) {
                     (usage.cpu.lent, usage.cpu.loans) = (loan.lent.per_period(), loan.count);
+                }
+                if let Some(memory) = &mut usage.memory {
+                    memory.idle_reclaimed = task.idling.status().map(|status| status.reclaimed);
                 }
                 snapshot.tasks.push(usage);
             }
@@ -157,7 +161,13 @@ impl Node {
             limits: *limits,
             enforcement,
             usage: self.usage(id)?,
-            shrink: task.shrinking.as_ref().map(|shrinking| shrinking.status()).or(task.last_shrink.clone()),
+            shrink: task
+                .shrinking
+                .as_ref()
+                .and_then(|shrinking| shrinking.told())
+                .or(task.last_shrink.clone()),
+            idle: task.idling.status(),
+            oom_kill: task.record.oom_kill,
             notes: self.notes(task),
         })
     }
@@ -168,6 +178,10 @@ impl Node {
             notes.push(format!("its cgroup is managed by {manager}: what stands is told to it"));
         }
         notes.extend(task.differs.iter().map(|(knob, differs)| differs.note(*knob)));
+        notes.extend(task.record.oom_kill.map(|kill| kill.to_string()));
+        if let Idling::Not(why) = &task.idling {
+            notes.push(format!("memory that it does not use is not taken away: {why}"));
+        }
         if task.record.limits.net_egress.at().is_some() && task.is_running() {
             notes.push(
                 "the network limit holds for TCP, but not for the first ten segments of a connection, nor for \

@@ -56,6 +56,8 @@ impl Node {
             boot_id: self.boot_id.clone(),
             phase: Phase::Running,
             usage: None,
+            memory_floor: None,
+            oom_kill: None,
             assignment: request.assignment,
             kill_at_boottime_ns: None,
         };
@@ -444,6 +446,8 @@ impl Node {
             boot_id: self.boot_id.clone(),
             phase: Phase::Running,
             usage: None,
+            memory_floor: None,
+            oom_kill: None,
             assignment: None,
             kill_at_boottime_ns: None,
         };
@@ -516,6 +520,12 @@ impl Node {
             return Err(NodeError::Precondition(format!("task `{id}` has ended")));
         }
         self.change_or_shrink(id, change, &Cause::new(Actor::User(caller.uid), "set"))?;
+        if let Some(memory) = change.memory {
+            let state_dir = self.state_dir().to_owned();
+            let task = self.task_mut(id)?;
+            task.record.memory_floor = memory.at();
+            task.unsaved = task.record.save(&state_dir).is_err();
+        }
         self.status(id)
     }
 }

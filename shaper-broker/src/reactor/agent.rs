@@ -326,12 +326,16 @@ impl Turn<'_> {
 
     /// The task is over.
     fn end(&mut self, id: &TaskId, status: ExitStatus, at: UnixNanos) {
-        let reason = match &status {
+        let mut reason = match &status {
             ExitStatus::Code(code) => format!("exit code {code}"),
             ExitStatus::Signal(signal) => format!("ended by signal {signal}"),
             ExitStatus::NotStarted { stage, error, .. } => format!("not started ({stage}): {error}"),
             ExitStatus::Unknown => "nobody saw how it ended".to_owned(),
         };
+        let task = self.state.tasks.get(id).and_then(|row| row.task.on_node.as_ref());
+        if let Some(kill) = task.and_then(|task| task.oom_kill) {
+            reason = format!("{reason}; {kill}");
+        }
         if let ExitStatus::Code(0..) = status {
             self.record(id, at);
         }

@@ -57,6 +57,8 @@ pub(super) fn status(task: &str, attempt: u32, phase: RunPhase) -> TaskStatus {
         enforcement: Vec::new(),
         usage: Usage::default(),
         shrink: None,
+        idle: None,
+        oom_kill: None,
         notes: Vec::new(),
     }
 }

@@ -67,6 +67,7 @@ Examples:
   shaper set etl --cpu 2                  at most two cores
   shaper set etl --net 50mbit --cpu max   50 Mbit/s on the wire, CPU without a limit
   shaper set etl --cpu-weight 300         three times the usual share where CPUs are contended
+  shaper set etl --reclaim-idle           take away the memory that it does not use
   shaper set etl --io 500                 500 reads and writes a second, all devices together";
 
 /// Reshape the resources of tasks while they run.
@@ -146,11 +147,22 @@ pub(crate) struct LimitArgs {
     /// Promise that 99 of 100 reads and writes take at most so long, on each device: 5ms, 500us. Others are held back
     #[arg(long, value_name = "TIME|max", value_parser = limit(Micros::parse_latency), help_heading = "Limits")]
     io_latency: Option<Limit<Micros>>,
+    /// Take away memory that the task does not use, step by step, as long as it does not miss it [default: as the
+    /// agent was told to do for all]
+    #[arg(
+        long,
+        value_name = "true|false",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        help_heading = "Limits"
+    )]
+    reclaim_idle: Option<bool>,
 }
 
 impl From<LimitArgs> for LimitsChange {
     fn from(args: LimitArgs) -> LimitsChange {
-        let LimitArgs { cpu, cpu_weight, memory, net, io, io_weight, io_latency } = args;
+        let LimitArgs { cpu, cpu_weight, memory, net, io, io_weight, io_latency, reclaim_idle } = args;
         LimitsChange {
             cpu,
             cpu_weight,
@@ -159,6 +171,7 @@ impl From<LimitArgs> for LimitsChange {
             storage_io: io,
             storage_io_weight: io_weight,
             storage_io_latency: io_latency,
+            reclaim_idle,
         }
     }
 }
@@ -297,7 +310,7 @@ pub(crate) struct Logs {
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = SET_AFTER_HELP,
-    group = ArgGroup::new("change").required(true).multiple(true).args(["cpu", "cpu_weight", "memory", "net", "io", "io_weight", "io_latency"])
+    group = ArgGroup::new("change").required(true).multiple(true).args(["cpu", "cpu_weight", "memory", "net", "io", "io_weight", "io_latency", "reclaim_idle"])
 )]
 pub(crate) struct Set {
     /// The task

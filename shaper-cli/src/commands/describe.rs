@@ -6,6 +6,7 @@ use std::{
 };
 
 use shaper_core::{
+    idle,
     limits::{Limit, Limits},
     shrink::Status,
     spec::{Demand, Profile, TaskSpec},
@@ -79,6 +80,7 @@ fn cluster_text(task: &ClusterTask, now: UnixNanos) -> String {
         let title = format!("Limits on {}, as last reported", node.as_deref().unwrap_or("its node"));
         section(&mut text, &printable(&title), &self::limits(task));
         shrink(&mut text, task.shrink.as_ref(), now);
+        idle(&mut text, task.idle.as_ref());
         section(&mut text, "Usage", &usage_table(&task.usage));
         notes(&mut text, &task.notes);
     }
@@ -134,6 +136,9 @@ fn text(task: &TaskStatus, now: UnixNanos) -> String {
         enforcement: _,
         usage,
         shrink,
+        idle,
+        // It is among the notes.
+        oom_kill: _,
         notes,
     } = task;
     let mut text = String::new();
@@ -150,6 +155,7 @@ fn text(task: &TaskStatus, now: UnixNanos) -> String {
     field("Created", &format!("{} ({} ago)", Utc(*created_at), time::age(*created_at, now)));
     section(&mut text, "Limits", &limits(task));
     self::shrink(&mut text, shrink.as_ref(), now);
+    self::idle(&mut text, idle.as_ref());
     section(&mut text, "Usage", &usage_table(usage));
     self::notes(&mut text, notes);
     text
@@ -171,6 +177,12 @@ fn shrink(text: &mut String, shrink: Option<&Status>, now: UnixNanos) {
     if let Some(shrink) = shrink {
         let line = format!("{shrink} (since {} ago)\n", time::age(shrink.began_at, now));
         section(text, "Memory limit below use", &line);
+    }
+}
+
+fn idle(text: &mut String, idle: Option<&idle::Status>) {
+    if let Some(idle) = idle {
+        section(text, "Idle memory", &format!("{idle}\n"));
     }
 }
 

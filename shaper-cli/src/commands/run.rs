@@ -48,11 +48,12 @@ pub(crate) enum EnvironmentError {
 pub(crate) async fn run(servers: &Servers, args: Run) -> Result<ExitCode, Error> {
     let client = &servers.agent().await?;
     let (detach, format) = (args.detach, args.output);
+    let reclaim_idle = LimitsChange::from(args.limits).reclaim_idle;
     let mut request = request(args)?;
-    if request.limits == Some(Limits::default().into())
+    if request.limits == Some(Limits { reclaim_idle, ..Limits::default() }.into())
         && let Some(limits) = measured(servers, &request.command).await
     {
-        request.limits = Some(limits.into());
+        request.limits = Some(Limits { reclaim_idle, ..limits }.into());
     }
     if detach {
         let task = client.run_task(request).await?;

@@ -44,6 +44,7 @@ fn text(change: &LimitsChange, before: &TaskStatus, after: &TaskStatus) -> Strin
         storage_io,
         storage_io_weight,
         storage_io_latency,
+        reclaim_idle,
     } = change;
     let named = [
         (resource::CPU, cpu.is_some()),
@@ -60,6 +61,10 @@ fn text(change: &LimitsChange, before: &TaskStatus, after: &TaskStatus) -> Strin
             show::enforcement(after, resource).map(|enforcement| enforcement.mechanism.as_str()).collect();
         let by = if mechanisms.is_empty() { String::new() } else { format!(" ({})", mechanisms.join(", ")) };
         lines.push(format!("{resource}: {} → {}{by}", in_force(before, resource), in_force(after, resource)));
+    }
+    if let Some(reclaim) = reclaim_idle {
+        let does = if *reclaim { "is taken away" } else { "stays" };
+        lines.push(format!("memory that it does not use {does}"));
     }
     if let Some(shrink) = after.shrink.as_ref().filter(|_| after.shrink != before.shrink) {
         lines.push(format!("memory: {shrink}"));

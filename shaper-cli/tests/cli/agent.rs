@@ -35,6 +35,7 @@ fn busy_task() -> TaskStatus {
             storage_io: Limit::Unlimited,
             storage_io_weight: None,
             storage_io_latency: Limit::Unlimited,
+            reclaim_idle: None,
         },
         usage: Usage {
             memory_bytes: Some(120 << 20),

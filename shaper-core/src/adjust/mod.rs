@@ -306,6 +306,7 @@ const NO_CHANGE: LimitsChange = LimitsChange {
     storage_io: None,
     storage_io_weight: None,
     storage_io_latency: None,
+    reclaim_idle: None,
 };
 
 fn cpu_sample(task: &TaskObservation<'_>, Observation { cpu, .. }: &Observation<'_>) -> Option<Sample> {

@@ -32,12 +32,8 @@ struct World {
 
 impl World {
     fn new(sets: &[(u64, u64)]) -> World {
-        let set = |&(mib, period): &(u64, u64)| Set {
-            size: mib * MIB,
-            period,
-            resident: mib * MIB,
-            touched_at: 0,
-        };
+        let set =
+            |&(mib, period): &(u64, u64)| Set { size: mib * MIB, period, resident: mib * MIB, touched_at: 0 };
         World {
             sets: sets.iter().map(set).collect(),
             device: 512 * MIB,
@@ -122,6 +118,9 @@ impl Story {
         let now = self.world.second * SECOND;
         let seen = self.world.observation();
         self.used.push(seen.used.0);
+        if !self.idle.is_due(now) {
+            return;
+        }
         let Some(Bytes(chunk)) = self.idle.observed(&seen, may_ask, now) else { return };
         assert!(may_ask && chunk <= CHUNK_MAX && chunk <= seen.reclaimable.0, "{chunk} of {seen:?}");
         let taken = self.world.reclaim(chunk);
@@ -233,9 +232,8 @@ fn a_kernel_that_takes_nothing_is_not_asked_again_at_once() {
 fn one_chunk_at_a_time() {
     let world = World::new(&[(100, 0)]);
     let mut idle = Idle::new(&world.observation(), 0);
-    let asked = (1..=60).filter(|second| {
-        idle.observed(&world.observation(), true, second * SECOND).is_some()
-    });
+    let asked =
+        (1..=60).filter(|second| idle.observed(&world.observation(), true, second * SECOND).is_some());
     assert_eq!(asked.count(), 1);
     assert!(idle.is_under_way());
 }

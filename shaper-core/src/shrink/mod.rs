@@ -30,6 +30,8 @@
 //!   from it, and cannot undo by growing what earlier ones achieved. It is never set below use.
 //! - **Settling.** Once use has been at the goal (the target less a margin) for a moment, and it is calm, `memory.max`
 //!   is written. Whoever carries that out looks at use once more, and says [`Event::Refused`] rather than write below it.
+//! - **Without reclaim.** A limit that is above use comes down in the same way, but nothing is taken for it: memory that a
+//!   task was given and does not need ([`Shrink::without_reclaim`]).
 //! - **Capped.** The limit is in force and watched a little longer before `memory.high` goes back to what it was.
 //!
 //! # When it gives up
@@ -324,6 +326,8 @@ impl fmt::Display for Reason {
 pub struct Shrink {
     target: u64,
     before: Before,
+    /// Whether memory is taken to get there; else it is given up when use is above the goal.
+    reclaims: bool,
     phase: Phase,
     /// Use when it began.
     first_used: u64,
@@ -389,6 +393,7 @@ impl Shrink {
         let mut shrink = Shrink {
             target: target.0,
             before,
+            reclaims: true,
             phase: Phase::Reclaiming,
             first_used: seen.used.0,
             oom_kills: seen.oom_kills,
@@ -407,6 +412,12 @@ impl Shrink {
         shrink.stalls.add(seen, now_ns);
         shrink.aim_at(target.0, now_ns);
         Ok(shrink)
+    }
+
+    /// The same for a limit that is above use: nothing is taken, and when use comes near it, it is given up.
+    #[must_use]
+    pub fn without_reclaim(self) -> Shrink {
+        Shrink { reclaims: false, ..self }
     }
 
     /// What is aimed at.
@@ -475,6 +486,9 @@ impl Shrink {
             return self.settle(used, &stall, now);
         }
         self.at_goal = None;
+        if !self.reclaims {
+            return self.abort(Reason::Outgrown);
+        }
         if now.saturating_sub(self.fall.at) > PATIENCE {
             return self.give_up(seen);
         }
@@ -598,6 +612,7 @@ impl Shrink {
             self.phase = Phase::Reclaiming;
         }
         self.aim_at(target, now);
+        self.reclaims = true;
         // A high that was right for the old target may hold the task below the new one.
         let used = self.last.used.0;
         let least = pages(used.saturating_add(slack(used)).max(target));

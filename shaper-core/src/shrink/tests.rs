@@ -359,6 +359,24 @@ fn a_failure_puts_back_what_there_was() {
 }
 
 #[test]
+fn a_limit_above_use_comes_down_without_reclaim_or_not_at_all() {
+    let mut world = World::new(24 * MIB, 8 * MIB);
+    (world.max, world.high) = (Limit::At(Bytes(128 * MIB)), Limit::At(Bytes(120 * MIB)));
+    let mut talk = Talk::begin(world.clone(), 48 * MIB).unwrap();
+    talk.shrink = talk.shrink.without_reclaim();
+    talk.run_to_end().unwrap();
+    assert!(matches!(talk.shrink.outcome(), Some(Outcome::Done { .. })), "{:?}", talk.shrink);
+    assert_eq!((talk.world.max, talk.world.used()), (Limit::At(Bytes(48 * MIB)), 32 * MIB));
+
+    (world.rate, world.wants) = (512 * MIB, 64 * MIB);
+    let mut talk = Talk::begin(world, 48 * MIB).unwrap();
+    talk.shrink = talk.shrink.without_reclaim();
+    talk.run_to_end().unwrap();
+    assert!(matches!(talk.aborted_for(), Reason::Outgrown | Reason::Stalled { .. }), "{:?}", talk.shrink);
+    talk.assert_restored();
+}
+
+#[test]
 fn counters_may_begin_anew() {
     let mut talk = Talk::begin(World::new(24 * MIB, 40 * MIB), 40 * MIB).unwrap();
     talk.world.full_stall_us = 0;

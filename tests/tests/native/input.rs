@@ -4,8 +4,9 @@ use std::{fs, process::Command};
 
 use shaper_core::task::TaskStatus;
 use shaper_tests::{
-    agent::Agent,
+    agent::{Agent, Options},
     bins::{binary, bpf_object},
+    cgroup::memory_is_v1,
     shaper::in_force,
     time::eventually,
 };
@@ -123,4 +124,30 @@ fn a_change_of_which_one_part_is_impossible_changes_nothing() {
     };
     assert_eq!(cpu_and_memory(&after), cpu_and_memory(&before));
     assert!(in_force(&after, "net_egress").1.starts_with("50 Mbit/s"), "{after:?}");
+}
+
+#[test]
+fn idle_memory_that_nobody_can_take_is_not_promised() {
+    let agent = Agent::start();
+    agent.run("there", &[], &["tick", "600", "0"]);
+    let before = state(&agent);
+    let user = ["run", "--detach", "--id", "other", "--user", "65534", "--reclaim-idle", "--", "/bin/true"];
+    if !memory_is_v1() {
+        agent.shaper().ok(&user);
+        agent.shaper().set("there", &["--reclaim-idle"]);
+        return;
+    }
+    for arguments in [&user[..], &["set", "there", "--reclaim-idle", "--cpu", "0.5"]] {
+        let said = agent.shaper().refused(arguments);
+        assert!(said.contains("memory.force_empty") && said.contains("boot with cgroup v2"), "{said}");
+    }
+    assert_eq!(state(&agent), before);
+    let task = agent.shaper().get("there");
+    assert_eq!((task.limits, task.idle), (Default::default(), None));
+    // An agent that was told to do so with all says why it does not.
+    let agent = Options::default().with(&["--reclaim-idle"]).start();
+    agent.run("there", &[], &["tick", "600", "0"]);
+    eventually("it says why", || {
+        agent.shaper().get("there").notes.iter().any(|note| note.contains("memory.force_empty"))
+    });
 }

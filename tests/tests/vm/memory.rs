@@ -14,20 +14,22 @@ use std::{
 
 use serde_json::json;
 use shaper_core::{
+    idle::{self, State, Why},
+    ledger::Actor,
     shrink::{Outcome, Reason, Status},
     spec::{Decision, DecisionKind},
     task::TaskStatus,
 };
 use shaper_tests::{
     NOBODY,
-    agent::Agent,
+    agent::{Agent, Options},
     broker::{ClusterPhase, ClusterTask},
     cgroup::{TestCgroup, read, unique_name, write},
     cluster::{Cluster, networks},
     disk::Disk,
     soak,
     swap::Swap,
-    time::{Window, eventually, monotonic_ns},
+    time::{Window, eventually, happens, monotonic_ns},
 };
 
 use super::SECOND;
@@ -46,12 +48,22 @@ struct Held {
 impl Held {
     /// Returns once both sets are there.
     fn start(hot: &str, cold: &str, more: &[&str]) -> Held {
-        let group = TestCgroup::new();
+        Held::start_in(TestCgroup::new(), hot, cold, more)
+    }
+
+    fn start_in(group: TestCgroup, hot: &str, cold: &str, more: &[&str]) -> Held {
         let progress = format!("/tmp/{}", unique_name());
         let load = TestCgroup::run(group.path(), None, &[&["hold", &progress, hot, cold], more].concat());
         let held = Held { group, load, progress };
         eventually("the load holds its memory", || held.rounds() > 2);
         held
+    }
+
+    /// Rounds a second, over the next seconds.
+    fn rate(&self) -> f64 {
+        let before = self.rounds();
+        let window = Window::pass(3 * SECOND);
+        (self.rounds() - before) as f64 / window.seconds()
     }
 
     fn rounds(&self) -> u64 {
@@ -353,6 +365,230 @@ fn a_task_of_the_brokers_grows_before_the_kernel_kills_and_one_with_a_limit_is_t
     cluster.submit_spec("limited", &spec("limited", json!({"memory_gb": 0.03125})));
     let ended = |task: &ClusterTask| matches!(task.phase, ClusterPhase::Ended { .. });
     let task = cluster.broker.wait_until("limited", "over", ended);
-    let notes = task.on_node.expect("its node told of it").notes;
+    let on_node = task.on_node.expect("its node told of it");
+    let notes = on_node.notes;
     assert!(notes.iter().any(|note| note.starts_with("killed by OOM at 32 MiB, peak 32 MiB")), "{notes:?}");
+    assert_eq!(on_node.oom_kill.expect("it is reported").limit.to_string(), "32 MiB");
+    let decisions = cluster.broker.decisions("limited");
+    let ended = decisions.iter().find(|it| it.kind == DecisionKind::Ended).expect("it ended");
+    assert!(ended.reason.contains("killed by OOM at 32 MiB"), "{ended:?}");
+}
+
+#[test]
+fn what_was_killed_for_want_of_memory_is_remembered_by_the_next_agent() {
+    let mut agent = Agent::start();
+    agent.run("task", &["--memory", "32Mi"], &["eat", "96"]);
+    agent.shaper().wait("task");
+    let kill = agent.shaper().get("task").oom_kill.expect("the kernel killed it");
+    assert_eq!((kill.kills, kill.limit.to_string().as_str()), (1, "32 MiB"));
+    assert!(kill.peak.is_some_and(|peak| peak.0 >= 31 * MIB), "{kill:?}");
+    agent.kill9();
+    agent.restart();
+    assert_eq!(agent.shaper().get("task").oom_kill, Some(kill));
+    let described = agent.shaper().ok(&["describe", "task"]);
+    assert!(described.contains("killed by OOM at 32 MiB"), "{described}");
+}
+
+#[test]
+fn the_limit_of_its_owner_survives_an_agent_that_dies_in_a_shrink() {
+    let _swap = Swap::in_memory();
+    let mut agent = Agent::start();
+    let held = Held::start("12", "36", &[]);
+    write(held.group.path(), "memory.max", "134217728");
+    agent.adopt("held", held.group.path(), &[]);
+    agent.shaper().set("held", &["--memory", "36Mi"]);
+    eventually("memory.max is lowered", || held.file("memory.max") == "37748736");
+    agent.kill9();
+    agent.restart();
+    // It died while the limit was watched, or, where this machine was slow, after that.
+    let is_done = agent.shaper().get("held").limits.memory.at().is_some();
+    assert_eq!(held.file("memory.max"), if is_done { "37748736" } else { "134217728" });
+    assert_eq!(held.file("memory.high"), "max");
+    agent.shaper().ok(&["release", "held"]);
+    assert_eq!(held.limits(), ["134217728", "max"]);
+}
+
+#[test]
+fn a_release_kills_nobody() {
+    let agent = Agent::start();
+    let group = TestCgroup::new();
+    write(group.path(), "memory.max", "25165824");
+    agent.adopt("held", group.path(), &["--cpu", "1.5", "--memory", "256Mi"]);
+    let held = Held::start_in(group, "12", "36", &[]);
+    let said = agent.shaper().ok(&["release", "held"]);
+    assert!(said.contains("memory is not `24 MiB` again, but stays at 256 MiB"), "{said}");
+    assert_eq!(["cpu.max", "memory.max"].map(|file| held.file(file)), ["max 100000", "268435456"]);
+    let before = held.rounds();
+    eventually("it goes on", || held.rounds() > before);
+    assert_eq!(held.oom_kills(), 0);
+}
+
+/// A task of the broker's with a request of 32 MiB that takes `mib`, and gives it back once there is a file.
+fn submit_eater(cluster: &Cluster<'_>, id: &str, mib: u32, until: &Path) {
+    let load = cluster.path().join("test-load").display().to_string();
+    let script = format!(
+        "{load} eat {mib} & while [ ! -e {} ]; do sleep 0.2; done; kill $!; wait; echo gave; exec sleep 10000",
+        until.display()
+    );
+    let demand = json!({"cpu_cores": 0.5, "memory_gb": 0.03125});
+    let spec = json!({
+        "profile": {"task_id": id, "resource_demand": demand, "priority": "medium"},
+        "command": ["/bin/sh", "-c", script],
+        "cwd": "/",
+        "run_as": {"uid": NOBODY, "gid": NOBODY},
+    });
+    cluster.submit_spec(id, &spec.to_string());
+    let shaper = cluster.agent("n1").shaper();
+    let has_eaten = || {
+        let answer = shaper.call(&["logs", id]);
+        answer.code == 0 && answer.stdout.contains(&format!("ate {mib} MiB"))
+    };
+    assert!((0..3).any(|_| happens(has_eaten)), "{}", shaper.ok(&["describe", id]));
+}
+
+#[test]
+fn memory_that_was_given_comes_back_when_it_is_not_needed_or_others_need_it() {
+    let networks = networks(1);
+    let cluster = Cluster::start(&networks, &["cpu=2,memory=256Mi"]);
+    let shaper = cluster.agent("n1").shaper();
+    let max_of = |id: &str| read(&shaper.get(id).cgroup, "memory.max").parse::<u64>().expect("a number");
+    let files = ["first", "second", "third"].map(|name| cluster.path().join(name));
+    let shrunk = |id: &str, word: &str| {
+        let decisions = cluster.broker.decisions(id);
+        let it = decisions.iter().find(|it| it.kind == DecisionKind::Shrunk && it.reason.contains(word));
+        it.cloned().unwrap_or_else(|| panic!("{id} {word}: {decisions:#?}"))
+    };
+
+    // For a minute nobody needs it.
+    submit_eater(&cluster, "first", 96, &files[0]);
+    assert!(max_of("first") >= 96 * MIB);
+    fs::write(&files[0], "").expect("the directory is there");
+    assert!((0..5).any(|_| happens(|| max_of("first") == 32 * MIB)), "{}", max_of("first"));
+    println!("{}", shrunk("first", "in the last minute").reason);
+
+    // While another needs it: at once, and before the kernel kills.
+    submit_eater(&cluster, "second", 120, &files[1]);
+    let before = max_of("second");
+    fs::write(&files[1], "").expect("the directory is there");
+    eventually("it has given its memory back", || shaper.ok(&["logs", "second"]).contains("gave"));
+    // What was used within the last two seconds is not asked for.
+    let _while = Window::pass(3 * SECOND);
+    submit_eater(&cluster, "third", 120, &files[2]);
+    assert!(max_of("second") < before, "{before}");
+    println!("{}", shrunk("second", "others have met their limits").reason);
+    for id in ["first", "second", "third"] {
+        assert_eq!(value(&read(shaper.get(id).cgroup, "memory.events"), "oom_kill "), 0, "{id}");
+    }
+    // And then it is quiet.
+    let of = |id: &str| cluster.broker.decisions(id).len();
+    let before = ["first", "third"].map(of);
+    let _while = Window::pass(soak::times(60).max(5) * SECOND);
+    assert_eq!(["first", "third"].map(of), before);
+}
+
+/// Minutes go by with each way to have swap: all of them only in a soak.
+fn is_left_to_the_soak(swap: &str) -> bool {
+    swap == "swap on disk" && soak::times(20) < 20
+}
+
+fn idle(agent: &Agent<'_>) -> idle::Status {
+    agent.shaper().get("held").idle.expect("its idle memory is looked for")
+}
+
+/// Waits, minutes if need be, until nothing more is taken from what was adopted; returns how fast it got on
+/// meanwhile, in rounds a second.
+fn until_it_rests(agent: &Agent<'_>, held: &Held, enough: impl Fn(&idle::Status) -> bool) -> f64 {
+    eventually("its idle memory is looked for", || agent.shaper().get("held").idle.is_some());
+    let (from, before) = (monotonic_ns(), held.rounds());
+    let rests = || {
+        let status = idle(agent);
+        let is_found = matches!(status.state, State::Resting(Why::WorkingSet { .. } | Why::NotReclaimable));
+        is_found && enough(&status)
+    };
+    assert!((0..12).any(|_| happens(rests)), "{:?}", idle(agent));
+    (held.rounds() - before) as f64 / Window { from, to: monotonic_ns() }.seconds()
+}
+
+#[test]
+fn idle_memory_is_taken_and_the_hot_set_stays() {
+    let agent = Agent::start();
+    let mut least = 1.0f64;
+    with_each_swap(1, |swap, set| {
+        if is_left_to_the_soak(swap) {
+            return;
+        }
+        let held = Held::start(&set("hot", 28), &set("cold", 20), &[]);
+        let (before, usual) = (held.used(), held.rate());
+        agent.adopt("held", held.group.path(), &["--reclaim-idle"]);
+        let meanwhile = until_it_rests(&agent, &held, |status| status.reclaimed.0 >= 18 * MIB);
+        let (status, used) = (idle(&agent), held.used());
+        let line = format!(
+            "{swap}: {} → {} MiB in use, {status}; {} KiB came back, progress {:.3} meanwhile, {:.3} after",
+            before / MIB,
+            used / MIB,
+            status.refaulted.0 >> 10,
+            meanwhile / usual,
+            held.rate() / usual
+        );
+        println!("{line}");
+        assert!(used + 16 * MIB <= before, "{line}");
+        assert!(used >= 26 * MIB, "{line}");
+        // It may have looked once where the hot set begins.
+        assert!(status.refaulted.0 <= 36 * MIB, "{line}");
+        assert_eq!(held.limits(), ["max", "max"], "{line}");
+        assert_eq!(status.is_cache_only, swap == "no swap", "{line}");
+        let told = agent.shaper().usage_of("held").memory.and_then(|memory| memory.idle_reclaimed);
+        assert!(told.is_some_and(|told| told >= status.reclaimed), "{told:?} {line}");
+        eventually("the ledger tells of it", || {
+            let is_it = |actor: &Actor| *actor == Actor::Agent("idle".into());
+            agent.shaper().ledger("held").iter().any(|entry| is_it(&entry.cause.actor))
+        });
+        let described = agent.shaper().ok(&["describe", "held"]);
+        assert!(described.contains("Idle memory:") && described.contains("reclaimed"), "{described}");
+        least = least.min(meanwhile / usual);
+        // Told to, it stops.
+        agent.shaper().set("held", &["--reclaim-idle=false"]);
+        eventually("it is not looked for any more", || agent.shaper().get("held").idle.is_none());
+        agent.shaper().ok(&["release", "held"]);
+    });
+    soak::aim(
+        &format!("the least progress while idle memory went was {least:.3} of the usual"),
+        least >= 0.95,
+    );
+}
+
+#[test]
+fn a_task_that_uses_all_its_memory_keeps_it() {
+    let agent = Options::default().with(&["--reclaim-idle"]).start();
+    let mut least = 1.0f64;
+    with_each_swap(1, |swap, set| {
+        if is_left_to_the_soak(swap) {
+            return;
+        }
+        let held = Held::start(&set("hot", 40), "0", &[]);
+        let (before, usual) = (held.used(), held.rate());
+        // The agent does it with all; the time after the first rest shows what it makes of this one.
+        agent.adopt("held", held.group.path(), &[]);
+        let meanwhile = until_it_rests(&agent, &held, |_| true);
+        let _while = Window::pass(soak::times(60).max(15) * SECOND);
+        let (status, used) = (idle(&agent), held.used());
+        let line = format!(
+            "{swap}: {} → {} MiB in use, {status}; {} KiB came back, progress {:.3}",
+            before / MIB,
+            used / MIB,
+            status.refaulted.0 >> 10,
+            meanwhile / usual
+        );
+        println!("{line}");
+        assert!(used + 4 * MIB >= before, "{line}");
+        // Whether it can spare any is found out three times in so long, and no more.
+        assert!(status.reclaimed.0 <= 3 * 40 * MIB, "{line}");
+        assert_eq!(held.oom_kills(), 0, "{line}");
+        least = least.min(meanwhile / usual);
+        agent.shaper().ok(&["release", "held"]);
+    });
+    soak::aim(
+        &format!("the least progress of a task that needs all was {least:.3} of the usual"),
+        least >= 0.95,
+    );
 }

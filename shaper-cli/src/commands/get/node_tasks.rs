@@ -93,6 +93,7 @@ mod tests {
                 storage_io: Limit::Unlimited,
                 storage_io_weight: None,
                 storage_io_latency: Limit::Unlimited,
+                reclaim_idle: None,
             },
             enforcement: vec![],
             usage: Usage {
@@ -103,6 +104,8 @@ mod tests {
                 ..Usage::default()
             },
             shrink: None,
+            idle: None,
+            oom_kill: None,
             notes: vec![],
         }
     }

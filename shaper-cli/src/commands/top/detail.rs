@@ -129,16 +129,15 @@ fn cpu_fields(reading: &Reading<'_>, cpu: &CpuUsage, field: &mut impl FnMut(&str
 }
 
 fn memory_fields(reading: &Reading<'_>, memory: &MemoryUsage, field: &mut impl FnMut(&str, &[String])) {
-    let MemoryUsage { now, peak, oom_kills, pressure } = memory;
-    field(
-        "Memory",
-        &[
-            used(Some(*now), &reading.task.limits.memory),
-            format!("peak {}", or_unknown(*peak, compact)),
-            format!("OOM kills {}", count(*oom_kills)),
-            stalls(*pressure),
-        ],
-    );
+    let MemoryUsage { now, peak, oom_kills, idle_reclaimed, pressure } = memory;
+    let mut items = vec![
+        used(Some(*now), &reading.task.limits.memory),
+        format!("peak {}", or_unknown(*peak, compact)),
+        format!("OOM kills {}", count(*oom_kills)),
+        stalls(*pressure),
+    ];
+    items.extend(idle_reclaimed.map(|bytes| format!("{} were idle and are reclaimed", compact(bytes))));
+    field("Memory", &items);
 }
 
 fn network_fields(reading: &Reading<'_>, network: &NetUsage, field: &mut impl FnMut(&str, &[String])) {

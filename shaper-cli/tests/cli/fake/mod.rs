@@ -412,6 +412,8 @@ pub(crate) fn task(id: &str) -> TaskStatus {
         }],
         usage: Usage::default(),
         shrink: None,
+        idle: None,
+        oom_kill: None,
         notes: Vec::new(),
     }
 }

@@ -116,6 +116,7 @@ fn etl() -> TaskSnapshot {
             storage_io: Limit::Unlimited,
             storage_io_weight: None,
             storage_io_latency: Limit::Unlimited,
+            reclaim_idle: None,
         },
         cpu: CpuUsage {
             time_ns: 12_345_678_901,
@@ -133,6 +134,7 @@ fn etl() -> TaskSnapshot {
             now: Bytes(120 << 20),
             peak: Some(Bytes(256 << 20)),
             oom_kills: Some(0),
+            idle_reclaimed: None,
             pressure: Some(pressure(120, 4)),
         }),
         io: vec![
@@ -184,6 +186,7 @@ fn idle() -> TaskSnapshot {
             now: Bytes(1 << 20),
             peak: Some(Bytes(2 << 20)),
             oom_kills: Some(0),
+            idle_reclaimed: None,
             pressure: Some(pressure(0, 0)),
         }),
         io: vec![],

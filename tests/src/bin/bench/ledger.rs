@@ -65,6 +65,8 @@ pub(crate) fn measure(plan: Plan, report: &mut Report) -> Result<()> {
         boot_id: "00000000-0000-0000-0000-000000000000".into(),
         phase: Phase::Running,
         usage: None,
+        memory_floor: None,
+        oom_kill: None,
         assignment: None,
         kill_at_boottime_ns: None,
     };
