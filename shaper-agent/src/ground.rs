@@ -8,6 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use shaper_core::{id::ExecutionId, limits::Limit, units::Weight};
+use shaper_proto::failpoint;
 
 use crate::{
     durable,
@@ -178,18 +179,19 @@ impl Ground {
         Ok(groups)
     }
 
-    /// Moves what runs in an execution's cgroups out of ours, and removes them. May be repeated.
+    /// Moves what runs in an execution's cgroups out of ours, and removes them. May be repeated, as long as the one of v2 is
+    /// there: it goes last.
     pub fn dissolve<'a>(
         &self,
         cgroup: &Cgroup,
         v1: impl IntoIterator<Item = &'a V1Group>,
     ) -> Result<(), GroundError> {
-        cgroup.evacuate(&self.outside()?)?;
-        cgroup.remove()?;
         for group in v1 {
             self.dissolve_v1(group)?;
         }
-        Ok(())
+        failpoint::hit("end-between-hierarchies");
+        cgroup.evacuate(&self.outside()?)?;
+        Ok(cgroup.remove()?)
     }
 
     fn dissolve_v1(&self, group: &V1Group) -> Result<(), GroundError> {

@@ -60,6 +60,9 @@ pub struct Record {
     /// What makes it the broker's; `None`: it is this node's own.
     #[serde(default)]
     pub assignment: Option<Assignment>,
+    /// Its baseline is back, and it is on its way out of management: whoever finds this goes on with that.
+    #[serde(default)]
+    pub let_go: bool,
     /// When what is left of it is killed, after a cancellation: `CLOCK_BOOTTIME`, ns.
     pub kill_at_boottime_ns: Option<u64>,
 }

@@ -142,13 +142,7 @@ pub const LADDER: &[Feature] = &[
         name: "no-foreign-scheduler",
         used_for: "cpu.max and cpu.weight mean something",
         degrades_to: "a sched_ext scheduler is loaded: it may ignore CPU limits",
-        probe: |_| match fs::read_to_string("/sys/kernel/sched_ext/state") {
-            Ok(state) if state.trim() != "disabled" => {
-                let name = fs::read_to_string("/sys/kernel/sched_ext/root/ops").unwrap_or_default();
-                Availability::Missing { evidence: format!("sched_ext scheduler `{}` is loaded", name.trim()) }
-            }
-            _ => Availability::Available,
-        },
+        probe: |_| own_scheduler(Path::new("/sys/kernel/sched_ext")),
     },
 ];
 
@@ -245,6 +239,17 @@ fn capabilities(facts: &Facts) -> Availability {
     }
 }
 
+/// Whether the scheduler is the kernel's own, by the directory in which it tells of another.
+fn own_scheduler(sched_ext: &Path) -> Availability {
+    match fs::read_to_string(sched_ext.join("state")) {
+        Ok(state) if state.trim() != "disabled" => {
+            let name = fs::read_to_string(sched_ext.join("root/ops")).unwrap_or_default();
+            Availability::Missing { evidence: format!("sched_ext scheduler `{}` is loaded", name.trim()) }
+        }
+        _ => Availability::Available,
+    }
+}
+
 /// Whether the kernel has these fields.
 fn fields(facts: &Facts, fields: &[(&str, &str, &[&str])]) -> Availability {
     let btf = match &facts.btf {
@@ -319,6 +324,21 @@ mod tests {
             let row = format!("| `{name}` | {used_for} | {degrades_to} |");
             assert!(document.contains(&row), "docs/kernel-support.md lacks the row\n{row}");
         }
+    }
+
+    /// The files as 6.18 has them. No scheduler of others can be had where the tests run.
+    #[test]
+    fn a_foreign_scheduler_is_told_by_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let probe = || own_scheduler(folder.path());
+        assert_eq!(probe(), Availability::Available);
+        fs::write(folder.path().join("state"), "disabled\n").unwrap();
+        assert_eq!(probe(), Availability::Available);
+        fs::create_dir(folder.path().join("root")).unwrap();
+        fs::write(folder.path().join("root/ops"), "rusty_1.0\n").unwrap();
+        fs::write(folder.path().join("state"), "enabled\n").unwrap();
+        let evidence = "sched_ext scheduler `rusty_1.0` is loaded".into();
+        assert_eq!(probe(), Availability::Missing { evidence });
     }
 
     #[test]

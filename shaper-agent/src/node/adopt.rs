@@ -54,7 +54,11 @@ impl Node {
             self.establish()?;
         }
         for record in past {
-            self.remember_ended(record);
+            if record.let_go {
+                self.forget(&record)?;
+            } else {
+                self.remember_ended(record);
+            }
         }
         for record in live {
             let execution = record.execution.clone();
@@ -121,7 +125,11 @@ impl Node {
                 let bpf = self.bpf.as_mut().ok_or_else(not_established)?;
                 let retired = bpf.retire(record.slot);
                 self.free_slots.insert(record.slot);
-                self.remember_ended(record);
+                if record.let_go {
+                    self.forget(&record)?;
+                } else {
+                    self.remember_ended(record);
+                }
                 return Ok(retired?);
             }
             Err(error) => {
@@ -141,7 +149,11 @@ impl Node {
         let running = record.phase == Phase::Running;
         let directory = record::directory(self.state_dir(), &record.execution);
         let execution = record.execution.clone();
+        let let_go = record.let_go;
         self.insert(record, Some(target));
+        if let_go && let Some(task) = self.tasks.remove(&id) {
+            return self.finish_release(task);
+        }
         let bpf = self.bpf.as_mut().ok_or_else(not_established)?;
         bpf.join(slot, &ids?)?;
         self.meter_task(&id)?;
@@ -150,7 +162,15 @@ impl Node {
         }
         // What is in force is compared with what should be; only what differs is written. Whatever
         // comes of it, the task is looked after.
-        let changed = self.put_all_back(&id, &Cause::agent("start", "taken up from an earlier agent"));
+        let cause = Cause::agent("start", "taken up from an earlier agent");
+        let record = &self.task(&id)?.record;
+        let changed = if record.baseline.is_empty() {
+            // The last agent came no further than to write down what it was about to limit.
+            let limits = record.limits.as_change();
+            self.change(&id, &limits, &cause)
+        } else {
+            self.put_all_back(&id, &cause)
+        };
         if let Err(error) = self.watch_quota(&id) {
             tracing::warn!(task = %id, error = %launch::chain(&error), "cannot watch a CPU quota");
         }

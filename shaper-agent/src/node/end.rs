@@ -17,7 +17,7 @@ use crate::{
     config::Config,
     ground::GroundError,
     launch::{self, Attachment},
-    record,
+    record::{self, Record},
 };
 
 impl Node {
@@ -136,6 +136,7 @@ impl Node {
             if let Some(bpf) = self.bpf.as_mut() {
                 bpf.retire(target.slot)?;
             }
+            failpoint::hit("end-after-slot");
             self.meter.remove(target.slot);
             self.writers.forget(target);
             if launched && let Some(ground) = &self.ground {
@@ -217,9 +218,11 @@ impl Node {
             }
             done.push(format!("{id}: {knob} is `{value}` again"));
         }
-        if let Err(error) = self.take_down(&mut task, false) {
+        // From here on there is no way back: on a hybrid host it may be out of the groups of one controller already.
+        task.record.let_go = true;
+        if let Err(error) = task.record.save(self.state_dir()) {
             self.tasks.insert(id.clone(), task);
-            return Err(error);
+            return Err(error.into());
         }
         match task.record.origin {
             Origin::Launched { .. } => {
@@ -229,12 +232,28 @@ impl Node {
                 done.push(format!("{id}: {} is no longer managed", task.record.cgroup.display()))
             }
         }
-        task.ended.send_replace(true);
-        task.record.forget(self.state_dir())?;
-        if task.record.origin == Origin::Adopted {
-            record::erase(self.state_dir(), &execution)?;
-        }
+        self.finish_release(task)?;
         Ok(done)
+    }
+
+    /// Takes the place of a task that is let go away, and forgets it.
+    pub(super) fn finish_release(&mut self, mut task: Task) -> Result<(), NodeError> {
+        if let Err(error) = self.take_down(&mut task, false) {
+            self.tasks.insert(task.record.execution.task.clone(), task);
+            return Err(error);
+        }
+        task.ended.send_replace(true);
+        failpoint::hit("release-before-forgetting");
+        self.forget(&task.record)
+    }
+
+    /// Forgets a task that was let go.
+    pub(super) fn forget(&self, record: &Record) -> Result<(), NodeError> {
+        record.forget(self.state_dir())?;
+        if record.origin == Origin::Adopted {
+            record::erase(self.state_dir(), &record.execution)?;
+        }
+        Ok(())
     }
 
     /// Releases every task and takes away all that the agent made in the kernel.
@@ -253,6 +272,7 @@ impl Node {
         }
         // What could not be released keeps its place, and the programs that serve it.
         if failed.is_empty() {
+            failpoint::hit("release-without-tasks");
             let Config { state_dir, hierarchies, .. } = &self.config;
             done.extend(calibrate::restore_all(state_dir, &hierarchies.v2)?);
             self.events = None;
@@ -262,6 +282,7 @@ impl Node {
             if let Some(bpf) = self.bpf.take() {
                 done.extend(bpf.remove()?);
             }
+            failpoint::hit("release-without-programs");
             if let Some(ground) = self.ground.take() {
                 done.extend(ground.remove()?);
             }

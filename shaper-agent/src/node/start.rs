@@ -59,6 +59,7 @@ impl Node {
             memory_floor: None,
             oom_kill: None,
             assignment: request.assignment,
+            let_go: false,
             kill_at_boottime_ns: None,
         };
         let cause = match &record.assignment {
@@ -216,6 +217,7 @@ impl Node {
             ground.make_task(&record.execution)?
         };
         let mut target = self.target(cgroup, record)?;
+        failpoint::hit("start-after-cgroup");
         target.has_sockets = adopted;
         let cgroup_id = target.cgroup.id();
         self.task_mut(id)?.target = Some(target);
@@ -225,6 +227,7 @@ impl Node {
         bpf.assign(slot, cgroup_id)?;
         let ids = self.task(id)?.target.as_ref().ok_or_else(not_established)?.cgroup.ids()?;
         self.bpf.as_mut().ok_or_else(not_established)?.join(slot, &ids)?;
+        failpoint::hit("start-after-slot");
         self.meter_task(id)?;
         self.change(id, &limits.as_change(), cause)
     }
@@ -449,6 +452,7 @@ impl Node {
             memory_floor: None,
             oom_kill: None,
             assignment: None,
+            let_go: false,
             kill_at_boottime_ns: None,
         };
         self.may_adopt(&record.cgroup)?;

@@ -68,6 +68,7 @@ pub(crate) fn measure(plan: Plan, report: &mut Report) -> Result<()> {
         memory_floor: None,
         oom_kill: None,
         assignment: None,
+        let_go: false,
         kill_at_boottime_ns: None,
     };
     let (mut appended, mut saved) = (Vec::new(), Vec::new());
