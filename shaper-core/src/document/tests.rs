@@ -417,7 +417,7 @@ fn a_task_spec_that_is_wrong_is_pointed_at() {
         ),
         ("2, memory_gb: 2", "2, memory_gb: 1", "6:35:limits.memory_gb", "raise the limit, lower the request"),
         ("cpu_weight: 200", "cpu_weight: 0", "6:99:limits.cpu_weight", "from 1 to 10000"),
-        ("latency_ms: 2.5", "latency_ms: 0.01", "7:58:limits.storage_io_latency_ms", "from 0.1 to 500"),
+        ("latency_ms: 2.5", "latency_ms: 0.01", "7:57:limits.storage_io_latency_ms", "from 0.1 to 500"),
         ("priority: low", "priority: lo", "1:84:profile.priority", "did you mean `low`?"),
         ("etl.py]", "7]", "2:29:command[1]", "put it in quotes: \"7\""),
         ("[/usr/bin/python3, etl.py]", "[]", "2:10:command", "is empty"),
