@@ -21,7 +21,16 @@ const KERNEL_TESTS: &str = "shaper-tests";
 const VM_TARGET: &str = "vm";
 /// Modules of it whose tests take minutes, of rates, of deaths and of what a task goes on doing: without `--all` only the
 /// first kernel runs them.
-const LONG: [&str; 4] = ["block_io::", "cpu::", "crash::", "memory::"];
+const LONG: [&str; 6] = ["block_io::", "cpu::", "crash::", "io_cost::", "io_latency::", "memory::"];
+
+/// Those that watch for minutes what becomes of a device or of memory: without `--all` not even the first kernel has them.
+const LONGEST: [&str; 5] = [
+    "io_cost::",
+    "io_latency::",
+    "memory::a_task_that_uses_all_its_memory_keeps_it",
+    "memory::idle_memory_is_taken_and_the_hot_set_stays",
+    "memory::memory_that_was_given_comes_back_when_it_is_not_needed",
+];
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -54,10 +63,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let contents = Contents { bins, program: tests, bpf_object };
     let job = Job { contents: &contents, profile: Profile::Bare, timeout: vm::DEFAULT_TIMEOUT, filter: &[] };
     let (default, others) = vm::SERIES.split_at(1);
-    let mut verdicts = job.run_series(default)?;
-    let skipped: Vec<String> = LONG.iter().flat_map(|tests| ["--skip", tests].map(str::to_owned)).collect();
-    let filter = if args.all { &[] } else { skipped.as_slice() };
-    verdicts.extend(Job { filter, ..job }.run_series(others)?);
+    let without = |tests: &[&str]| -> Vec<String> {
+        let tests = if args.all { &[] } else { tests };
+        tests.iter().flat_map(|tests| ["--skip", tests].map(str::to_owned)).collect()
+    };
+    let (first, rest) = (without(&LONGEST), without(&LONG));
+    let mut verdicts = Job { filter: &first, ..job }.run_series(default)?;
+    verdicts.extend(Job { filter: &rest, ..job }.run_series(others)?);
     for verdict in &verdicts {
         let name = format!("vm {}", verdict.series);
         stages.push(Stage { name, tally: Some(verdict.tally), took: verdict.total });
