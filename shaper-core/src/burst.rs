@@ -442,6 +442,11 @@ impl<K: Copy + Ord> Pool<K> {
         Micros(self.accounts.values().map(Account::lent).sum())
     }
 
+    /// The quota that is in force for a task, lent or not; `None` if it has no account.
+    pub fn quota(&self, key: K) -> Option<Quota<K>> {
+        self.accounts.get(&key).map(|account| account.in_force(key))
+    }
+
     /// What is lent to a task; `None` if it has no account.
     pub fn loan(&self, key: K) -> Option<Loan> {
         let account = self.accounts.get(&key)?;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use crate::apt::Apt;
 use crate::{process, setup, workspace};
 
-/// What Docker is made of, and busybox for what runs in its containers.
+/// What Docker is made of. (What runs in containers is the busybox that the VM's tests have anyway.)
 const PACKAGES: [&str; 4] = ["runc", "containerd", "docker.io", "tini"];
 
 /// The folder that has them below it, fetched if it is not there.

@@ -34,8 +34,8 @@ const LONGEST: [&str; 5] = [
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Also the long tests on the VM's other kernels; the tests below systemd, in a VM with this machine's own root; and,
-    /// once there are some, those against frameworks, container runtimes and a browser
+    /// Also the longest tests in the VM, and the long ones on its other kernels; the tests below systemd and with container
+    /// runtimes, in a VM with this machine's own root; and, once there are some, those against frameworks and a browser
     #[arg(long)]
     all: bool,
     /// Arguments for cargo-nextest, or for `cargo test` where that is missing

@@ -115,7 +115,7 @@ impl Lending {
 
     /// The quota that is in force for a slot, lent or not.
     pub(super) fn quota(&self, slot: u32) -> Option<Quota<u32>> {
-        self.books().pool.quotas().find(|quota| quota.key == slot)
+        self.books().pool.quota(slot)
     }
 
     /// Ends the loan of a slot, and lends it nothing until it is enrolled again.

@@ -316,17 +316,22 @@ impl Node {
             found.iter().map(|change| change.knob).partition(|knob| self.stands(id, *knob));
         let cause = Cause::agent("second writer", format!("hold: turned back what {who} wrote"));
         let mut result = Ok(());
-        // A limit below what is in use by now comes down by conversation.
-        let limits = self.task(id)?.record.limits;
-        if standing.contains(&Knob::Memory) {
-            let change = LimitsChange { memory: Some(limits.memory), ..LimitsChange::default() };
+        let limit = self.task(id)?.record.limits.memory;
+        // A limit of ours below what is in use by now comes down by conversation.
+        let converses = standing.contains(&Knob::Memory) && limit != Limit::Unlimited;
+        if converses {
+            let change = LimitsChange { memory: Some(limit), ..LimitsChange::default() };
             result = self.change_or_shrink(id, &change, &cause);
         }
         for (knobs, hold) in [(standing, Hold::Standing), (transient, Hold::Transient)] {
             let task = self.task(id)?;
-            let exactly = |knob: &Knob| Some(Wish::Exactly(*knob, *task.in_force.get(knob)?));
-            let others = knobs.iter().filter(|knob| !matches!(knob, Knob::Memory));
-            let wishes: Vec<Wish> = others.filter_map(exactly).collect();
+            let wish = |knob: &Knob| match (knob, task.in_force.get(knob)?) {
+                (Knob::Memory, _) if converses => None,
+                // Not ours, and put back all the same; but nobody is to be killed for it.
+                (Knob::Memory, Value::Memory(limit)) => Some(Wish::Memory(*limit)),
+                (_, value) => Some(Wish::Exactly(*knob, *value)),
+            };
+            let wishes: Vec<Wish> = knobs.iter().filter_map(wish).collect();
             if !wishes.is_empty() {
                 result = result.and(self.hold_knobs(id, &wishes, hold, &cause));
             }
