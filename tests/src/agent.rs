@@ -339,15 +339,41 @@ impl<'a> Agent<'a> {
         self.launch(Some(failpoint));
     }
 
+    /// Starts it again, to abort at that place. False where it came there before it could answer.
+    #[track_caller]
+    pub fn restart_to_die_at_or_before(&mut self, failpoint: &str) -> bool {
+        let mut server = self.spawn(Some(failpoint));
+        if happens(|| is_answered(&server, &self.socket()) || has_ended(&mut server))
+            && !has_ended(&mut server)
+        {
+            self.server = Some(server);
+            return true;
+        }
+        aborted(&mut server, "shaper-agent");
+        false
+    }
+
+    /// Starts it, and kills it so long after that.
+    pub fn start_and_kill9_after(&mut self, time: Duration) {
+        let server = self.spawn(None);
+        thread::sleep(time);
+        self.server = Some(server);
+        self.kill9();
+    }
+
     fn launch(&mut self, failpoint: Option<&str>) {
+        let mut server = self.spawn(failpoint);
+        answers(&mut server, "shaper-agent", &self.socket(), || self.said());
+        self.server = Some(server);
+    }
+
+    fn spawn(&self, failpoint: Option<&str>) -> Child {
         assert!(self.server.is_none(), "the agent runs");
         let log = OpenOptions::new().create(true).append(true).open(self.log());
         let mut command = self.command(&[]);
         command.stderr(log.expect("the agent's log can be written"));
         command.envs(failpoint.map(|place| ("SHAPER_FAILPOINT", place)));
-        let mut server = within(self.namespace, || command.spawn()).expect("shaper-agent can be started");
-        answers(&mut server, "shaper-agent", &self.socket(), || self.said());
-        self.server = Some(server);
+        within(self.namespace, || command.spawn()).expect("shaper-agent can be started")
     }
 
     /// The process that takes back what it has lent, once it has one.
@@ -368,6 +394,12 @@ impl<'a> Agent<'a> {
         let server = self.server.as_ref().expect("the agent runs");
         let signal = if freeze { Signal::STOP } else { Signal::CONT };
         kill_process(Pid::from_child(server), signal).expect("it is not reaped yet");
+    }
+
+    /// Kills it, without waiting for its end.
+    pub fn signal_kill9(&self) {
+        let server = self.server.as_ref().expect("the agent runs");
+        kill_process(Pid::from_child(server), Signal::KILL).expect("it is not reaped yet");
     }
 
     /// Kills it.
@@ -441,11 +473,20 @@ pub(crate) fn answers(server: &mut Child, name: &str, socket: &Path, said: impl 
     let answered = happens(|| {
         let ended = server.try_wait().expect("a child can be waited for");
         assert!(ended.is_none(), "{name}: {}, {ended:?}", said());
-        // A child that an earlier one was about to start may listen in its place for a moment.
-        let listener = UnixStream::connect(socket).ok().and_then(|stream| socket_peercred(&stream).ok());
-        listener.is_some_and(|peer| peer.pid.as_raw_nonzero().get() == server.id() as i32)
+        is_answered(server, socket)
     });
     assert!(answered, "{name} does not answer: {}", said());
+}
+
+/// Whether a daemon listens at its socket.
+fn is_answered(server: &Child, socket: &Path) -> bool {
+    // A child that an earlier one was about to start may listen in its place for a moment.
+    let listener = UnixStream::connect(socket).ok().and_then(|stream| socket_peercred(&stream).ok());
+    listener.is_some_and(|peer| peer.pid.as_raw_nonzero().get() == server.id() as i32)
+}
+
+fn has_ended(server: &mut Child) -> bool {
+    server.try_wait().expect("a child can be waited for").is_some()
 }
 
 /// Waits until a daemon has aborted, as at a failpoint.

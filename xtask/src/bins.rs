@@ -46,10 +46,10 @@ fn build_as(profile: &[&str]) -> Result<BinDir> {
     Ok(bins)
 }
 
-/// Builds the test binary for the VM, `[[test]] name = "vm"` of shaper-tests.
-pub(crate) fn build_vm_tests() -> Result<PathBuf> {
+/// Builds a `[[test]]` of shaper-tests, such as that for the VM, `vm`.
+pub(crate) fn build_tests(name: &str) -> Result<PathBuf> {
     // Of the whole workspace, so that dependencies have the same features as in `build`.
-    find(executables(&["test", "--workspace", "--exclude", "xtask", "--test", "vm", "--no-run"])?, "vm", true)
+    find(executables(&["test", "--workspace", "--exclude", "xtask", "--test", name, "--no-run"])?, name, true)
 }
 
 fn find(executables: Vec<Executable>, name: &str, test: bool) -> Result<PathBuf> {

@@ -16,9 +16,10 @@ use crate::tally::Tally;
 use crate::vm::{Job, Profile};
 use crate::{ebpf, process, support, vm, workspace};
 
-/// The package of the tests that need a kernel, and its target that only makes sense inside the VM.
+/// The package of the tests that need a kernel, its target that only makes sense inside the VM, and that for this machine.
 const KERNEL_TESTS: &str = "shaper-tests";
-const VM_TARGET: &str = "vm";
+pub(crate) const VM_TARGET: &str = "vm";
+pub(crate) const NATIVE_TARGET: &str = "native";
 /// Modules of it whose tests take minutes, of rates, of deaths and of what a task goes on doing: without `--all` only the
 /// first kernel runs them.
 const LONG: [&str; 6] = ["block_io::", "cpu::", "crash::", "io_cost::", "io_latency::", "memory::"];
@@ -44,10 +45,10 @@ pub(crate) struct Args {
 }
 
 /// One line of the closing table.
-struct Stage {
+pub(crate) struct Stage {
     name: String,
     /// None for what builds and counts nothing.
-    tally: Option<Tally>,
+    pub(crate) tally: Option<Tally>,
     took: Duration,
 }
 
@@ -59,7 +60,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 
     stages.extend(host_tests(&bpf_object, &bins, &args.nextest)?);
 
-    let tests = built(&mut stages, "build VM tests", bins::build_vm_tests)?;
+    let tests = built(&mut stages, "build VM tests", || bins::build_tests(VM_TARGET))?;
     let contents = Contents { bins, program: tests, bpf_object };
     let job = Job { contents: &contents, profile: Profile::Bare, timeout: vm::DEFAULT_TIMEOUT, filter: &[] };
     let (default, others) = vm::SERIES.split_at(1);
@@ -191,7 +192,7 @@ fn kernel_test_targets() -> Result<Vec<String>> {
 
 /// Where a test runner prints its counts.
 #[derive(Clone, Copy)]
-enum Output {
+pub(crate) enum Output {
     /// libtest
     Stdout,
     /// nextest
@@ -199,7 +200,7 @@ enum Output {
 }
 
 /// Runs tests with their output on ours, and counts them.
-fn counted(name: &str, mut command: Command, output: Output) -> Result<Stage> {
+pub(crate) fn counted(name: &str, mut command: Command, output: Output) -> Result<Stage> {
     let start = Instant::now();
     let shown = process::shown(&command);
     match output {

@@ -18,7 +18,7 @@ use crate::qemu::{self, Accel, Disk, End, Machine};
 use crate::setup::{self, Need};
 use crate::support::{self, Features};
 use crate::tally::Tally;
-use crate::{bins, ebpf, host_root, workspace};
+use crate::{bins, ebpf, host_root, test, workspace};
 
 /// The kernels that are tested, in this order: the default one, the floor, and the newest.
 pub(crate) const SERIES: [&str; 3] = ["6.12", "6.1", "6.18"];
@@ -138,7 +138,7 @@ impl fmt::Display for Verdict {
 pub(crate) fn contents() -> Result<Contents> {
     Ok(Contents {
         bins: bins::build()?,
-        program: bins::build_vm_tests()?,
+        program: bins::build_tests(test::VM_TARGET)?,
         bpf_object: ebpf::build()?.programs,
     })
 }

@@ -27,14 +27,8 @@ impl Node {
             match Record::load(self.state_dir(), &execution) {
                 Ok(Some(mut record)) => {
                     self.ledger.skip(record.ledger_number);
-                    // What a loop decided since the record was saved.
-                    if let Some(later) = decided.get(&execution)
-                        && later.number > record.ledger_number
-                    {
-                        record.limits = later.limits.unwrap_or(record.limits);
-                        if let Some(standing) = &later.standing {
-                            record.standing.clone_from(standing);
-                        }
+                    if let Some(decided) = decided.get(&execution) {
+                        record.catch_up(decided);
                     }
                     records.push(record);
                 }
@@ -169,7 +163,7 @@ impl Node {
             let limits = record.limits.as_change();
             self.change(&id, &limits, &cause)
         } else {
-            self.put_all_back(&id, &cause)
+            self.put_all_back(&id, &cause).or_else(|refused| self.go_back(&id, refused))
         };
         if let Err(error) = self.watch_quota(&id) {
             tracing::warn!(task = %id, error = %launch::chain(&error), "cannot watch a CPU quota");

@@ -6,6 +6,7 @@ mod burst;
 mod cpu;
 mod identity;
 mod input;
+mod kills;
 mod knobs;
 mod ledger;
 mod measure;

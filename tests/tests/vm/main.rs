@@ -8,6 +8,7 @@ mod cpu;
 mod crash;
 mod io_cost;
 mod io_latency;
+mod kills;
 mod knobs;
 mod measure;
 mod memory;

@@ -60,6 +60,7 @@ pub(crate) fn measure(plan: Plan, report: &mut Report) -> Result<()> {
         limits,
         ledger_number: 0,
         standing: Values::new(),
+        before: None,
         baseline: Values::from([(Knob::Cpu, bandwidth(500))]),
         created_at: 0,
         boot_id: "00000000-0000-0000-0000-000000000000".into(),
