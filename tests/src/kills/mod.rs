@@ -328,9 +328,10 @@ impl World {
 
     fn assert_as_decided(&mut self) {
         let tasks = self.agent.shaper().tasks();
-        for subject in &mut self.subjects {
-            subject.settle(&tasks, &self.agent);
-            subject.assert_as_decided(&self.agent);
+        for index in 0..self.subjects.len() {
+            self.subjects[index].settle(&tasks, &self.agent);
+            self.subjects[index].assert_as_decided(&self.agent);
+            self.set_bound(index);
         }
         // Nothing is there but what is known.
         let mut known: Vec<String> = ["agent", "warden", "supervisors"].map(str::to_owned).into();

@@ -235,7 +235,8 @@ impl Subject {
         let id = self.id();
         match (self.state, self.files(), &mut self.origin) {
             (State::Held(limits), Some(files), _) => {
-                assert_eq!(files.read(), files.expected(&limits), "{id}; the agent said: {}", agent.said());
+                let ledger = || agent.shaper().call(&["ledger", &id]).stdout;
+                assert_eq!(files.read(), files.expected(&limits), "{id}; the ledger has: {}", ledger());
             }
             (State::Held(_), None, _) => panic!("{id} runs without a process"),
             (State::Free, Some(files), Origin::Adopted(_)) => {
