@@ -53,10 +53,10 @@ use crate::{
         cgroup::{Cgroup, CgroupError, block, cpu, memory as memory_files, memory::MemoryEvents},
         v1::V1Error,
     },
-    launch::{self, AttachError, SpawnError, spec::Started},
+    launch::{self, AttachError, Hired, SpawnError, spec::Started},
     lease::LeaseError,
     ledger::Ledger,
-    manager::Manager,
+    manager::{Manager, ManagerError},
     meter::Meter,
     record::Record,
     waiter::Waiter,
@@ -95,6 +95,9 @@ pub enum NodeError {
     /// Our cgroups.
     #[error(transparent)]
     Ground(#[from] GroundError),
+    /// A unit for a task.
+    #[error(transparent)]
+    Manager(#[from] ManagerError),
     /// A cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -157,6 +160,8 @@ pub struct RunRequest {
 
 /// How long a supervisor may take to say that its task runs.
 const LAUNCH_DEADLINE: Duration = Duration::from_secs(20);
+/// How long systemd may take to start one; the node waits for it.
+const HIRE_DEADLINE: Duration = Duration::from_secs(2);
 /// A note on a task.
 const SUPERVISOR_LOST: &str =
     "its supervisor was killed: its output since then is lost, its exit code will be unknown";
@@ -171,6 +176,8 @@ struct Task {
     target: Option<Target>,
     /// Whether `record.slot` is this task's to give back.
     holds_slot: bool,
+    /// Its supervisor, where that waits to be told that it may start the task.
+    supervisor: Option<Hired>,
     started: Option<Started>,
     /// The main process is over; what remains is to find out how.
     over: bool,
@@ -514,6 +521,7 @@ impl Node {
             holds_slot: target.is_some(),
             record,
             target,
+            supervisor: None,
             started: None,
             over: false,
             unsaved: false,

@@ -10,6 +10,7 @@ mod subject;
 use std::{
     collections::BTreeMap,
     env,
+    io::Read,
     os::fd::AsFd,
     path::PathBuf,
     process::{Child, Stdio},
@@ -20,14 +21,16 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, pidfd_open},
 };
-use shaper_core::limits::Limits;
+use shaper_core::{limits::Limits, task::TaskStatus};
 
 use self::subject::{Origin, State, Subject};
 use crate::{
     agent::{Agent, Options},
     cgroup::{below, cpu_group, write},
     leftovers::Leftovers,
-    time::happens,
+    process::Process,
+    shaper::parse,
+    time::{PATIENCE, happens},
 };
 
 /// What the agent is asked for.
@@ -65,7 +68,7 @@ const PLACES: &[(&str, u64, &[Ask])] = &[
 ];
 
 /// How often an agent that does not meet its failpoint is asked for something.
-const PATIENCE: u32 = 12;
+const ASKED_MOST: u32 = 12;
 
 /// Numbers that look random, and are the same for the same seed (SplitMix64, Steele et al. 2014).
 struct Random(u64);
@@ -155,11 +158,13 @@ impl World {
         }
         match self.next_death() {
             Death::At(place, times, asks) => {
-                if self.agent.restart_to_die_at_or_before(&format!("{place}:{times}")) {
-                    self.assert_as_decided();
+                if !self.agent.restart_to_die_at_or_before(&format!("{place}:{times}")) {
+                    self.count(&format!("at {place}, as it started"));
+                } else if self.is_as_decided() {
                     self.die_at(place, asks);
                 } else {
-                    self.count(&format!("at {place}, as it started"));
+                    self.agent.wait_for_abort();
+                    self.count(&format!("at {place}, as it took away what was left"));
                 }
             }
             Death::AfterStart(delay) => {
@@ -188,7 +193,7 @@ impl World {
 
     /// Asks until it has met its failpoint.
     fn die_at(&mut self, place: &'static str, asks: &[Ask]) {
-        for _ in 0..PATIENCE {
+        for _ in 0..ASKED_MOST {
             let ask = *self.random.of(asks);
             if self.ask(ask, None) == Call::Lost {
                 self.agent.wait_for_abort();
@@ -283,7 +288,7 @@ impl World {
     fn call(&self, arguments: &[String], kill: Option<Duration>) -> Call {
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let mut command = self.agent.shaper().command(&arguments);
-        let spawned = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let spawned = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
         let mut client = spawned.unwrap_or_else(|error| panic!("shaper {arguments:?}: {error}"));
         let call = self.outcome(&mut client, kill);
         // It would ask the next agent, too.
@@ -315,11 +320,17 @@ impl World {
                 if status.success() {
                     return Call::Done;
                 }
-                // A connection ends a little before its process.
-                let soon = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+                let mut said = String::new();
+                let stderr = client.stderr.as_mut().expect("it is piped");
+                stderr.read_to_string(&mut said).expect("a pipe can be read");
+                if said.contains("Invalid argument") {
+                    return Call::Refused;
+                }
+                // A connection ends a little before its process, and long before it on a busy machine.
+                let soon = Timespec { tv_sec: PATIENCE.as_secs().cast_signed(), tv_nsec: 0 };
                 let died = poll(&mut [PollFd::new(&agent, PollFlags::IN)], Some(&soon));
-                let has_died = died.expect("a pidfd can be polled") > 0;
-                return if has_died { Call::Lost } else { Call::Refused };
+                assert!(died.expect("a pidfd can be polled") > 0, "the agent lives, but: {said}");
+                return Call::Lost;
             } else {
                 return Call::Lost;
             }
@@ -327,7 +338,18 @@ impl World {
     }
 
     fn assert_as_decided(&mut self) {
-        let tasks = self.agent.shaper().tasks();
+        assert!(self.is_as_decided(), "the agent has ended: {}", self.agent.said());
+    }
+
+    /// False: the agent has ended meanwhile.
+    fn is_as_decided(&mut self) -> bool {
+        let agent = Process::open(self.agent.pid());
+        let answer = self.agent.shaper().call(&["get", "tasks", "--output", "json"]);
+        if answer.code != 0 {
+            agent.wait_for_end();
+            return false;
+        }
+        let tasks: Vec<TaskStatus> = parse(&answer.stdout);
         for index in 0..self.subjects.len() {
             self.subjects[index].settle(&tasks, &self.agent);
             self.subjects[index].assert_as_decided(&self.agent);
@@ -340,9 +362,10 @@ impl World {
         let left = || -> Vec<PathBuf> {
             below(self.agent.name()).into_iter().filter(|group| !is_known(group)).collect()
         };
-        // What had ended is taken away by the next tick.
-        let is_clean = happens(|| left().is_empty());
+        // What had ended is taken away by the next tick, which may be the agent's last.
+        let is_clean = happens(|| left().is_empty() || !agent.is_alive());
         assert!(is_clean, "{:?} are left; the agent said: {}", left(), self.agent.said());
+        agent.is_alive()
     }
 
     fn end(&mut self) {
