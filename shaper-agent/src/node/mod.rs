@@ -453,10 +453,16 @@ impl Node {
     fn take_stock(&mut self) {
         if let Some(bpf) = &self.bpf {
             match self.meter.take_stock(bpf) {
-                Ok(gone) => {
-                    for id in gone.into_iter().filter_map(|slot| self.task_of_slot(slot)).collect::<Vec<_>>()
-                    {
+                Ok(doubtful) => {
+                    let tasks: Vec<TaskId> =
+                        doubtful.into_iter().filter_map(|slot| self.task_of_slot(slot)).collect();
+                    for id in tasks {
                         self.end_if_gone(&id);
+                        if let (Some(bpf), Some(task)) = (&self.bpf, self.tasks.get(&id))
+                            && let Some(target) = task.target.as_ref().filter(|_| task.is_running())
+                        {
+                            self.meter.open_anew(bpf, target);
+                        }
                     }
                 }
                 Err(error) => tracing::warn!(error = %launch::chain(&error), "cannot take stock"),
