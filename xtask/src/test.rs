@@ -21,7 +21,8 @@ const KERNEL_TESTS: &str = "shaper-tests";
 const VM_TARGET: &str = "vm";
 /// Modules of it whose tests take minutes, of rates, of deaths and of what a task goes on doing: without `--all` only the
 /// first kernel runs them.
-const LONG: [&str; 6] = ["block_io::", "cpu::", "crash::", "io_cost::", "io_latency::", "memory::"];
+const LONG: [&str; 7] =
+    ["block_io::", "corners::", "cpu::", "crash::", "io_cost::", "io_latency::", "memory::"];
 
 /// Those that watch for minutes what becomes of a device or of memory: without `--all` not even the first kernel has them.
 const LONGEST: [&str; 5] = [

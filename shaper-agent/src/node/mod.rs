@@ -51,6 +51,7 @@ use crate::{
     kernel::{
         bpf::{Bpf, BpfConfig, BpfError},
         cgroup::{Cgroup, CgroupError, block, cpu, memory as memory_files, memory::MemoryEvents},
+        features,
         v1::V1Error,
     },
     launch::{self, AttachError, SpawnError, spec::Started},
@@ -377,7 +378,13 @@ impl Node {
             self.ground = Some(Ground::establish(hierarchies, cgroup_root, state_dir, &self.boot_id)?);
         }
         if self.bpf.is_none() {
-            let mut bpf = Bpf::establish(self.bpf_config())?;
+            let mut bpf = Bpf::establish(self.bpf_config()).map_err(|error| match features::lacking() {
+                Some(lacking) => NodeError::Precondition(format!(
+                    "{}: {lacking}; run the agent with CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN",
+                    launch::chain(&error)
+                )),
+                None => error.into(),
+            })?;
             if let Some(ground) = &self.ground {
                 let (cgroup, v1_io) = ground.agent()?;
                 let v1_io = v1_io.map(|group| group.id()).transpose()?;

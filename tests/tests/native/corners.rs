@@ -28,7 +28,7 @@ use shaper_tests::{
     knobs::{NoPacing, grant},
     process::{Process, spawn_as},
     shaper::in_force,
-    time::{Window, eventually},
+    time::eventually,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
