@@ -33,6 +33,9 @@ pub struct Record {
     pub slot: u32,
     /// Its cgroup v2 directory.
     pub cgroup: PathBuf,
+    /// The id of that directory when it was adopted: another may be made in its place while no agent looks.
+    #[serde(default)]
+    pub cgroup_id: Option<u64>,
     /// What it may use.
     pub limits: Limits,
     /// The number of the last entry of the ledger that is in this.

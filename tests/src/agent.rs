@@ -37,6 +37,7 @@ pub struct Options<'a> {
     failpoint: Option<String>,
     environment: Vec<(String, String)>,
     without_btf: bool,
+    without_capabilities: bool,
     inside: Option<PathBuf>,
     open_files: Option<u32>,
 }
@@ -90,6 +91,12 @@ impl<'a> Options<'a> {
         self
     }
 
+    /// As root without those of its capabilities that kernel programs need.
+    pub fn without_capabilities(mut self) -> Options<'a> {
+        self.without_capabilities = true;
+        self
+    }
+
     /// Starts it, and waits until it answers.
     pub fn start(mut self) -> Agent<'a> {
         let failpoint = self.failpoint.take();
@@ -108,14 +115,23 @@ impl<'a> Options<'a> {
             let copied = fs::copy(binary(name), directory.path().join(name));
             copied.unwrap_or_else(|error| panic!("cannot copy {name}: {error}"));
         }
-        let Options { arguments, namespace, failpoint: _, environment, without_btf, inside, open_files } =
-            self;
+        let Options {
+            arguments,
+            namespace,
+            failpoint: _,
+            environment,
+            without_btf,
+            without_capabilities,
+            inside,
+            open_files,
+        } = self;
         Agent {
             name: unique_name(),
             directory,
             arguments,
             environment,
             without_btf,
+            without_capabilities,
             inside,
             open_files,
             namespace,
@@ -132,6 +148,7 @@ pub struct Agent<'a> {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     without_btf: bool,
+    without_capabilities: bool,
     inside: Option<PathBuf>,
     open_files: Option<u32>,
     namespace: Option<&'a Netns>,
@@ -298,6 +315,10 @@ impl<'a> Agent<'a> {
             let mut command = Command::new("unshare");
             command.args(["--mount", "sh", "-c", "mount -t tmpfs none /sys/kernel/btf && exec \"$@\"", "sh"]);
             command.arg(binary("shaper-agent"));
+            command
+        } else if self.without_capabilities {
+            let mut command = Command::new("setpriv");
+            command.args(["--bounding-set", "-bpf,-perfmon,-sys_admin"]).arg(binary("shaper-agent"));
             command
         } else if let Some(count) = self.open_files {
             let mut command = Command::new("/bin/sh");

@@ -22,7 +22,8 @@ pub(crate) const VM_TARGET: &str = "vm";
 pub(crate) const NATIVE_TARGET: &str = "native";
 /// Modules of it whose tests take minutes, of rates, of deaths and of what a task goes on doing: without `--all` only the
 /// first kernel runs them.
-const LONG: [&str; 6] = ["block_io::", "cpu::", "crash::", "io_cost::", "io_latency::", "memory::"];
+const LONG: [&str; 7] =
+    ["block_io::", "corners::", "cpu::", "crash::", "io_cost::", "io_latency::", "memory::"];
 
 /// Those that watch for minutes what becomes of a device or of memory: without `--all` not even the first kernel has them.
 const LONGEST: [&str; 5] = [

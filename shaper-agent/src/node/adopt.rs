@@ -11,7 +11,10 @@ use shaper_core::{
 
 use super::{Node, NodeError, SUPERVISOR_LOST, end::status_of, not_established, now};
 use crate::{
-    kernel::{bpf::Bpf, cgroup::Cgroup},
+    kernel::{
+        bpf::Bpf,
+        cgroup::{Cgroup, CgroupError},
+    },
     launch::{self, Attachment},
     ledger::Decided,
     record::{self, Record},
@@ -102,6 +105,17 @@ impl Node {
         self.insert(record, None);
     }
 
+    /// The cgroup of a task, unless it is gone. What was made in its place since is somebody else's: nothing was decided
+    /// about that.
+    fn cgroup_of(&self, record: &Record) -> Result<Option<Cgroup>, CgroupError> {
+        match Cgroup::open(&self.config.hierarchies.v2, &record.cgroup) {
+            Ok(cgroup) if record.cgroup_id.is_some_and(|id| id != cgroup.id()) => Ok(None),
+            Ok(cgroup) => Ok(Some(cgroup)),
+            Err(error) if error.is_gone() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// A task of this boot that has, or may have, something in the kernel.
     fn adopt_record(&mut self, mut record: Record) -> Result<(), NodeError> {
         let id = record.execution.task.clone();
@@ -113,9 +127,9 @@ impl Node {
                 .ok_or_else(|| NodeError::Exhausted("there are more tasks than --max-tasks allows".into()))?;
             record.save(self.state_dir())?;
         }
-        let cgroup = match Cgroup::open(&self.config.hierarchies.v2, &record.cgroup) {
-            Ok(cgroup) => cgroup,
-            Err(error) if error.is_gone() => {
+        let cgroup = match self.cgroup_of(&record) {
+            Ok(Some(cgroup)) => cgroup,
+            Ok(None) => {
                 let bpf = self.bpf.as_mut().ok_or_else(not_established)?;
                 let retired = bpf.retire(record.slot);
                 self.free_slots.insert(record.slot);

@@ -51,6 +51,7 @@ use crate::{
     kernel::{
         bpf::{Bpf, BpfConfig, BpfError},
         cgroup::{Cgroup, CgroupError, block, cpu, memory as memory_files, memory::MemoryEvents},
+        features,
         v1::V1Error,
     },
     launch::{self, AttachError, Hired, SpawnError, spec::Started},
@@ -384,7 +385,13 @@ impl Node {
             self.ground = Some(Ground::establish(hierarchies, cgroup_root, state_dir, &self.boot_id)?);
         }
         if self.bpf.is_none() {
-            let mut bpf = Bpf::establish(self.bpf_config())?;
+            let mut bpf = Bpf::establish(self.bpf_config()).map_err(|error| match features::lacking() {
+                Some(lacking) => NodeError::Precondition(format!(
+                    "{}: {lacking}; run the agent with CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN",
+                    launch::chain(&error)
+                )),
+                None => error.into(),
+            })?;
             if let Some(ground) = &self.ground {
                 let (cgroup, v1_io) = ground.agent()?;
                 let v1_io = v1_io.map(|group| group.id()).transpose()?;
@@ -460,10 +467,16 @@ impl Node {
     fn take_stock(&mut self) {
         if let Some(bpf) = &self.bpf {
             match self.meter.take_stock(bpf) {
-                Ok(gone) => {
-                    for id in gone.into_iter().filter_map(|slot| self.task_of_slot(slot)).collect::<Vec<_>>()
-                    {
+                Ok(doubtful) => {
+                    let tasks: Vec<TaskId> =
+                        doubtful.into_iter().filter_map(|slot| self.task_of_slot(slot)).collect();
+                    for id in tasks {
                         self.end_if_gone(&id);
+                        if let (Some(bpf), Some(task)) = (&self.bpf, self.tasks.get(&id))
+                            && let Some(target) = task.target.as_ref().filter(|_| task.is_running())
+                        {
+                            self.meter.open_anew(bpf, target);
+                        }
                     }
                 }
                 Err(error) => tracing::warn!(error = %launch::chain(&error), "cannot take stock"),

@@ -52,6 +52,7 @@ impl Node {
             origin: Origin::Launched { command: request.command.clone() },
             slot: 0,
             cgroup: PathBuf::new(),
+            cgroup_id: None,
             limits: request.limits,
             ledger_number: 0,
             standing: Values::new(),
@@ -487,13 +488,14 @@ impl Node {
     ) -> Result<TaskStatus, NodeError> {
         self.only_operator(caller, "adopt a cgroup")?;
         let attempt = self.next_attempt(caller, &id, None)?;
-        let record = Record {
+        let mut record = Record {
             execution: ExecutionId { task: id.clone(), attempt },
             owner: caller.as_owner(),
             runs_as: caller.as_owner(),
             origin: Origin::Adopted,
             slot: 0,
             cgroup: path,
+            cgroup_id: None,
             limits,
             ledger_number: 0,
             standing: Values::new(),
@@ -509,7 +511,7 @@ impl Node {
             let_go: false,
             kill_at_boottime_ns: None,
         };
-        self.may_adopt(&record.cgroup)?;
+        record.cgroup_id = Some(self.may_adopt(&record.cgroup)?);
         self.begin(record, Cause::new(Actor::User(caller.uid), "adopt"))?;
         // Sockets that are older than the adoption join the pacing loop.
         if let Err(error) = self.bpf.as_ref().ok_or_else(not_established)?.walk_tcp() {
@@ -527,12 +529,13 @@ impl Node {
         self.status(&id)
     }
 
-    pub(super) fn may_adopt(&self, path: &Path) -> Result<(), NodeError> {
+    /// Refuses what cannot be adopted; the id of what can.
+    fn may_adopt(&self, path: &Path) -> Result<u64, NodeError> {
         let mount = &self.config.hierarchies.v2;
         if path.components().any(|part| matches!(part, Component::ParentDir | Component::CurDir)) {
             return Err(NodeError::Invalid(format!("{} must be a plain path, without `..`", path.display())));
         }
-        Cgroup::open(mount, path)?;
+        let id = Cgroup::open(mount, path)?.id();
         if path == mount {
             return Err(NodeError::Invalid("the root of the hierarchy cannot be adopted".into()));
         }
@@ -559,7 +562,7 @@ impl Node {
                 )));
             }
         }
-        Ok(())
+        Ok(id)
     }
 
     /// Changes limits of a running task, all or none.
@@ -577,7 +580,17 @@ impl Node {
         if !self.task(id)?.is_running() {
             return Err(NodeError::Precondition(format!("task `{id}` has ended")));
         }
-        self.change_or_shrink(id, change, &Cause::new(Actor::User(caller.uid), "set"))?;
+        let adopted = self.task(id)?.record.origin == Origin::Adopted;
+        match self.change_or_shrink(id, change, &Cause::new(Actor::User(caller.uid), "set")) {
+            Err(NodeError::Actuate(error)) if error.is_gone() && adopted => {
+                // It was removed just now, and the kernel is about to tell of it.
+                self.end_if_gone(id);
+                return Err(NodeError::Precondition(format!(
+                    "task `{id}` has ended: its cgroup was removed, and nothing was changed"
+                )));
+            }
+            other => other?,
+        }
         if let Some(memory) = change.memory {
             let state_dir = self.state_dir().to_owned();
             let task = self.task_mut(id)?;

@@ -57,6 +57,7 @@ pub(crate) fn measure(plan: Plan, report: &mut Report) -> Result<()> {
         origin: Origin::Launched { command: vec!["sleep".into(), "1000".into()] },
         slot: 3,
         cgroup: "/sys/fs/cgroup/shaper/task.1".into(),
+        cgroup_id: None,
         limits,
         ledger_number: 0,
         standing: Values::new(),
