@@ -110,7 +110,7 @@ impl Decided {
         self.suits.resize(self.suits.len().max(word + 1), 0);
         if kind.mismatches(&self.constraint).is_empty() {
             self.suits[word] |= 1 << (class % 64);
-            self.folded |= fold(class);
+            self.folded |= 1 << fold(class);
         } else {
             self.suits_all = false;
         }
@@ -126,9 +126,9 @@ impl Decided {
     }
 }
 
-/// The bit of a class among 64: with more classes than that, several have the same.
-pub(super) fn fold(class: ClassId) -> u64 {
-    1 << (class % 64)
+/// The number of a class's bit among 64: with more classes than that, several have the same.
+pub(super) fn fold(class: ClassId) -> u8 {
+    (class % 64) as u8
 }
 
 /// All classes and constraints.

@@ -6,7 +6,7 @@ use super::{
     class::{Class, Classes, Constraint, ConstraintId, fold},
     exact::Divisor,
     fragment::{Fragments, Rule},
-    index::{Entry, Index, Walk, Wanted},
+    index::{Entry, Index, Tier, Walk, Wanted},
     lanes::Units,
     mix::TaskMix,
     node::{MAX_GPUS, Node, NodeId, NodeSpec, Placement, Readiness, WHOLE},
@@ -186,7 +186,8 @@ impl Cluster {
         may: impl Fn(NodeId) -> bool,
     ) -> Option<NodeId> {
         let decided = self.classes.decided(request.constraint);
-        let wanted = Wanted { amounts: request.lanes(&self.units), classes: decided.folded() };
+        let wanted =
+            Wanted { amounts: request.lanes(&self.units), classes: decided.folded(), tier: request.tier() };
         let found = index.first(&wanted, walk, |number| {
             let node = &self.nodes[number as usize];
             decided.suits(node.class) && node.has(request) && may(NodeId(number))
@@ -273,9 +274,20 @@ impl Cluster {
         Some((points, Some(Placement { node: id, gpus })))
     }
 
+    /// The GPUs of a node that a task could share, or have alone.
+    pub fn sharable(&self, id: NodeId, request: &Request) -> impl Iterator<Item = u8> {
+        let node = self.nodes.get(id.0 as usize);
+        let numbers = node.map_or(0..0, Node::gpu_numbers);
+        let may = move |gpu: &usize| node.is_some_and(|node| node.may_share(*gpu, request));
+        numbers.filter(may).map(|gpu| gpu as u8)
+    }
+
     /// The GPUs on a node that fits: the first that do, or by best fit the one with the least to spare.
     pub(super) fn place(&self, id: NodeId, request: &Request, scorer: Scorer) -> Option<Placement> {
-        let node = self.nodes.get(id.0 as usize)?;
+        Cluster::place_on(self.nodes.get(id.0 as usize)?, id, request, scorer)
+    }
+
+    pub(super) fn place_on(node: &Node, id: NodeId, request: &Request, scorer: Scorer) -> Option<Placement> {
         let gpus = match request.gpu {
             GpuRequest::Whole(count) => node.whole_gpus(count),
             GpuRequest::None if request.gpu_memory() == 0 || node.gpus == 0 => 0,
@@ -334,13 +346,14 @@ impl Cluster {
             }
             return;
         }
-        let free = self.units.round(&node.lanes());
+        let lanes = node.lanes();
+        let (free, tier) = (self.units.round(&lanes), Tier::of(lanes[5], lanes[6]));
         let key = scorer::seed_key(node, &self.divisors[number], id.0);
         let class = fold(node.class);
-        self.seed.set(&Entry { key, free, class });
+        self.seed.set(&Entry { key, free, class, tier });
         if let Some(index) = &mut self.best_fit {
             let key = scorer::best_fit_key(node, &self.largest, &self.best_fit_divisor, id.0);
-            index.set(&Entry { key, free, class });
+            index.set(&Entry { key, free, class, tier });
         }
     }
 

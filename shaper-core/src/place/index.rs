@@ -10,7 +10,7 @@
 
 use super::{
     exact::{Key, sure},
-    lanes::{self, Amounts, Lanes, NOBODY, WIDTH},
+    lanes::{self, Amounts, LANES, Lanes, NOBODY, WIDTH},
 };
 
 /// When a leaf or a group has so few left it looks for a neighbour to join …
@@ -24,6 +24,34 @@ pub(super) struct Wanted {
     pub(super) amounts: Amounts,
     /// Which classes will do, folded into 64 bits; `None`: all.
     pub(super) classes: Option<u64>,
+    /// What it wants of GPUs.
+    pub(super) tier: Tier,
+}
+
+/// Roughly, what a node has free of GPUs: of the classes with a certain tier, a leaf and a group know that they have
+/// them. So a search for one model of GPU does not go where that model is taken and only others are free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Tier(u8);
+
+const TIERS: usize = 7;
+
+impl Tier {
+    /// That of a node which has so many thousandths of one GPU free, and so many whole ones.
+    pub(super) fn of(share: u64, whole: u64) -> Tier {
+        Tier(match (whole, share) {
+            (8.., _) => 6,
+            (4.., _) => 5,
+            (2.., _) => 4,
+            (_, 1000..) | (1, _) => 3,
+            (_, 500..) => 2,
+            (_, 250..) => 1,
+            _ => 0,
+        })
+    }
+
+    fn number(self) -> usize {
+        usize::from(self.0)
+    }
 }
 
 /// What of a node the index has.
@@ -31,8 +59,9 @@ pub(super) struct Wanted {
 pub(super) struct Entry {
     pub(super) key: Key,
     pub(super) free: Amounts,
-    /// The bit of its class.
-    pub(super) class: u64,
+    /// The bit of its class, by number.
+    pub(super) class: u8,
+    pub(super) tier: Tier,
 }
 
 #[derive(Clone, Debug)]
@@ -45,16 +74,23 @@ struct Leaf {
     to: u64,
     lanes: Lanes,
     classes: [u64; WIDTH],
+    tiers: [Tier; WIDTH],
     digits: [u64; WIDTH],
     nodes: [u32; WIDTH],
+    /// Kept as entries change, so that nothing is summed up anew.
+    summary: Summary,
+    /// How many have a class and at least a tier.
+    counts: [[u8; TIERS]; WIDTH],
 }
 
 #[derive(Clone, Debug)]
 struct Group {
     length: usize,
     lanes: Lanes,
-    classes: [u64; WIDTH],
+    /// By tier.
+    classes: [[u64; WIDTH]; TIERS],
     leaves: [u32; WIDTH],
+    summary: Summary,
     /// Each leaf's first possible key; everything before it is in leaves before. Of the very first it is not looked at.
     bounds: Vec<Key>,
 }
@@ -63,10 +99,11 @@ struct Group {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Summary {
     most: Amounts,
-    classes: u64,
+    /// The classes of those that have at least a tier.
+    classes: [u64; TIERS],
 }
 
-const VOID: Summary = Summary { most: NOBODY, classes: 0 };
+const VOID: Summary = Summary { most: NOBODY, classes: [0; TIERS] };
 
 /// Where a node is.
 #[derive(Clone, Copy, Debug)]
@@ -109,20 +146,63 @@ impl Leaf {
             to: 0,
             lanes: Lanes::EMPTY,
             classes: [0; WIDTH],
+            tiers: [Tier(0); WIDTH],
             digits: [0; WIDTH],
             nodes: [0; WIDTH],
+            summary: VOID,
+            counts: [[0; TIERS]; WIDTH],
         }
     }
 
+    /// Writes an entry where none is, or another of the same node.
     fn put(&mut self, place: usize, entry: &Entry) {
-        self.lanes.set(place, &entry.free);
-        self.classes[place] = entry.class;
+        self.uncount(place);
+        set_and_raise(&mut self.lanes, &mut self.summary.most, place, &entry.free);
+        let class = usize::from(entry.class);
+        for tier in 0..=entry.tier.number() {
+            self.counts[class][tier] += 1;
+            self.summary.classes[tier] |= 1 << class;
+        }
+        self.classes[place] = 1 << class;
+        self.tiers[place] = entry.tier;
         self.digits[place] = entry.key.digits;
         self.nodes[place] = entry.key.node;
     }
 
-    fn summary(&self) -> Summary {
-        Summary { most: self.lanes.most(), classes: self.classes.iter().fold(0, |all, class| all | class) }
+    fn push(&mut self, entry: &Entry) {
+        self.put(self.length, entry);
+        self.length += 1;
+    }
+
+    fn uncount(&mut self, place: usize) {
+        if self.classes[place] == 0 {
+            return;
+        }
+        let class = self.classes[place].trailing_zeros() as usize;
+        for tier in 0..=self.tiers[place].number() {
+            self.counts[class][tier] -= 1;
+            if self.counts[class][tier] == 0 {
+                self.summary.classes[tier] &= !(1 << class);
+            }
+        }
+    }
+
+    /// The last takes the place of one that goes.
+    fn take_out(&mut self, place: usize) {
+        let last = self.length - 1;
+        self.uncount(place);
+        let of_last = self.lanes.get(last);
+        if place != last {
+            self.classes[place] = self.classes[last];
+            self.tiers[place] = self.tiers[last];
+            self.digits[place] = self.digits[last];
+            self.nodes[place] = self.nodes[last];
+            // The last is still there, so that what goes is the only one missed.
+            set_and_raise(&mut self.lanes, &mut self.summary.most, place, &of_last);
+        }
+        set_and_raise(&mut self.lanes, &mut self.summary.most, last, &NOBODY);
+        self.classes[last] = 0;
+        self.length = last;
     }
 
     /// Whether a key surely lies between this leaf's bounds.
@@ -132,22 +212,50 @@ impl Leaf {
     }
 }
 
+/// Writes a place, and keeps the most of all places right: only a lane whose most goes is looked through.
+fn set_and_raise(lanes: &mut Lanes, most: &mut Amounts, place: usize, amounts: &Amounts) {
+    let before = lanes.get(place);
+    lanes.set(place, amounts);
+    for lane in 0..LANES {
+        if amounts[lane] >= most[lane] {
+            most[lane] = amounts[lane];
+        } else if before[lane] == most[lane] {
+            most[lane] = lanes.most(lane);
+        }
+    }
+}
+
 impl Group {
     fn new() -> Group {
-        Group { length: 0, lanes: Lanes::EMPTY, classes: [0; WIDTH], leaves: [0; WIDTH], bounds: Vec::new() }
+        Group {
+            length: 0,
+            lanes: Lanes::EMPTY,
+            classes: [[0; WIDTH]; TIERS],
+            leaves: [0; WIDTH],
+            summary: VOID,
+            bounds: Vec::new(),
+        }
     }
 
-    fn note(&mut self, place: usize, summary: &Summary) {
-        self.lanes.set(place, &summary.most);
-        self.classes[place] = summary.classes;
+    /// Writes what is known of a leaf. Whether anything is known of the group that was not.
+    fn note(&mut self, place: usize, summary: &Summary) -> bool {
+        let known = self.summary;
+        set_and_raise(&mut self.lanes, &mut self.summary.most, place, &summary.most);
+        for (tier, classes) in summary.classes.iter().enumerate() {
+            let (row, all) = (&mut self.classes[tier], &mut self.summary.classes[tier]);
+            let gone = row[place] & !classes;
+            row[place] = *classes;
+            if gone == 0 {
+                *all |= classes;
+            } else {
+                *all = row.iter().fold(0, |all, classes| all | classes);
+            }
+        }
+        known != self.summary
     }
 
     fn noted(&self, place: usize) -> Summary {
-        Summary { most: self.lanes.get(place), classes: self.classes[place] }
-    }
-
-    fn summary(&self) -> Summary {
-        Summary { most: self.lanes.most(), classes: self.classes.iter().fold(0, |all, class| all | class) }
+        Summary { most: self.lanes.get(place), classes: self.classes.each_ref().map(|row| row[place]) }
     }
 
     fn place_of(&self, leaf: u32) -> usize {
@@ -188,7 +296,7 @@ impl Index {
     ) -> Option<u32> {
         for (group, summary) in self.order.iter().zip(&self.summaries) {
             if !lanes::may_hold(&summary.most, &wanted.amounts)
-                || wanted.classes.is_some_and(|classes| classes & summary.classes == 0)
+                || wanted.classes.is_some_and(|classes| classes & summary.classes[wanted.tier.number()] == 0)
             {
                 continue;
             }
@@ -196,7 +304,7 @@ impl Index {
             walk.compared += 1;
             let mut leaves = group.lanes.mask(&wanted.amounts) & lanes::first(group.length);
             if let Some(classes) = wanted.classes {
-                leaves &= lanes::classes(&group.classes, classes);
+                leaves &= lanes::classes(&group.classes[wanted.tier.number()], classes);
             }
             for place in lanes::each(leaves) {
                 let leaf = &self.leaves[group.leaves[place] as usize];
@@ -244,8 +352,7 @@ impl Index {
         if let Some(seat) = self.seats[node] {
             let leaf = &mut self.leaves[seat.leaf as usize];
             if leaf.surely_has(&entry.key) || self.leaf_for(&entry.key) == seat.leaf {
-                let (leaf, place) = (&mut self.leaves[seat.leaf as usize], usize::from(seat.place));
-                leaf.put(place, entry);
+                self.leaves[seat.leaf as usize].put(usize::from(seat.place), entry);
                 self.keys[node] = Some(entry.key);
                 self.refresh(seat.leaf);
                 return;
@@ -259,10 +366,9 @@ impl Index {
             at = self.leaf_for(&entry.key);
         }
         let leaf = &mut self.leaves[at as usize];
-        leaf.put(leaf.length, entry);
         self.seats[node] = Some(Seat { leaf: at, place: leaf.length as u8 });
-        leaf.length += 1;
-        self.raise(at, entry);
+        leaf.push(entry);
+        self.refresh(at);
     }
 
     /// Takes a node out.
@@ -270,18 +376,12 @@ impl Index {
         let Some(seat) = self.seats.get_mut(node as usize).and_then(Option::take) else { return };
         self.keys[node as usize] = None;
         let leaf = &mut self.leaves[seat.leaf as usize];
-        let (place, last) = (usize::from(seat.place), leaf.length - 1);
+        let place = usize::from(seat.place);
+        leaf.take_out(place);
+        let last = leaf.length;
         if place != last {
-            let amounts = leaf.lanes.get(last);
-            leaf.lanes.set(place, &amounts);
-            leaf.classes[place] = leaf.classes[last];
-            leaf.digits[place] = leaf.digits[last];
-            leaf.nodes[place] = leaf.nodes[last];
-            self.seats[leaf.nodes[place] as usize] = Some(Seat { leaf: seat.leaf, place: seat.place });
+            self.seats[leaf.nodes[place] as usize] = Some(seat);
         }
-        leaf.lanes.set(last, &NOBODY);
-        leaf.classes[last] = 0;
-        leaf.length = last;
         self.refresh(seat.leaf);
         if last < FEW {
             self.join(seat.leaf);
@@ -305,37 +405,19 @@ impl Index {
         group.leaves[place]
     }
 
-    /// Tells the groups above what has become of a leaf.
+    /// Tells the group above what has become of a leaf.
     fn refresh(&mut self, leaf: u32) {
-        let summary = self.leaves[leaf as usize].summary();
-        self.tell(leaf, &summary);
-    }
-
-    /// The same when a node was added: nothing became less.
-    fn raise(&mut self, leaf: u32, entry: &Entry) {
-        let group = &self.groups[self.leaves[leaf as usize].group as usize];
-        let mut summary = group.noted(group.place_of(leaf));
-        for (most, free) in summary.most.iter_mut().zip(&entry.free) {
-            *most = (*most).max(*free);
-        }
-        summary.classes |= entry.class;
-        self.tell(leaf, &summary);
-    }
-
-    fn tell(&mut self, leaf: u32, summary: &Summary) {
-        let number = self.leaves[leaf as usize].group;
+        let Leaf { summary, group: number, .. } = self.leaves[leaf as usize];
         let group = &mut self.groups[number as usize];
         let place = group.place_of(leaf);
-        if group.noted(place) != *summary {
-            group.note(place, summary);
+        if group.note(place, &summary) {
             self.tell_of_group(number);
         }
     }
 
     fn tell_of_group(&mut self, group: u32) {
-        let summary = self.groups[group as usize].summary();
         if let Some(at) = self.order.iter().position(|it| *it == group) {
-            self.summaries[at] = summary;
+            self.summaries[at] = self.groups[group as usize].summary;
         }
     }
 
@@ -359,7 +441,8 @@ impl Index {
 
     fn entry(&self, leaf: &Leaf, place: usize) -> Option<Entry> {
         let key = self.keys[leaf.nodes[place] as usize]?;
-        Some(Entry { key, free: leaf.lanes.get(place), class: leaf.classes[place] })
+        let class = leaf.classes[place].trailing_zeros() as u8;
+        Some(Entry { key, free: leaf.lanes.get(place), class, tier: leaf.tiers[place] })
     }
 
     /// Divides a full leaf in the middle of its keys.
@@ -384,13 +467,12 @@ impl Index {
             let mut fresh = Leaf::new(number);
             (fresh.from, fresh.to) = (from, to);
             for entry in entries {
-                fresh.put(fresh.length, entry);
                 self.seats[entry.key.node as usize] = Some(Seat { leaf, place: fresh.length as u8 });
-                fresh.length += 1;
+                fresh.push(entry);
             }
             self.leaves[leaf as usize] = fresh;
         }
-        let summary = self.leaves[new as usize].summary();
+        let summary = self.leaves[new as usize].summary;
         let group = &mut self.groups[number as usize];
         let place = group.place_of(full);
         group.insert(place + 1, new, bound, &summary);
@@ -440,9 +522,8 @@ impl Index {
         for place in 0..other.length {
             let Some(entry) = self.entry(&other, place) else { continue };
             let leaf = &mut self.leaves[stays as usize];
-            leaf.put(leaf.length, &entry);
             self.seats[entry.key.node as usize] = Some(Seat { leaf: stays, place: leaf.length as u8 });
-            leaf.length += 1;
+            leaf.push(&entry);
         }
         self.leaves[stays as usize].to = other.to;
         self.groups[number as usize].remove(left + 1);

@@ -42,50 +42,57 @@ impl Units {
     }
 }
 
-/// 64 places.
+/// Places that are compared by one instruction where vectors have 128 bits.
+const ROW: usize = 8;
+const ROWS: usize = WIDTH / ROW;
+
+/// 64 places. Eight at a time lie together with all their lanes, so that writing one touches two lines of the cache.
 #[derive(Clone, Debug)]
 pub(super) struct Lanes {
-    of: [[i16; WIDTH]; LANES],
+    of: [[[i16; ROW]; LANES]; ROWS],
 }
 
 impl Lanes {
-    pub(super) const EMPTY: Lanes = Lanes { of: [[-1; WIDTH]; LANES] };
+    pub(super) const EMPTY: Lanes = Lanes { of: [[[-1; ROW]; LANES]; ROWS] };
 
     pub(super) fn set(&mut self, place: usize, amounts: &Amounts) {
-        for (lane, amount) in self.of.iter_mut().zip(amounts) {
-            lane[place] = *amount;
+        for (lane, amount) in self.of[place / ROW].iter_mut().zip(amounts) {
+            lane[place % ROW] = *amount;
         }
     }
 
     pub(super) fn get(&self, place: usize) -> Amounts {
-        self.of.each_ref().map(|lane| lane[place])
+        self.of[place / ROW].each_ref().map(|lane| lane[place % ROW])
     }
 
-    /// The most of each resource at any place.
-    pub(super) fn most(&self) -> Amounts {
-        self.of.each_ref().map(|lane| {
-            // By halves, so that all but the last few steps are vectors.
-            let mut most = [i16::MIN; 8];
-            for chunk in lane.as_chunks::<8>().0 {
-                for (most, value) in most.iter_mut().zip(chunk) {
-                    *most = (*most).max(*value);
-                }
+    /// The most of one resource at any place.
+    pub(super) fn most(&self, lane: usize) -> i16 {
+        let mut most = [i16::MIN; ROW];
+        for row in &self.of {
+            for (most, value) in most.iter_mut().zip(&row[lane]) {
+                *most = (*most).max(*value);
             }
-            most.into_iter().fold(i16::MIN, i16::max)
-        })
+        }
+        most.into_iter().fold(i16::MIN, i16::max)
     }
 
     /// The places where, by these numbers, there may be so much: one bit for each.
     pub(super) fn mask(&self, wanted: &Amounts) -> u64 {
-        let mut short = [0i16; WIDTH];
-        for (lane, wanted) in self.of.iter().zip(wanted) {
-            if *wanted > 0 {
+        // Of what is not wanted, nothing is too little.
+        let wanted = wanted.map(|wanted| if wanted > 0 { wanted } else { i16::MIN });
+        let mut fits = [0u8; WIDTH];
+        for (row, fits) in self.of.iter().zip(fits.as_chunks_mut::<ROW>().0) {
+            let mut short = [0i16; ROW];
+            for (lane, wanted) in row.iter().zip(&wanted) {
                 for (short, free) in short.iter_mut().zip(lane) {
                     *short |= if free < wanted { -1 } else { 0 };
                 }
             }
+            for (fits, short) in fits.iter_mut().zip(short) {
+                *fits = (short + 1) as u8;
+            }
         }
-        bits(|place| short[place] == 0)
+        gather(&fits)
     }
 }
 
@@ -100,15 +107,15 @@ pub(super) fn may_hold(most: &Amounts, wanted: &Amounts) -> bool {
 
 /// The places that have any of the wanted classes.
 pub(super) fn classes(of: &[u64; WIDTH], wanted: u64) -> u64 {
-    bits(|place| of[place] & wanted != 0)
+    let mut bytes = [0u8; WIDTH];
+    for (byte, classes) in bytes.iter_mut().zip(of) {
+        *byte = u8::from(classes & wanted != 0);
+    }
+    gather(&bytes)
 }
 
-/// The places that one number is at.
-pub(super) fn bits(mut is_set: impl FnMut(usize) -> bool) -> u64 {
-    let mut bytes = [0u8; WIDTH];
-    for (place, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from(is_set(place));
-    }
+/// One bit for each byte that is 1; the others are 0.
+fn gather(bytes: &[u8; WIDTH]) -> u64 {
     let mut mask = 0;
     for (index, eight) in bytes.as_chunks::<8>().0.iter().enumerate() {
         // Gathers the lowest bits of eight bytes: the i-th, at bit 8i, is moved to bit 56 + i.
@@ -152,9 +159,8 @@ mod tests {
                 let fits = free.iter().zip(&wanted).all(|(free, wanted)| *wanted == 0 || free >= wanted);
                 prop_assert_eq!(mask >> place & 1 == 1, fits, "place {}", place);
             }
-            let most = lanes.most();
             for lane in 0..LANES {
-                prop_assert_eq!(most[lane], free.iter().map(|free| free[lane]).max().unwrap_or(-1));
+                prop_assert_eq!(lanes.most(lane), free.iter().map(|free| free[lane]).max().unwrap_or(-1));
             }
         }
 

@@ -6,6 +6,7 @@
 //! depends on the nodes alone, so the best one is found by walking an [`index`] of exact keys; where it ends is
 //! always the node that [`judge`] finds, which is the formula written down plainly.
 
+pub mod backfill;
 mod class;
 mod cluster;
 mod exact;
@@ -16,6 +17,7 @@ mod judge;
 mod lanes;
 mod mix;
 mod node;
+mod preempt;
 mod scorer;
 mod task;
 #[cfg(test)]
@@ -29,6 +31,7 @@ pub use self::{
     judge::{Candidate, Choice, NOTHING, best, choose, could_ever_hold, fits, judge},
     mix::{Shape, TaskMix},
     node::{Gpus, MAX_GPUS, NodeId, NodeSpec, Placement, Readiness, WHOLE},
+    preempt::{Cost, Preemption, Resident, Residents, WAYS},
     scorer::{POINTS, ParseScoringError, Scorer, Scoring},
     task::{GpuRequest, Request},
 };

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     class::ConstraintId,
+    index::Tier,
     lanes::{Amounts, LANES, Units},
     node::PLAIN,
 };
@@ -55,6 +56,15 @@ impl Request {
 
     pub(super) fn gpu_memory(&self) -> u64 {
         self.demand.gpu_memory.map_or(0, |it| it.0)
+    }
+
+    /// What it wants of GPUs, roughly.
+    pub(super) fn tier(&self) -> Tier {
+        match self.gpu {
+            GpuRequest::None => Tier::of(0, 0),
+            GpuRequest::Share(share) => Tier::of(u64::from(share), 0),
+            GpuRequest::Whole(count) => Tier::of(0, u64::from(count)),
+        }
     }
 
     /// As the lanes have it.

@@ -374,3 +374,131 @@ fn why_it_fits_nowhere_is_told() {
     assert_eq!(names, ["full"]);
     assert_eq!(why.top[0].points, POINTS, "it is empty");
 }
+
+/// The fewest victims of medium priority, and then the fewest, that any set of lower tasks of any node has.
+fn fewest(nodes: &[Plain], running: &[(u64, Request, Placement)], request: &Request) -> Option<(u32, u32)> {
+    let mut best: Option<(u32, u32)> = None;
+    for (number, node) in nodes.iter().enumerate() {
+        let here: Vec<_> = running
+            .iter()
+            .filter(|(_, it, at)| at.node.0 as usize == number && it.priority < request.priority)
+            .collect();
+        for subset in 1u32..1 << here.len() {
+            let goes = |index: usize| subset >> index & 1 == 1;
+            let mut rest = node.tasks.clone();
+            let mut medium = 0;
+            for (index, (_, it, at)) in here.iter().enumerate().filter(|(index, _)| goes(*index)) {
+                let gone = rest.iter().position(|task| *task == (it.demand, it.gpu, *at)).unwrap();
+                rest.swap_remove(gone);
+                medium += u32::from(here[index].1.priority == Priority::Medium);
+            }
+            let rest = Plain { spec: node.spec.clone(), ready: true, tasks: rest };
+            let cost = (medium, subset.count_ones());
+            if rest.fits(&request.demand, request.gpu) && best.is_none_or(|best| cost < best) {
+                best = Some(cost);
+            }
+        }
+    }
+    best
+}
+
+fn a_task() -> impl Strategy<Value = (u64, u64, GpuRequest, Priority)> {
+    let gpu = prop_oneof![
+        3 => Just(GpuRequest::None),
+        2 => prop_oneof![Just(250u16), Just(500), Just(1000)].prop_map(GpuRequest::Share),
+    ];
+    let priority =
+        prop_oneof![3 => Just(Priority::Low), 1 => Just(Priority::Medium), 1 => Just(Priority::High)];
+    (1u64..6, 1u64..6, gpu, priority)
+}
+
+/// Victims that were chosen, and the fewest that would have done.
+fn preempt(
+    tasks: Vec<(u64, u64, GpuRequest, Priority)>,
+    last: (u64, u64, GpuRequest),
+) -> Result<[u32; 2], TestCaseError> {
+    let mut cluster = Cluster::default();
+    let any = cluster.constraint(&Constraint::default());
+    let mut plain = Vec::new();
+    for number in 0..4 {
+        let spec = NodeSpec {
+            name: format!("node-{number}"),
+            capacity: Capacity { cpu: Millicores(10), memory: Bytes(10), ..NOTHING },
+            gpus: Gpus { count: number % 3, model: None },
+            labels: BTreeMap::new(),
+            taints: BTreeSet::new(),
+        };
+        cluster.add(spec.clone()).unwrap();
+        plain.push(Plain { spec, ready: true, tasks: Vec::new() });
+    }
+    let request = |(cpu, memory, gpu, priority): (u64, u64, GpuRequest, Priority)| Request {
+        demand: Demand {
+            cpu: Millicores(cpu),
+            memory: Bytes(memory),
+            gpu_memory: None,
+            network: None,
+            storage_io: None,
+        },
+        gpu,
+        constraint: any,
+        priority,
+    };
+    let mut residents = Residents::default();
+    let mut running = Vec::new();
+    let best_fit = Scoring::of(Scorer::BestFit);
+    for (task, it) in (0..).zip(tasks) {
+        let request = request(it);
+        let Some(at) = cluster.decide(&request, &best_fit) else { continue };
+        prop_assert!(cluster.allocate(&request, at));
+        plain[at.node.0 as usize].tasks.push((request.demand, request.gpu, at));
+        residents.start(Resident { task, request, at, since: task });
+        running.push((task, request, at));
+    }
+    let request = request((last.0, last.1, last.2, Priority::High));
+    if cluster.decide(&request, &best_fit).is_some() {
+        return Ok([0, 0]);
+    }
+    let fewest = fewest(&plain, &running, &request);
+    let Some(found) = residents.preempt(&cluster, &request, 100, |_| true) else {
+        prop_assert_eq!(fewest, None);
+        return Ok([0, 0]);
+    };
+    let Some((medium, count)) = fewest else {
+        return Err(TestCaseError::fail("there is no way, and one was found"));
+    };
+    prop_assert!((found.cost.medium, found.cost.victims) >= (medium, count));
+    prop_assert_eq!(found.victims.len(), found.cost.victims as usize);
+    // The room that was promised is there once they are gone, and not a moment before.
+    cluster.adopt(&request, found.at);
+    for victim in &found.victims {
+        let resident = residents.stop(*victim).unwrap();
+        prop_assert!(resident.request.priority < Priority::High);
+        prop_assert!(!cluster.fits(found.at.node, &request));
+        cluster.release(&resident.request, resident.at);
+    }
+    cluster.release(&request, found.at);
+    prop_assert!(cluster.allocate(&request, found.at));
+    Ok([found.cost.victims, count])
+}
+
+#[test]
+fn victims_are_few() {
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(2000));
+    let sums = std::cell::Cell::new([0u32; 2]);
+    let last = (
+        1u64..11,
+        1u64..11,
+        prop_oneof![Just(GpuRequest::None), Just(GpuRequest::Share(500)), Just(GpuRequest::Whole(2))],
+    );
+    runner
+        .run(&(prop::collection::vec(a_task(), 4..24), last), |(tasks, last)| {
+            let [chosen, fewest] = preempt(tasks, last)?;
+            let [all, least] = sums.get();
+            sums.set([all + chosen, least + fewest]);
+            Ok(())
+        })
+        .unwrap();
+    let [chosen, fewest] = sums.get();
+    assert!(fewest > 500, "only {fewest} victims in all");
+    assert!(chosen * 100 <= fewest * 105, "{chosen} victims, where {fewest} would have done");
+}
