@@ -62,11 +62,11 @@ impl V1Groups {
 
     /// The lower one, as where a task's limits are, and its cgroup.
     fn target(&self, cgroup: &TestCgroup) -> Target {
-        let hierarchies = Hierarchies::detect().unwrap().expect("cgroup v2 is mounted");
+        let hierarchies = Hierarchies::detect().expect("/proc is mounted").expect("cgroup v2 is mounted");
         let (_, mount) = hierarchies.v1.iter().find(|(name, _)| name == "cpu").expect("it is there");
         let path = self.0[1].strip_prefix(mount).expect("it is below its mount");
         Target {
-            cgroup: Cgroup::open(&hierarchies.v2, cgroup.path()).unwrap(),
+            cgroup: Cgroup::open(&hierarchies.v2, cgroup.path()).expect("it was just made"),
             v1_cpu: Some(V1Group::at(mount, "cpu", path)),
             v1_memory: None,
             v1_io: None,

@@ -68,8 +68,8 @@ fn run(program: &str, arguments: &[&str]) {
 }
 
 fn target(group: &Path) -> Target {
-    let hierarchies = Hierarchies::detect().unwrap().expect("cgroup v2 is mounted");
-    let cgroup = Cgroup::open(&hierarchies.v2, group).unwrap();
+    let hierarchies = Hierarchies::detect().expect("/proc is mounted").expect("cgroup v2 is mounted");
+    let cgroup = Cgroup::open(&hierarchies.v2, group).expect("it is there");
     Target { cgroup, v1_cpu: None, v1_memory: None, v1_io: None, manager: None, slot: 0, has_sockets: false }
 }
 
@@ -544,6 +544,6 @@ pub(crate) fn lock_down() {
             .unwrap_or_else(|error| panic!("cannot mount securityfs: {error}"));
     }
     fs::write(&file, "confidentiality").unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-    let now = fs::read_to_string(&file).unwrap();
+    let now = fs::read_to_string(&file).expect("what can be written can be read");
     assert!(now.contains("[confidentiality]"), "{now}");
 }
