@@ -173,7 +173,7 @@ impl Random {
 
     /// From 0 to below `count`, which is not 0.
     pub(super) fn below(&mut self, count: usize) -> usize {
-        (u128::from(self.next()) * count as u128 >> 64) as usize
+        ((u128::from(self.next()) * count as u128) >> 64) as usize
     }
 
     pub(super) fn shuffle<T>(&mut self, of: &mut [T]) {
