@@ -206,6 +206,7 @@ mod tests {
             origin: Origin::Adopted,
             slot: 3,
             cgroup: "/sys/fs/cgroup/a".into(),
+            cgroup_id: None,
             limits: cpu(600),
             ledger_number: 5,
             standing: Values::new(),
