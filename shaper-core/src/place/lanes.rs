@@ -42,34 +42,31 @@ impl Units {
     }
 }
 
-/// Places that are compared by one instruction where vectors have 128 bits.
-const ROW: usize = 8;
-const ROWS: usize = WIDTH / ROW;
-
-/// 64 places. Eight at a time lie together with all their lanes, so that writing one touches two lines of the cache.
+/// 64 places.
 #[derive(Clone, Debug)]
 pub(super) struct Lanes {
-    of: [[[i16; ROW]; LANES]; ROWS],
+    of: [[i16; WIDTH]; LANES],
 }
 
 impl Lanes {
-    pub(super) const EMPTY: Lanes = Lanes { of: [[[-1; ROW]; LANES]; ROWS] };
+    pub(super) const EMPTY: Lanes = Lanes { of: [[-1; WIDTH]; LANES] };
 
     pub(super) fn set(&mut self, place: usize, amounts: &Amounts) {
-        for (lane, amount) in self.of[place / ROW].iter_mut().zip(amounts) {
-            lane[place % ROW] = *amount;
+        for (lane, amount) in self.of.iter_mut().zip(amounts) {
+            lane[place] = *amount;
         }
     }
 
     pub(super) fn get(&self, place: usize) -> Amounts {
-        self.of[place / ROW].each_ref().map(|lane| lane[place % ROW])
+        self.of.each_ref().map(|lane| lane[place])
     }
 
     /// The most of one resource at any place.
     pub(super) fn most(&self, lane: usize) -> i16 {
-        let mut most = [i16::MIN; ROW];
-        for row in &self.of {
-            for (most, value) in most.iter_mut().zip(&row[lane]) {
+        // Side by side, so that all but the last few steps are vectors.
+        let mut most = [i16::MIN; 8];
+        for chunk in self.of[lane].as_chunks::<8>().0 {
+            for (most, value) in most.iter_mut().zip(chunk) {
                 *most = (*most).max(*value);
             }
         }
@@ -78,19 +75,17 @@ impl Lanes {
 
     /// The places where, by these numbers, there may be so much: one bit for each.
     pub(super) fn mask(&self, wanted: &Amounts) -> u64 {
-        // Of what is not wanted, nothing is too little.
-        let wanted = wanted.map(|wanted| if wanted > 0 { wanted } else { i16::MIN });
-        let mut fits = [0u8; WIDTH];
-        for (row, fits) in self.of.iter().zip(fits.as_chunks_mut::<ROW>().0) {
-            let mut short = [0i16; ROW];
-            for (lane, wanted) in row.iter().zip(&wanted) {
+        let mut short = [0i16; WIDTH];
+        for (lane, wanted) in self.of.iter().zip(wanted) {
+            if *wanted > 0 {
                 for (short, free) in short.iter_mut().zip(lane) {
                     *short |= if free < wanted { -1 } else { 0 };
                 }
             }
-            for (fits, short) in fits.iter_mut().zip(short) {
-                *fits = (short + 1) as u8;
-            }
+        }
+        let mut fits = [0u8; WIDTH];
+        for (fits, short) in fits.iter_mut().zip(short) {
+            *fits = (short + 1) as u8;
         }
         gather(&fits)
     }
