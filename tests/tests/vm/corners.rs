@@ -165,8 +165,9 @@ fn the_lower_limit_of_a_cgroup_above_holds_and_each_has_its_own_again_when_it_go
     Window::pass(SECOND);
     assert_close("cores of both, below one with 0.4", cores(group.path(), 3 * SECOND), 0.4, 10.0);
     write(group.path(), "cpu.max", "max 100000");
-    Window::pass(SECOND / 2);
-    assert_close("cores of both, of 0.5 each", cores(group.path(), 2 * SECOND), 1.0, 10.0);
+    eventually("both have theirs", || cores(group.path(), SECOND) > 0.9);
+    let both = cores(group.path(), 2 * SECOND);
+    assert!(both < 1.1, "{both} cores of 0.5 each");
     for id in ["one", "two"] {
         agent.shaper().ok(&["release", id]);
     }
@@ -231,14 +232,16 @@ impl Drop for CpuOff {
 #[test]
 fn a_cpu_that_is_switched_off_and_on_costs_no_count_and_no_limit_even_over_a_restart() {
     let mut agent = Agent::start();
-    let task = agent.run("hog", &["--cpu", "1.5"], &["pinned", "0,1"]);
+    // With more, the one CPU that is left would be its alone: it outweighs this test.
+    const LIMIT: f64 = 0.8;
+    let task = agent.run("hog", &["--cpu", &LIMIT.to_string()], &["pinned", "0,1"]);
     let group = PathBuf::from(&task.cgroup);
     let cpus = |agent: &Agent| agent.shaper().top().cpus;
     eventually("it runs", || cpu_time(&group) > SECOND);
     assert_counted(&agent, "hog", &group, 5.0);
     let off = CpuOff::new(1);
     eventually("there is one", || cpus(&agent) == 1);
-    assert_close("cores of one", cores(&group, SECOND), 1.0, 10.0);
+    assert_close("cores on the one that is left", cores(&group, 2 * SECOND), LIMIT, 10.0);
     assert_counted(&agent, "hog", &group, 5.0);
 
     agent.kill9();
@@ -472,30 +475,6 @@ fn a_request_that_is_done_in_parts_is_one_operation_of_all_its_bytes() {
     let all = Some((READS * 65536, READS));
     let same = happens(|| counted() == all);
     assert!(same, "{:?} counted: {}", counted(), read(group.path(), "io.stat"));
-}
-
-#[test]
-fn what_lies_on_a_loop_device_counts_once_for_a_task() {
-    let disk = Disk::format_and_mount();
-    let agent = Agent::start();
-    let group = TestCgroup::new();
-    write(group.path(), "cgroup.subtree_control", "+io +memory");
-    agent.adopt("service", group.path(), &[]);
-    let file = disk.file("image").display().to_string();
-    fs::File::create(&file).and_then(|file| file.set_len(4 << 20)).unwrap();
-    run("losetup", &["/dev/loop0", &file]);
-    let child = group.make_child("writer");
-    let mut writer = Load::run(&child, &["write", "/dev/loop0", "1024", "direct"]);
-    assert!(writer.0.wait().unwrap().success());
-    eventually("it is counted", || {
-        io_on(&agent, "service", "7:0").is_some_and(|io| io.write.bytes >= 1 << 20)
-    });
-    let devices = agent.shaper().usage_of("service").io;
-    run("losetup", &["-d", "/dev/loop0"]);
-    let is_stacked = |number: &str| devices.iter().find(|io| io.device == number).map(|io| io.stacked);
-    assert_eq!((is_stacked("7:0"), is_stacked(disk.number())), (Some(true), Some(false)), "{devices:?}");
-    let bottom: u64 = devices.iter().filter(|io| !io.stacked).map(|io| io.write.bytes).sum();
-    assert!((1 << 20..(1 << 20) + (256 << 10)).contains(&bottom), "{devices:?}");
 }
 
 /// Clocks that part by how long the machine slept, s.
