@@ -25,8 +25,10 @@ pub(crate) const NATIVE_TARGET: &str = "native";
 const LONG: [&str; 7] =
     ["block_io::", "corners::", "cpu::", "crash::", "io_cost::", "io_latency::", "memory::"];
 
-/// Those that watch for minutes what becomes of a device or of memory: without `--all` not even the first kernel has them.
-const LONGEST: [&str; 5] = [
+/// Those that watch for minutes what becomes of a device or of memory, or that switch off and stop the machine itself: without
+/// `--all` not even the first kernel has them.
+const LONGEST: [&str; 6] = [
+    "corners::",
     "io_cost::",
     "io_latency::",
     "memory::a_task_that_uses_all_its_memory_keeps_it",

@@ -323,7 +323,7 @@ impl World {
                 let mut said = String::new();
                 let stderr = client.stderr.as_mut().expect("it is piped");
                 stderr.read_to_string(&mut said).expect("a pipe can be read");
-                if said.contains("Invalid argument") {
+                if said.contains("the cpu controller of cgroup v1 refuses that") {
                     return Call::Refused;
                 }
                 // A connection ends a little before its process, and long before it on a busy machine.
