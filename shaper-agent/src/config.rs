@@ -53,6 +53,10 @@ pub struct Options {
     /// promised), or a number of cores. A CPU limit is then a mean over 10 s
     #[arg(long, value_name = "off|auto|CORES", default_value = "auto", value_parser = burst_pool)]
     pub cpu_burst_pool: BurstPool,
+    /// Who holds CPU limits and weights: the kernel's own scheduler, or shaper's (sched_ext, Linux 6.17), by the same files
+    /// of the cgroups. If shaper's ends, the kernel's goes on with the same limits
+    #[arg(long, value_enum, default_value_t = CpuBackend::Kernel)]
+    pub cpu_backend: CpuBackend,
     /// When somebody else changes a limit that shaper holds: hold (turn it back), yield (leave it to them) or report.
     /// In each case it is in the ledger, with who did it
     #[arg(long, value_enum, default_value_t = SecondWriter::Hold)]
@@ -88,6 +92,15 @@ pub struct Options {
     /// Also logs what the kernel programs say (never per packet)
     #[arg(long)]
     pub debug_bpf: bool,
+}
+
+/// Who holds CPU limits and weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CpuBackend {
+    /// The kernel's scheduler.
+    Kernel,
+    /// shaper's.
+    Scx,
 }
 
 /// How much CPU time is lent.
@@ -199,6 +212,8 @@ pub struct Config {
     pub warden: PathBuf,
     /// What is lent of CPU time.
     pub cpu_burst_pool: BurstPool,
+    /// Who holds CPU limits.
+    pub cpu_backend: CpuBackend,
     /// When somebody else changes a limit.
     pub second_writer: SecondWriter,
     /// Whether idle memory is taken from tasks that were not told otherwise.
@@ -282,6 +297,7 @@ impl Options {
             launcher,
             warden,
             cpu_burst_pool: self.cpu_burst_pool,
+            cpu_backend: self.cpu_backend,
             second_writer: self.second_writer,
             reclaim_idle: self.reclaim_idle,
             uplinks: self.uplinks,

@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use shaper_agent::{
     actor::{self, Handle},
     calibrate,
-    config::{Config, OnExit, Options},
+    config::{Config, CpuBackend, OnExit, Options},
     kernel::features,
     launch,
     node::Node,
@@ -105,7 +105,8 @@ fn calibrate(options: &calibrate::Options) -> Result<(), Error> {
 }
 
 fn release_all(options: Options) -> Result<(), Error> {
-    let config = options.check()?;
+    // No scheduler is loaded for that: the one of a running agent ends with that.
+    let config = Options { cpu_backend: CpuBackend::Kernel, ..options }.check()?;
     let lock = config.lock_state()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let _entered = runtime.enter();
@@ -125,7 +126,8 @@ fn serve(options: Options) -> Result<(), Error> {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let (handle, queue) = Handle::new();
-    let node = Node::open(config.clone(), lock, handle.clone(), runtime.handle().clone())?;
+    let mut node = Node::open(config.clone(), lock, handle.clone(), runtime.handle().clone())?;
+    node.take_cpus()?;
     let node = std::thread::Builder::new().name("node".into()).spawn(move || actor::run(node, queue))?;
 
     let served = runtime.block_on(listen(&config, handle.clone()));

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::scheduler::CpuBackend;
+
 /// Whether a feature is there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -48,6 +50,8 @@ pub struct Report {
     pub bpffs_dir: String,
     /// Devices whose egress is counted, each with the form of attachment.
     pub uplinks: Vec<String>,
+    /// Who divides the CPUs.
+    pub cpu_backend: CpuBackend,
     /// The ladder.
     pub rungs: Vec<Rung>,
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     id::TaskId,
     limits::Limits,
+    scheduler::CpuBackend,
     task::{Owner, Traffic, UnixNanos},
     units::{BitsPerSec, Bytes, Millicores},
 };
@@ -81,7 +82,7 @@ pub struct CpuUsage {
     pub preemptions_per_sec: u64,
     /// Of those: in favour of another task or of what is not managed.
     pub preemptions_by_others_per_sec: u64,
-    /// Part of the interval in which its limit stopped it, in thousandths.
+    /// Part of the interval in which its limit stopped it, in thousandths. Only the kernel's own scheduler counts that.
     pub throttled_permille: Option<u32>,
     /// How long its threads waited for a CPU once they could run.
     pub run_queue: Option<Latency>,
@@ -272,6 +273,8 @@ pub struct NodeSnapshot {
     pub health: Health,
     /// What is lent of CPU time; `None` where nothing is.
     pub cpu_pool: Option<CpuPool>,
+    /// Who divides the CPUs.
+    pub cpu_backend: CpuBackend,
     /// The caller's tasks, by id.
     pub tasks: Vec<TaskSnapshot>,
 }

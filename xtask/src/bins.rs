@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::process;
+use crate::setup::{self, Need};
 
 /// What a user or a test starts.
 pub(crate) const SHIPPED: [&str; 5] =
@@ -25,9 +26,16 @@ impl BinDir {
     }
 }
 
+/// What everything for tests and the demo is built with: shaper's own CPU scheduler, where that can be built. The tests of it
+/// have it installed before ([`Need::Scx`]); the same everywhere, so that nothing is built twice.
+pub(crate) fn features(package: &str) -> Vec<String> {
+    if setup::has(Need::Scx) { vec!["--features".to_owned(), format!("{package}/scx")] } else { Vec::new() }
+}
+
 /// Builds all binaries of the workspace but this one, which is running.
 pub(crate) fn build() -> Result<BinDir> {
-    build_as(&[])
+    let features = features("shaper-tests");
+    build_as(&features.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 /// Builds them as they are shipped.
@@ -49,7 +57,11 @@ fn build_as(profile: &[&str]) -> Result<BinDir> {
 /// Builds the test binary for the VM, `[[test]] name = "vm"` of shaper-tests.
 pub(crate) fn build_vm_tests() -> Result<PathBuf> {
     // Of the whole workspace, so that dependencies have the same features as in `build`.
-    find(executables(&["test", "--workspace", "--exclude", "xtask", "--test", "vm", "--no-run"])?, "vm", true)
+    setup::ensure(Need::Scx)?;
+    let features = features("shaper-tests");
+    let mut args = vec!["test", "--workspace", "--exclude", "xtask", "--test", "vm", "--no-run"];
+    args.extend(features.iter().map(String::as_str));
+    find(executables(&args)?, "vm", true)
 }
 
 fn find(executables: Vec<Executable>, name: &str, test: bool) -> Result<PathBuf> {

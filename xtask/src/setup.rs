@@ -26,6 +26,7 @@ enum Purpose {
     Demo,
     Vm,
     Ebpf,
+    Scx,
 }
 
 /// A set of system packages that serve one end.
@@ -35,6 +36,8 @@ pub(crate) enum Need {
     BpfRust,
     /// What bpf-linker is built with.
     BpfLinker,
+    /// What shaper's own CPU scheduler, the feature `scx` of shaper-agent, is built with.
+    Scx,
     /// Kernels in QEMU.
     Vm,
     /// Network namespaces and qdiscs on this machine.
@@ -73,6 +76,13 @@ const REQUIREMENTS: &[Requirement] = &[
     file(Need::BpfLinker, "/usr/lib/llvm-22/lib/libPolly.a", "libpolly-22-dev"),
     file(Need::BpfLinker, "/usr/include/zstd.h", "libzstd-dev"),
     file(Need::BpfLinker, "/usr/include/zlib.h", "zlib1g-dev"),
+    program(Need::Scx, "cc", "gcc"),
+    file(Need::Scx, "/usr/include/stdlib.h", "libc6-dev"),
+    file(Need::Scx, "/usr/lib/llvm-22/bin/clang", "clang-22"),
+    file(Need::Scx, "/usr/include/libelf.h", "libelf-dev"),
+    file(Need::Scx, "/usr/include/zlib.h", "zlib1g-dev"),
+    program(Need::Scx, "make", "make"),
+    program(Need::Scx, "pkg-config", "pkg-config"),
     program(Need::Vm, "qemu-system-x86_64", "qemu-system-x86"),
     program(Need::Vm, "busybox", "busybox-static"),
     program(Need::Vm, "depmod", "kmod"),
@@ -88,6 +98,7 @@ impl Need {
         match self {
             Self::BpfRust => "a Rust toolchain with its library sources, to build the kernel programs",
             Self::BpfLinker => "LLVM, to build bpf-linker, which links the kernel programs",
+            Self::Scx => "clang and what libbpf is built with, for shaper's own CPU scheduler",
             Self::Vm => "QEMU, kernel tools and mkfs, to run the VM tests",
             Self::Native => "ip and tc, to set up network namespaces for tests and the demo",
         }
@@ -105,9 +116,10 @@ impl Probe {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let needs: &[Need] = match args.purpose {
-        Purpose::Test | Purpose::Vm => &[Need::Native, Need::Vm],
+        Purpose::Test | Purpose::Vm => &[Need::Native, Need::Vm, Need::Scx],
         Purpose::Demo => &[Need::Native],
         Purpose::Ebpf => &[],
+        Purpose::Scx => &[Need::Scx],
     };
     toolchain::prepare()?; // every purpose runs the kernel programs
     for &need in needs {
@@ -137,6 +149,11 @@ pub(crate) fn ensure(need: Need) -> Result<()> {
         bail!("{} installed without an error, but what they bring is not found", still.join(" "));
     }
     Ok(())
+}
+
+/// Whether everything that `need` asks for is there.
+pub(crate) fn has(need: Need) -> bool {
+    missing(need).is_empty()
 }
 
 /// The packages of `need` that are not there, each once.
@@ -182,7 +199,7 @@ mod tests {
     #[test]
     fn requirements_of_one_package_stand_together() {
         // `missing` names each package once by comparing neighbours.
-        for need in [Need::BpfRust, Need::BpfLinker, Need::Vm, Need::Native] {
+        for need in [Need::BpfRust, Need::BpfLinker, Need::Scx, Need::Vm, Need::Native] {
             let mut packages: Vec<_> =
                 REQUIREMENTS.iter().filter(|r| r.need == need).map(|r| r.package).collect();
             packages.dedup();

@@ -53,6 +53,7 @@ struct Stage {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     setup::ensure(Need::Native)?;
+    setup::ensure(Need::Scx)?;
     let mut stages = Vec::new();
     let bpf_object = built(&mut stages, "build-ebpf", ebpf::build)?.programs;
     let bins = built(&mut stages, "build binaries", bins::build)?;
@@ -132,6 +133,7 @@ fn host_tests(bpf_object: &Path, bins: &BinDir, extra: &[String]) -> Result<Vec<
         // Its default filter, in .config/nextest.toml, leaves out the VM's tests.
         let mut command = process::cargo();
         command.args(["nextest", "run", "--workspace", "--locked", "--profile", "ci"]);
+        command.args(bins::features(KERNEL_TESTS));
         command.args(["--color", if io::stdout().is_terminal() { "always" } else { "never" }]).args(extra);
         with_environment(&mut command);
         return Ok(vec![counted("host, nextest", command, Output::Stderr)?]);
@@ -154,11 +156,13 @@ fn host_tests(bpf_object: &Path, bins: &BinDir, extra: &[String]) -> Result<Vec<
 /// VM's tests, then the targets of that one, a thread at a time because they share the kernel.
 fn cargo_test_selections() -> Result<[Vec<String>; 2]> {
     let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
-    let others = words(&["--workspace", "--exclude", KERNEL_TESTS]);
+    let mut others = words(&["--workspace", "--exclude", KERNEL_TESTS]);
+    others.extend(bins::features("shaper-agent"));
     let mut kernel = words(&["--package", KERNEL_TESTS, "--lib"]);
     for target in kernel_test_targets()?.into_iter().filter(|target| target != VM_TARGET) {
         kernel.extend(["--test".to_owned(), target]);
     }
+    kernel.extend(bins::features(KERNEL_TESTS));
     kernel.extend(words(&["--", "--test-threads=1"]));
     Ok([others, kernel])
 }

@@ -136,6 +136,7 @@ impl fmt::Display for Verdict {
 
 /// Builds what goes into a machine.
 pub(crate) fn contents() -> Result<Contents> {
+    setup::ensure(Need::Scx)?;
     Ok(Contents {
         bins: bins::build()?,
         program: bins::build_vm_tests()?,

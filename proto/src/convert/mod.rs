@@ -405,7 +405,7 @@ impl TryFrom<v1::Task> for TaskStatus {
 impl From<Report> for v1::DoctorReport {
     fn from(report: Report) -> v1::DoctorReport {
         use v1::doctor_report::{Rung as Wire, rung::Availability as WireAvailability};
-        let Report { kernel, node, cgroups, cgroup_root, bpffs_dir, uplinks, rungs } = report;
+        let Report { kernel, node, cgroups, cgroup_root, bpffs_dir, uplinks, cpu_backend, rungs } = report;
         let wire = |Rung { feature, used_for, availability, degrades_to }| Wire {
             feature,
             used_for,
@@ -417,7 +417,8 @@ impl From<Report> for v1::DoctorReport {
             degrades_to,
         };
         let rungs = rungs.into_iter().map(wire).collect();
-        v1::DoctorReport { kernel, node, cgroups, cgroup_root, bpffs_dir, uplinks, rungs }
+        let cpu_backend = Some(cpu_backend.into());
+        v1::DoctorReport { kernel, node, cgroups, cgroup_root, bpffs_dir, uplinks, rungs, cpu_backend }
     }
 }
 
@@ -434,9 +435,11 @@ impl TryFrom<v1::DoctorReport> for Report {
             };
             Ok(Rung { feature, used_for, availability, degrades_to })
         };
-        let v1::DoctorReport { kernel, node, cgroups, cgroup_root, bpffs_dir, uplinks, rungs } = wire;
+        let v1::DoctorReport { kernel, node, cgroups, cgroup_root, bpffs_dir, uplinks, rungs, cpu_backend } =
+            wire;
         let rungs = rungs.into_iter().map(domain).collect::<Result<_, WireError>>()?;
-        Ok(Report { kernel, node, cgroups, cgroup_root, bpffs_dir, uplinks, rungs })
+        let cpu_backend = cpu_backend.ok_or(WireError::Missing("cpu_backend"))?.try_into()?;
+        Ok(Report { kernel, node, cgroups, cgroup_root, bpffs_dir, uplinks, cpu_backend, rungs })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use shaper_core::{
     id::TaskId,
+    scheduler::{CpuBackend, CpuScheduler, Ejection},
     snapshot::{
         CpuPool, CpuUsage, DeviceUsage, Health, IoCount, Latency, MemoryUsage, NetCount, NetUsage,
         NodeSnapshot, Pressure, Source, Sources, TaskSnapshot, UplinkUsage,
@@ -374,6 +375,35 @@ impl TryFrom<v1::CpuPool> for CpuPool {
     }
 }
 
+impl From<CpuBackend> for v1::CpuBackend {
+    fn from(CpuBackend { scheduler, ejected }: CpuBackend) -> v1::CpuBackend {
+        use v1::cpu_backend::Scheduler;
+        v1::CpuBackend {
+            scheduler: Some(match scheduler {
+                CpuScheduler::Kernel => Scheduler::Kernel(true),
+                CpuScheduler::Shaper => Scheduler::Shaper(true),
+                CpuScheduler::Foreign { name } => Scheduler::Foreign(name),
+            }),
+            ejected: ejected.map(|Ejection { at, why }| v1::cpu_backend::Ejection { unix_nanos: at, why }),
+        }
+    }
+}
+
+impl TryFrom<v1::CpuBackend> for CpuBackend {
+    type Error = WireError;
+
+    fn try_from(wire: v1::CpuBackend) -> Result<CpuBackend, WireError> {
+        use v1::cpu_backend::Scheduler;
+        let scheduler = match wire.scheduler.ok_or(WireError::Missing("cpu_backend.scheduler"))? {
+            Scheduler::Kernel(_) => CpuScheduler::Kernel,
+            Scheduler::Shaper(_) => CpuScheduler::Shaper,
+            Scheduler::Foreign(name) => CpuScheduler::Foreign { name },
+        };
+        let ejected = wire.ejected.map(|wire| Ejection { at: wire.unix_nanos, why: wire.why });
+        Ok(CpuBackend { scheduler, ejected })
+    }
+}
+
 impl From<NodeSnapshot> for v1::NodeSnapshot {
     fn from(snapshot: NodeSnapshot) -> v1::NodeSnapshot {
         let NodeSnapshot {
@@ -391,6 +421,7 @@ impl From<NodeSnapshot> for v1::NodeSnapshot {
             sources,
             health,
             cpu_pool,
+            cpu_backend,
             tasks,
         } = snapshot;
         v1::NodeSnapshot {
@@ -408,6 +439,7 @@ impl From<NodeSnapshot> for v1::NodeSnapshot {
             sources: Some(sources.into()),
             health: Some(health.into()),
             cpu_pool: cpu_pool.map(Into::into),
+            cpu_backend: Some(cpu_backend.into()),
             tasks: tasks.into_iter().map(Into::into).collect(),
         }
     }
@@ -432,6 +464,7 @@ impl TryFrom<v1::NodeSnapshot> for NodeSnapshot {
             sources: wire.sources.ok_or(WireError::Missing("sources"))?.into(),
             health: wire.health.ok_or(WireError::Missing("health"))?.into(),
             cpu_pool: wire.cpu_pool.map(TryInto::try_into).transpose()?,
+            cpu_backend: wire.cpu_backend.ok_or(WireError::Missing("cpu_backend"))?.try_into()?,
             tasks: wire.tasks.into_iter().map(TryInto::try_into).collect::<Result<_, WireError>>()?,
         })
     }
@@ -485,6 +518,10 @@ mod tests {
                 agent_memory: Bytes(5),
             },
             cpu_pool: Some(CpuPool { size: Millicores(1), lent: Millicores(2), has_warden: true, latency }),
+            cpu_backend: CpuBackend {
+                scheduler: CpuScheduler::Foreign { name: "rusty".into() },
+                ejected: Some(Ejection { at: 3, why: "stalled".into() }),
+            },
             tasks: vec![TaskSnapshot {
                 task_id: "a".parse().unwrap(),
                 attempt: 1,

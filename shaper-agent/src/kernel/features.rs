@@ -3,13 +3,17 @@
 
 use std::{fs, io, path::Path};
 
-use shaper_core::doctor::{Availability, Rung};
+use shaper_core::{
+    doctor::{Availability, Rung},
+    scheduler::CpuScheduler,
+};
 
 use super::{
     bpf::Measure,
     btf::{Btf, BtfError, IO_OFFSETS},
     hierarchy::Hierarchies,
     qdisc,
+    sched_ext::{self, DIRECTORY},
 };
 
 /// One row of the table.
@@ -141,8 +145,18 @@ pub const LADDER: &[Feature] = &[
     Feature {
         name: "no-foreign-scheduler",
         used_for: "cpu.max and cpu.weight mean something",
-        degrades_to: "a sched_ext scheduler is loaded: it may ignore CPU limits",
-        probe: |_| own_scheduler(Path::new("/sys/kernel/sched_ext")),
+        degrades_to: "a sched_ext scheduler is loaded that is not shaper's: it may ignore CPU limits and weights",
+        probe: |_| own_scheduler(Path::new(DIRECTORY)),
+    },
+    Feature {
+        name: "sched-ext",
+        used_for: "shaper's own CPU scheduler, where it is asked for: `--cpu-backend scx` (6.17)",
+        degrades_to: "`--cpu-backend scx` is refused; the kernel's scheduler holds CPU limits and weights",
+        probe: |facts| match facts.btf.as_ref().map(sched_ext::is_supported) {
+            Ok(Ok(())) => Availability::Available,
+            Ok(Err(error)) => Availability::Missing { evidence: error.to_string() },
+            Err(error) => Availability::Missing { evidence: error.to_string() },
+        },
     },
 ];
 
@@ -239,14 +253,13 @@ fn capabilities(facts: &Facts) -> Availability {
     }
 }
 
-/// Whether the scheduler is the kernel's own, by the directory in which it tells of another.
-fn own_scheduler(sched_ext: &Path) -> Availability {
-    match fs::read_to_string(sched_ext.join("state")) {
-        Ok(state) if state.trim() != "disabled" => {
-            let name = fs::read_to_string(sched_ext.join("root/ops")).unwrap_or_default();
-            Availability::Missing { evidence: format!("sched_ext scheduler `{}` is loaded", name.trim()) }
+/// Whether the scheduler is the kernel's own, or shaper's, by the directory in which it tells of another.
+fn own_scheduler(directory: &Path) -> Availability {
+    match sched_ext::scheduler(directory) {
+        CpuScheduler::Foreign { name } => {
+            Availability::Missing { evidence: format!("sched_ext scheduler `{name}` is loaded") }
         }
-        _ => Availability::Available,
+        CpuScheduler::Kernel | CpuScheduler::Shaper => Availability::Available,
     }
 }
 
@@ -326,7 +339,7 @@ mod tests {
         }
     }
 
-    /// The files as 6.18 has them. No scheduler of others can be had where the tests run.
+    /// The files as 6.18 has them; `tests/tests/vm/scx.rs` has them from the kernel.
     #[test]
     fn a_foreign_scheduler_is_told_by_its_name() {
         let folder = tempfile::tempdir().unwrap();

@@ -10,6 +10,9 @@ pub mod mapped;
 pub mod netns;
 pub mod pace_table;
 pub mod qdisc;
+pub mod sched_ext;
+#[cfg(feature = "scx")]
+pub mod scx;
 mod sys;
 pub mod v1;
 pub mod writers;

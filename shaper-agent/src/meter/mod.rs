@@ -101,6 +101,8 @@ pub struct Meter {
     stocks: u64,
     devices: HashMap<BlockDevice, Device>,
     alarms: Option<Alarms>,
+    /// The scheduler is not the kernel's own: what `cpu.stat` says of throttling is nothing.
+    throttling_is_uncounted: bool,
 }
 
 impl Meter {
@@ -207,8 +209,16 @@ impl Meter {
         Some(&task.before.as_ref().unwrap_or(&task.stock).counters)
     }
 
+    /// Says whether the kernel counts how long a CPU limit stops a task.
+    pub fn set_counts_throttling(&mut self, counts: bool) {
+        self.throttling_is_uncounted = !counts;
+    }
+
     /// How long the CPU limit has stopped a task so far, ns, as of now.
     pub fn throttled_ns(&self, slot: u32) -> Option<u64> {
+        if self.throttling_is_uncounted {
+            return None;
+        }
         self.tasks.get(&slot)?.files.throttled_ns()
     }
 

@@ -8,6 +8,7 @@ use shaper_common::{
 };
 use shaper_core::{
     id::BlockDevice,
+    scheduler::CpuBackend,
     snapshot::{
         CpuUsage, DeviceUsage, Health, IoCount, Latency, MemoryUsage, NetCount, NetUsage, NodeSnapshot,
         Source, Sources, TaskSnapshot, UplinkUsage,
@@ -83,6 +84,7 @@ impl Meter {
                 agent_memory: Bytes(machine.agent_memory),
             },
             cpu_pool: None,
+            cpu_backend: CpuBackend::default(),
             tasks: Vec::new(),
         }
     }
@@ -121,7 +123,8 @@ impl Meter {
         let (now, then) = (&task.stock.counters, &before.counters);
         let per = Per(now.at_ns.saturating_sub(then.at_ns));
         let reading = &task.reading;
-        let throttled_permille = reading.throttled_ns.map(|now| {
+        let throttled_ns = reading.throttled_ns.filter(|_| !self.throttling_is_uncounted);
+        let throttled_permille = throttled_ns.map(|now| {
             let permille = task.throttled_before.map_or(0, |(at, before)| {
                 Per(task.read_at_ns.saturating_sub(at)).second(now, before, 1) / 1_000_000
             });

@@ -279,6 +279,9 @@ impl Node {
             self.close_books();
             self.writers = Watch::default();
             self.meter.tell_by(None);
+            if self.give_cpus_back() {
+                done.push("shaper's scheduler has left the CPUs to the kernel's".into());
+            }
             if let Some(bpf) = self.bpf.take() {
                 done.extend(bpf.remove()?);
             }

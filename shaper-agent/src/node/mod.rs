@@ -12,6 +12,7 @@ mod idle;
 mod io_latency;
 mod memory;
 mod report;
+mod scheduler;
 mod second_writer;
 mod start;
 
@@ -245,6 +246,7 @@ pub struct Node {
     lending: Option<burst::Lending>,
     warden: Option<burst::Warden>,
     writers: second_writer::Watch,
+    cpus: scheduler::Cpus,
     /// When a warden was last started, `CLOCK_MONOTONIC` ns.
     warden_at_ns: Option<u64>,
     cpu_utilisation_permille: u32,
@@ -303,6 +305,7 @@ impl Node {
             lending: None,
             warden: None,
             writers: second_writer::Watch::default(),
+            cpus: scheduler::Cpus::default(),
             warden_at_ns: None,
             cpu_utilisation_permille: 0,
             ticks: 0,
@@ -320,6 +323,7 @@ impl Node {
         // Holding others back needs a living agent, as what is lent does; limits do not.
         self.let_all_holds_go("the agent ends");
         self.close_books();
+        self.give_cpus_back();
         self.stopping = true;
     }
 
@@ -394,6 +398,10 @@ impl Node {
                 source,
             })?);
         }
+        // After a release of everything, too. A limit that the kernel's scheduler holds is as good.
+        if let Err(error) = self.take_cpus() {
+            tracing::warn!(error = %launch::chain(&error), "shaper's scheduler does not have the CPUs");
+        }
         Ok(())
     }
 
@@ -434,6 +442,7 @@ impl Node {
         self.turn_loans();
         self.adjust();
         if self.ticks.is_multiple_of(10) {
+            self.look_at_scheduler();
             self.take_stock();
             self.look_at_memory();
             self.reclaim_idle();

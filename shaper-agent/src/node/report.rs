@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use shaper_core::{
     doctor::{Availability, Report, Rung},
     id::{BlockDevice, TaskId},
+    scheduler::CpuScheduler,
     snapshot::NodeSnapshot,
     task::{Enforcement, Origin, TaskStatus, Usage},
 };
@@ -40,6 +41,7 @@ impl Node {
     pub fn snapshot(&mut self, caller: &Caller) -> NodeSnapshot {
         let mut snapshot = self.meter.node(&self.config.node, self.bpf.as_ref(), now());
         snapshot.cpu_pool = self.cpu_pool();
+        snapshot.cpu_backend = self.cpu_backend().clone();
         if let Some(bpf) = &self.bpf {
             // Of others' tasks nothing is told, not even their names.
             let name_of = |slot: u32| {
@@ -119,6 +121,7 @@ impl Node {
             cgroup_root: config.cgroup_root.display().to_string(),
             bpffs_dir: config.bpffs_dir.display().to_string(),
             uplinks,
+            cpu_backend: self.cpu_backend().clone(),
             rungs,
         })
     }
@@ -176,6 +179,14 @@ impl Node {
         let mut notes = task.notes.clone();
         if let Some(manager) = task.target.as_ref().and_then(|target| target.manager.as_ref()) {
             notes.push(format!("its cgroup is managed by {manager}: what stands is told to it"));
+        }
+        if let CpuScheduler::Foreign { name } = &self.cpu_backend().scheduler
+            && task.is_running()
+        {
+            notes.push(format!(
+                "its CPU limit and weight may not be in force: the sched_ext scheduler `{name}` has the CPUs; end what \
+                 loaded it, or `echo S > /proc/sysrq-trigger`"
+            ));
         }
         notes.extend(task.differs.iter().map(|(knob, differs)| differs.note(*knob)));
         notes.extend(task.record.oom_kill.map(|kill| kill.to_string()));

@@ -20,7 +20,7 @@ pub(super) async fn doctor(client: &Client, args: &Doctor) -> Result<(), Error> 
 }
 
 fn text(report: Report) -> String {
-    let Report { kernel, node, cgroups, cgroup_root, bpffs_dir, uplinks, rungs } = report;
+    let Report { kernel, node, cgroups, cgroup_root, bpffs_dir, uplinks, cpu_backend, rungs } = report;
     let uplinks = if uplinks.is_empty() { "none".into() } else { uplinks.join(", ") };
     let mut text = String::new();
     let fields = [
@@ -29,6 +29,7 @@ fn text(report: Report) -> String {
         ("Cgroups", format!("{cgroups}, below {cgroup_root}")),
         ("BPF pins", bpffs_dir),
         ("Uplinks", uplinks),
+        ("CPUs", format!("divided by {cpu_backend}")),
     ];
     for (name, value) in fields {
         // Writing to a String does not fail.

@@ -511,6 +511,7 @@ Kernel:   6.12.1
 Cgroups:  unified, below /sys/fs/cgroup/shaper
 BPF pins: /sys/fs/bpf/shaper
 Uplinks:  eth0 (tcx), eth1 (clsact)
+CPUs:     divided by the kernel's scheduler
 
 FEATURE  STATUS                              USED FOR  WITHOUT IT
 tcx      available                           counting  not counted

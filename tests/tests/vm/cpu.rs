@@ -103,7 +103,7 @@ fn loans_stay_within_the_pool_and_a_neighbour_keeps_what_it_has() {
 }
 
 /// Cores that cgroups use over 10 s, for which limits are promises.
-fn cores_over_ten_seconds(groups: &[&str]) -> Vec<f64> {
+pub(super) fn cores_over_ten_seconds(groups: &[&str]) -> Vec<f64> {
     // Readings that fall into one instant: this machine may be held up between them.
     let read = || loop {
         let before = monotonic_ns();

@@ -11,6 +11,8 @@ mod io_latency;
 mod knobs;
 mod measure;
 mod memory;
+#[cfg(feature = "scx")]
+mod scx;
 mod second_writer;
 mod systemd;
 
@@ -202,6 +204,13 @@ fn an_agent_that_was_killed_is_followed_by_one_that_knows_all_and_can_release_al
     }
 }
 
+/// `cargo xtask vm` builds everything with it.
+#[cfg(not(feature = "scx"))]
+#[test]
+fn these_tests_were_built_with_shapers_scheduler() {
+    panic!("build them with --features shaper-tests/scx");
+}
+
 #[test]
 fn the_doctor_knows_what_this_kernel_has() {
     let agent = Agent::start();
@@ -217,6 +226,8 @@ fn the_doctor_knows_what_this_kernel_has() {
         ("tcx", kernel_is_at_least(6, 6)),
         ("iterator-cb-flags", kernel_is_at_least(6, 12)),
         ("no-foreign-scheduler", true),
+        // Debian's kernels have it from 6.18 on.
+        ("sched-ext", kernel_is_at_least(6, 18)),
     ];
     for (feature, there) in expected {
         let rung = report.rungs.iter().find(|rung| rung.feature == feature);

@@ -1,6 +1,7 @@
 //! What is said above the table: the node, and how far its figures can be trusted.
 
 use shaper_core::{
+    scheduler::CpuBackend,
     snapshot::{Health, NodeSnapshot, Pressure, Source, Sources, UplinkUsage},
     task::Traffic,
     units::{Bytes, Millicores},
@@ -32,6 +33,7 @@ pub(super) fn node(snapshot: &NodeSnapshot) -> Vec<Topic> {
         sources,
         health: _,
         cpu_pool,
+        cpu_backend,
         tasks,
     } = snapshot;
     let interval = match interval_ns {
@@ -56,6 +58,7 @@ pub(super) fn node(snapshot: &NodeSnapshot) -> Vec<Topic> {
                     .filter(|pool| pool.lent.0 > 0)
                     .map(|pool| format!("{} of {} lent", pool.lent, pool.size)),
                 Some(psi(cpu_pressure)),
+                (*cpu_backend != CpuBackend::default()).then(|| format!("by {cpu_backend}")),
             ]
             .into_iter()
             .flatten(),

@@ -15,6 +15,7 @@ use shaper_core::{
     doctor::{Availability, Report, Rung},
     ledger::{Actor, Cause, Entry, Kind, KnobChange, Outcome},
     limits::{Limit, Limits, LimitsChange},
+    scheduler::CpuBackend,
     shrink::{self, Reason, Status as Shrink},
     snapshot::NodeSnapshot,
     task::{Enforcement, ExitStatus, Origin, Owner, Phase, TaskStatus, Usage},
@@ -384,6 +385,7 @@ pub(crate) fn report() -> Report {
         cgroup_root: "/sys/fs/cgroup/shaper".into(),
         bpffs_dir: "/sys/fs/bpf/shaper".into(),
         uplinks: vec!["eth0 (tcx)".into(), "eth1 (clsact)".into()],
+        cpu_backend: CpuBackend::default(),
         rungs: vec![
             rung("tcx", Availability::Available),
             rung("dmem", Availability::Missing { evidence: "not in cgroup.controllers".into() }),

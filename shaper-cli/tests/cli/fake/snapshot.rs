@@ -3,6 +3,7 @@
 
 use shaper_core::{
     limits::{Limit, Limits},
+    scheduler::CpuBackend,
     snapshot::{
         CpuUsage, DeviceUsage, Health, IoCount, Latency, MemoryUsage, NetCount, NetUsage, NodeSnapshot,
         Pressure, Source, Sources, TaskSnapshot, UplinkUsage,
@@ -46,6 +47,7 @@ pub(crate) fn snapshot() -> NodeSnapshot {
             agent_memory: Bytes(45 << 20),
         },
         cpu_pool: None,
+        cpu_backend: CpuBackend::default(),
         tasks: vec![etl(), idle(), web()],
     }
 }
