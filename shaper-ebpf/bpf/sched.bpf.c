@@ -615,6 +615,9 @@ inlined void set_quota(struct group *group, u64 period_us, u64 quota_us, u64 bur
  */
 #define give_up(why) scx_bpf_error_bstr(why, &nothing, 0)
 
+/* Not const: the kernel takes formats from memory that can be written to. */
+static char too_deep[] = "a cgroup more than 23 levels below the root";
+static char too_many[] = "no room for one more cgroup";
 static u64 nothing;
 
 SEC("struct_ops.s/shaper_cgroup_init")
@@ -628,13 +631,13 @@ s32 shaper_cgroup_init(u64 *ctx)
 	if (cgroup->level == 0)
 		return 0;
 	if (cgroup->level >= MAX_DEPTH) {
-		give_up("a cgroup more than 23 levels below the root");
+		give_up(too_deep);
 		return 0;
 	}
 	fresh.parent = cgroup->self.parent->cgroup->kn->id;
 	set_quota(&fresh, args->bw_period_us, args->bw_quota_us, args->bw_burst_us);
 	if (bpf_map_update_elem(&groups, &id, &fresh, 0))
-		give_up("no place for one more cgroup");
+		give_up(too_many);
 	return 0;
 }
 
