@@ -358,7 +358,7 @@ void shaper_enqueue(u64 *ctx)
  * The virtual time of the first task of a queue that this CPU may run; NONE if there is none. Those before it that have no
  * quota left are parked.
  */
-inlined u64 first_of(u64 queue, s32 cpu, u64 now)
+verified_alone u64 first_of(u64 queue, s32 cpu, u64 now)
 {
 	struct bpf_iter_scx_dsq it;
 	struct task_struct *p;
@@ -403,7 +403,7 @@ inlined bool take(u64 queue, u64 at)
 }
 
 /* Lets what has waited for too long, which is at the end, go first. */
-inlined void rescue(u64 queue, u64 now)
+verified_alone int rescue(u64 queue, u64 now)
 {
 	struct bpf_iter_scx_dsq it;
 	struct task_struct *p;
@@ -419,6 +419,7 @@ inlined void rescue(u64 queue, u64 now)
 		scx_bpf_dsq_move_vtime(&it, p, queue, 0);
 	}
 	bpf_iter_scx_dsq_destroy(&it);
+	return 0;
 }
 
 SEC("struct_ops/shaper_dispatch")
