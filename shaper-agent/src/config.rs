@@ -14,7 +14,7 @@ use shaper_core::{
 };
 use shaper_proto::daemon::{self, OptionError, group_id, socket_path};
 
-use crate::kernel::hierarchy::Hierarchies;
+use crate::{kernel::hierarchy::Hierarchies, manager};
 
 /// The agent of one node: measures and enforces the limits of its tasks.
 ///
@@ -43,6 +43,10 @@ pub struct Options {
     /// The kernel programs [default: shaper.bpf.o beside this program, else /usr/lib/shaper/shaper.bpf.o]
     #[arg(long, value_name = "FILE", env = "SHAPER_BPF_OBJECT")]
     pub bpf_object: Option<PathBuf>,
+    /// Where tasks run: each in a transient unit of systemd's below shaper.slice, or all below --cgroup-root [default: units
+    /// where systemd is PID 1]
+    #[arg(long, value_enum, value_name = "units|cgroup-root")]
+    pub tasks_in: Option<TasksIn>,
     /// The supervisor of tasks [default: shaper-launch beside this program]
     #[arg(long, value_name = "FILE")]
     pub launcher: Option<PathBuf>,
@@ -101,6 +105,15 @@ pub enum CpuBackend {
     Kernel,
     /// shaper's.
     Scx,
+}
+
+/// Where tasks run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TasksIn {
+    /// Each in a transient, delegated service of systemd's, which is the parent of its supervisor.
+    Units,
+    /// In a cgroup below the agent's own.
+    CgroupRoot,
 }
 
 /// How much CPU time is lent.
@@ -206,6 +219,8 @@ pub struct Config {
     pub bpffs_dir: PathBuf,
     /// Kernel programs.
     pub bpf_object: PathBuf,
+    /// Where tasks run.
+    pub tasks_in: TasksIn,
     /// Supervisor.
     pub launcher: PathBuf,
     /// What takes loans back.
@@ -294,6 +309,9 @@ impl Options {
             cgroup_root,
             bpffs_dir: self.bpffs_dir,
             bpf_object,
+            tasks_in: self
+                .tasks_in
+                .unwrap_or_else(|| if manager::is_booted() { TasksIn::Units } else { TasksIn::CgroupRoot }),
             launcher,
             warden,
             cpu_burst_pool: self.cpu_burst_pool,

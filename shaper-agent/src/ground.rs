@@ -80,6 +80,11 @@ pub struct Ground {
 const AGENT: &str = "agent";
 const SUPERVISORS: &str = "supervisors";
 const WARDEN: &str = "warden";
+/// The two of a unit.
+const SUPERVISOR: &str = "supervisor";
+pub(crate) const TASK: &str = "task";
+/// A task has no business making cgroups by the thousand; its slots would run out.
+const DESCENDANTS: u32 = 64;
 const AGENT_WEIGHT: Weight = Weight::MAX;
 
 impl Ground {
@@ -152,9 +157,39 @@ impl Ground {
     /// The cgroup of an execution, made if it is not there.
     pub fn make_task(&self, execution: &ExecutionId) -> Result<Cgroup, GroundError> {
         let (cgroup, _) = self.root.make_child(&execution.to_string())?;
-        // A task has no business making cgroups by the thousand; its slots would run out.
-        cgroup.set(groups::MAX_DESCENDANTS, &Limit::At(64))?;
+        cgroup.set(groups::MAX_DESCENDANTS, &Limit::At(DESCENDANTS))?;
         Ok(cgroup)
+    }
+
+    /// Divides the cgroup of a unit, which systemd has made and leaves to us: one for its main process, the supervisor, and
+    /// the one that is returned, for the task, since only that one is limited.
+    pub fn divide_unit(&self, unit: &Path, supervisor: u32) -> Result<Cgroup, GroundError> {
+        let unit = Cgroup::open(&self.hierarchies.v2, unit)?;
+        let (group, _) = unit.make_child(SUPERVISOR)?;
+        group.add(supervisor)?;
+        enable_controllers(&unit)?;
+        let (cgroup, _) = unit.make_child(TASK)?;
+        cgroup.set(groups::MAX_DESCENDANTS, &Limit::At(DESCENDANTS))?;
+        Ok(cgroup)
+    }
+
+    /// Lets the cgroup of a task in a unit go, which may be repeated; `is_over`: nothing runs in it, so that it is removed. The
+    /// unit goes with its last process.
+    pub fn leave_unit<'a>(
+        &self,
+        cgroup: &Cgroup,
+        v1: impl IntoIterator<Item = &'a V1Group>,
+        is_over: bool,
+    ) -> Result<(), GroundError> {
+        for group in v1 {
+            self.dissolve_v1(group)?;
+        }
+        failpoint::hit("end-between-hierarchies");
+        if is_over {
+            Ok(cgroup.remove()?)
+        } else {
+            Ok(cgroup.set(groups::MAX_DESCENDANTS, &Limit::Unlimited)?)
+        }
     }
 
     /// The group of an execution, or of the agent, in the hierarchy of a v1 controller, made if it is

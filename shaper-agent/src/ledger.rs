@@ -8,7 +8,7 @@
 //! (docs/decisions/0008-the-ledger-is-synced-once-a-second.md).
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs,
     io::{self, Read, Seek, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
@@ -109,6 +109,10 @@ pub struct Decided {
     pub limits: Option<Limits>,
     /// What stands beside them, if that was changed.
     pub standing: Option<Values>,
+    /// The same before that entry, if nothing says what came of it.
+    pub before: Option<(Option<Limits>, Option<Values>)>,
+    /// The numbers of changes that came to nothing.
+    pub failed: BTreeSet<u64>,
 }
 
 /// The open ledger: one writer.
@@ -301,26 +305,36 @@ fn read_lines(directory: &Path) -> Result<(Vec<Line>, usize), Error> {
 
 /// What stands for each task after all lines: an intent counts unless it is said to have failed.
 fn decided(lines: &[Line]) -> HashMap<ExecutionId, Decided> {
-    let failed: std::collections::HashSet<u64> = lines
+    let outcomes: HashMap<u64, &Outcome> = lines
         .iter()
         .filter_map(|line| match &line.said {
-            Said::Outcome { of, outcome: Outcome::RolledBack(_) | Outcome::Failed(_) } => Some(*of),
+            Said::Outcome { of, outcome } => Some((*of, outcome)),
             _ => None,
         })
         .collect();
     let mut decided: HashMap<ExecutionId, Decided> = HashMap::new();
     for line in lines {
         let intent = match &line.said {
-            Said::Intent(intent) if intent.kind == Kind::Standing && !failed.contains(&line.number) => intent,
+            Said::Intent(intent) if intent.kind == Kind::Standing => intent,
             Said::Summary(Summary { execution, limits, standing, .. }) => {
-                let stands =
-                    Decided { number: line.number, limits: Some(*limits), standing: Some(standing.clone()) };
+                let stands = Decided {
+                    number: line.number,
+                    limits: Some(*limits),
+                    standing: Some(standing.clone()),
+                    ..Decided::default()
+                };
                 decided.insert(execution.clone(), stands);
                 continue;
             }
             _ => continue,
         };
         let of_task = decided.entry(intent.execution.clone()).or_default();
+        let outcome = outcomes.get(&line.number);
+        if let Some(Outcome::RolledBack(_) | Outcome::Failed(_)) = outcome {
+            of_task.failed.insert(line.number);
+            continue;
+        }
+        of_task.before = outcome.is_none().then(|| (of_task.limits, of_task.standing.clone()));
         of_task.number = line.number;
         of_task.limits = intent.limits.or(of_task.limits);
         if intent.standing.is_some() {
@@ -482,7 +496,12 @@ mod tests {
         let of_a = &decided[&"a.1".parse().unwrap()];
         assert_eq!(of_a.limits.unwrap().cpu, Limit::At(Millicores(700)));
         assert_eq!(of_a.number, 5);
-        assert_eq!(decided.len(), 1);
+        // Should that be impossible, what was decided before it holds.
+        let before = of_a.before.as_ref().and_then(|(limits, _)| *limits);
+        assert_eq!(before.map(|limits| limits.cpu), Some(Limit::At(Millicores(500))));
+        assert_eq!(of_a.failed, BTreeSet::from([3]));
+        let of_b = &decided[&"b.1".parse().unwrap()];
+        assert_eq!(of_b, &Decided { failed: BTreeSet::from([failed]), ..Decided::default() });
         assert_eq!(ledger.next_number(), 9);
         let (entries, notes) = all(directory.path());
         let outcomes: Vec<_> = entries.iter().map(|entry| (entry.number, entry.outcome.clone())).collect();

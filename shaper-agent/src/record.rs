@@ -15,7 +15,7 @@ use shaper_core::{
     units::Bytes,
 };
 
-use crate::{actuate::Values, durable, node::cluster::Assignment};
+use crate::{actuate::Values, durable, ledger::Decided, node::cluster::Assignment};
 
 /// A task on disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +33,9 @@ pub struct Record {
     pub slot: u32,
     /// Its cgroup v2 directory.
     pub cgroup: PathBuf,
+    /// The id of that directory when it was adopted: another may be made in its place while no agent looks.
+    #[serde(default)]
+    pub cgroup_id: Option<u64>,
     /// What it may use.
     pub limits: Limits,
     /// The number of the last entry of the ledger that is in this.
@@ -41,6 +44,9 @@ pub struct Record {
     /// What stands beside the limits: knobs that were turned for good.
     #[serde(default)]
     pub standing: Values,
+    /// What was decided before `ledger_number`: what holds if nothing says what came of that, and it cannot be.
+    #[serde(default)]
+    pub before: Option<Before>,
     /// What each knob held before shaper first turned it. It is on disk before the knob is turned.
     pub baseline: Values,
     /// When it came under management.
@@ -67,6 +73,16 @@ pub struct Record {
     pub kill_at_boottime_ns: Option<u64>,
 }
 
+/// What was decided before a change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Before {
+    /// [`Record::limits`].
+    pub limits: Limits,
+    /// [`Record::standing`].
+    pub standing: Values,
+}
+
 const FILE: &str = "task.json";
 
 /// The directory of all tasks.
@@ -89,6 +105,36 @@ impl Record {
             .create(&directory)
             .map_err(|source| durable::Error::Io { operation: "make", path: directory.clone(), source })?;
         durable::write_json(&directory.join(FILE), self, 0o600)
+    }
+
+    /// Takes up what the ledger has of it besides: what a loop decided since this was saved, and what came of what was
+    /// about to be done then.
+    pub fn catch_up(&mut self, decided: &Decided) {
+        if decided.failed.contains(&self.ledger_number)
+            && let Some(Before { limits, standing }) = self.before.take()
+        {
+            (self.limits, self.standing) = (limits, standing);
+        }
+        if decided.number < self.ledger_number {
+            return;
+        }
+        let known = Before { limits: self.limits, standing: self.standing.clone() };
+        if decided.number > self.ledger_number {
+            self.limits = decided.limits.unwrap_or(self.limits);
+            if let Some(standing) = &decided.standing {
+                self.standing.clone_from(standing);
+            }
+        }
+        match &decided.before {
+            None => self.before = None,
+            Some(_) if decided.number == self.ledger_number => {}
+            Some((limits, standing)) => {
+                self.before = Some(Before {
+                    limits: limits.unwrap_or(known.limits),
+                    standing: standing.clone().unwrap_or(known.standing),
+                });
+            }
+        }
     }
 
     /// Reads that of an execution; `None` if the agent has none, or forgot it.
@@ -136,4 +182,74 @@ pub fn executions(state_dir: &Path) -> Result<Vec<ExecutionId>, durable::Error> 
     }
     found.sort();
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use shaper_core::{limits::Limit, units::Millicores};
+
+    use super::*;
+
+    fn cpu(milli: u64) -> Limits {
+        Limits { cpu: Limit::At(Millicores(milli)), ..Limits::default() }
+    }
+
+    /// As it was saved with the intent 5 of 0.6 cores, where 0.5 were decided before.
+    fn saved() -> Record {
+        let owner = Owner { uid: 1000, gid: 100 };
+        Record {
+            execution: "a.1".parse().unwrap(),
+            owner,
+            runs_as: owner,
+            origin: Origin::Adopted,
+            slot: 3,
+            cgroup: "/sys/fs/cgroup/a".into(),
+            cgroup_id: None,
+            limits: cpu(600),
+            ledger_number: 5,
+            standing: Values::new(),
+            before: Some(Before { limits: cpu(500), standing: Values::new() }),
+            baseline: Values::new(),
+            created_at: 0,
+            boot_id: String::new(),
+            phase: Phase::Running,
+            usage: None,
+            memory_floor: None,
+            oom_kill: None,
+            assignment: None,
+            let_go: false,
+            kill_at_boottime_ns: None,
+        }
+    }
+
+    /// The limits, and those before, after what the ledger has.
+    fn caught_up(decided: &Decided) -> (Limits, Option<Limits>) {
+        let mut record = saved();
+        record.catch_up(decided);
+        (record.limits, record.before.map(|before| before.limits))
+    }
+
+    #[test]
+    fn what_came_of_the_last_change_is_taken_from_the_ledger() {
+        let of = |number, milli, before: Option<u64>| Decided {
+            number,
+            limits: Some(cpu(milli)),
+            before: before.map(|milli| (Some(cpu(milli)), None)),
+            ..Decided::default()
+        };
+        // It was not even written there, or nothing says what came of it.
+        assert_eq!(caught_up(&of(4, 500, None)), (cpu(600), Some(cpu(500))));
+        assert_eq!(caught_up(&of(5, 600, Some(500))), (cpu(600), Some(cpu(500))));
+        // It was done; it failed, and the agent died before it could save that.
+        assert_eq!(caught_up(&of(5, 600, None)), (cpu(600), None));
+        let failed = Decided { failed: BTreeSet::from([5]), ..of(4, 500, None) };
+        assert_eq!(caught_up(&failed), (cpu(500), None));
+        // A loop decided more since, and that is known to be in force or not.
+        assert_eq!(caught_up(&of(7, 700, None)), (cpu(700), None));
+        assert_eq!(caught_up(&of(7, 700, Some(600))), (cpu(700), Some(cpu(600))));
+        let never_said = Decided { before: Some((None, None)), ..of(7, 700, None) };
+        assert_eq!(caught_up(&never_said), (cpu(700), Some(cpu(600))));
+    }
 }

@@ -100,9 +100,12 @@ fn refused(error: NodeError) -> Status {
         NodeError::Exhausted(_) => Status::resource_exhausted(text),
         NodeError::Precondition(_)
         | NodeError::NotReclaimable(_)
-        | NodeError::Actuate(ActuateError::NoMechanism { .. } | ActuateError::BelowUse { .. }) => {
-            Status::failed_precondition(text)
-        }
+        | NodeError::Actuate(
+            ActuateError::NoMechanism { .. }
+            | ActuateError::BelowUse { .. }
+            | ActuateError::AboveGroup { .. },
+        ) => Status::failed_precondition(text),
+        NodeError::Actuate(error) if error.is_gone() => Status::not_found(text),
         NodeError::Cgroup(error) if error.is_gone() => Status::not_found(text),
         NodeError::Cgroup(CgroupError::Open { .. } | CgroupError::NotACgroup(_)) => {
             Status::invalid_argument(text)

@@ -37,6 +37,7 @@ pub struct Options<'a> {
     failpoint: Option<String>,
     environment: Vec<(String, String)>,
     without_btf: bool,
+    without_capabilities: bool,
     inside: Option<PathBuf>,
     open_files: Option<u32>,
 }
@@ -90,6 +91,12 @@ impl<'a> Options<'a> {
         self
     }
 
+    /// As root without those of its capabilities that kernel programs need.
+    pub fn without_capabilities(mut self) -> Options<'a> {
+        self.without_capabilities = true;
+        self
+    }
+
     /// Starts it, and waits until it answers.
     pub fn start(mut self) -> Agent<'a> {
         let failpoint = self.failpoint.take();
@@ -108,14 +115,23 @@ impl<'a> Options<'a> {
             let copied = fs::copy(binary(name), directory.path().join(name));
             copied.unwrap_or_else(|error| panic!("cannot copy {name}: {error}"));
         }
-        let Options { arguments, namespace, failpoint: _, environment, without_btf, inside, open_files } =
-            self;
+        let Options {
+            arguments,
+            namespace,
+            failpoint: _,
+            environment,
+            without_btf,
+            without_capabilities,
+            inside,
+            open_files,
+        } = self;
         Agent {
             name: unique_name(),
             directory,
             arguments,
             environment,
             without_btf,
+            without_capabilities,
             inside,
             open_files,
             namespace,
@@ -132,6 +148,7 @@ pub struct Agent<'a> {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     without_btf: bool,
+    without_capabilities: bool,
     inside: Option<PathBuf>,
     open_files: Option<u32>,
     namespace: Option<&'a Netns>,
@@ -299,6 +316,10 @@ impl<'a> Agent<'a> {
             command.args(["--mount", "sh", "-c", "mount -t tmpfs none /sys/kernel/btf && exec \"$@\"", "sh"]);
             command.arg(binary("shaper-agent"));
             command
+        } else if self.without_capabilities {
+            let mut command = Command::new("setpriv");
+            command.args(["--bounding-set", "-bpf,-perfmon,-sys_admin"]).arg(binary("shaper-agent"));
+            command
         } else if let Some(count) = self.open_files {
             let mut command = Command::new("/bin/sh");
             command.args(["-c", "ulimit -S -n \"$0\" && exec \"$@\"", &count.to_string()]);
@@ -339,15 +360,41 @@ impl<'a> Agent<'a> {
         self.launch(Some(failpoint));
     }
 
+    /// Starts it again, to abort at that place. False where it came there before it could answer.
+    #[track_caller]
+    pub fn restart_to_die_at_or_before(&mut self, failpoint: &str) -> bool {
+        let mut server = self.spawn(Some(failpoint));
+        if happens(|| is_answered(&server, &self.socket()) || has_ended(&mut server))
+            && !has_ended(&mut server)
+        {
+            self.server = Some(server);
+            return true;
+        }
+        aborted(&mut server, "shaper-agent");
+        false
+    }
+
+    /// Starts it, and kills it so long after that.
+    pub fn start_and_kill9_after(&mut self, time: Duration) {
+        let server = self.spawn(None);
+        thread::sleep(time);
+        self.server = Some(server);
+        self.kill9();
+    }
+
     fn launch(&mut self, failpoint: Option<&str>) {
+        let mut server = self.spawn(failpoint);
+        answers(&mut server, "shaper-agent", &self.socket(), || self.said());
+        self.server = Some(server);
+    }
+
+    fn spawn(&self, failpoint: Option<&str>) -> Child {
         assert!(self.server.is_none(), "the agent runs");
         let log = OpenOptions::new().create(true).append(true).open(self.log());
         let mut command = self.command(&[]);
         command.stderr(log.expect("the agent's log can be written"));
         command.envs(failpoint.map(|place| ("SHAPER_FAILPOINT", place)));
-        let mut server = within(self.namespace, || command.spawn()).expect("shaper-agent can be started");
-        answers(&mut server, "shaper-agent", &self.socket(), || self.said());
-        self.server = Some(server);
+        within(self.namespace, || command.spawn()).expect("shaper-agent can be started")
     }
 
     /// The process that takes back what it has lent, once it has one.
@@ -368,6 +415,12 @@ impl<'a> Agent<'a> {
         let server = self.server.as_ref().expect("the agent runs");
         let signal = if freeze { Signal::STOP } else { Signal::CONT };
         kill_process(Pid::from_child(server), signal).expect("it is not reaped yet");
+    }
+
+    /// Kills it, without waiting for its end.
+    pub fn signal_kill9(&self) {
+        let server = self.server.as_ref().expect("the agent runs");
+        kill_process(Pid::from_child(server), Signal::KILL).expect("it is not reaped yet");
     }
 
     /// Kills it.
@@ -441,11 +494,20 @@ pub(crate) fn answers(server: &mut Child, name: &str, socket: &Path, said: impl 
     let answered = happens(|| {
         let ended = server.try_wait().expect("a child can be waited for");
         assert!(ended.is_none(), "{name}: {}, {ended:?}", said());
-        // A child that an earlier one was about to start may listen in its place for a moment.
-        let listener = UnixStream::connect(socket).ok().and_then(|stream| socket_peercred(&stream).ok());
-        listener.is_some_and(|peer| peer.pid.as_raw_nonzero().get() == server.id() as i32)
+        is_answered(server, socket)
     });
     assert!(answered, "{name} does not answer: {}", said());
+}
+
+/// Whether a daemon listens at its socket.
+fn is_answered(server: &Child, socket: &Path) -> bool {
+    // A child that an earlier one was about to start may listen in its place for a moment.
+    let listener = UnixStream::connect(socket).ok().and_then(|stream| socket_peercred(&stream).ok());
+    listener.is_some_and(|peer| peer.pid.as_raw_nonzero().get() == server.id() as i32)
+}
+
+fn has_ended(server: &mut Child) -> bool {
+    server.try_wait().expect("a child can be waited for").is_some()
 }
 
 /// Waits until a daemon has aborted, as at a failpoint.

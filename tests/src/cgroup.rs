@@ -55,12 +55,37 @@ pub fn cpu_time(group: impl AsRef<Path>) -> Duration {
 
 /// The group that holds the CPU limits of the process `pid`, and whether it is one of v1.
 pub fn cpu_group(pid: u32) -> (PathBuf, bool) {
+    controller_group(pid, "cpu")
+}
+
+/// The group in which `controller` limits the process `pid`, and whether it is one of v1.
+pub fn controller_group(pid: u32, controller: &str) -> (PathBuf, bool) {
     let hierarchies = Hierarchies::detect().expect("/proc is mounted").expect("cgroup v2 is mounted");
-    let v1 = hierarchies.v1.iter().find(|(controller, _)| controller == "cpu");
+    let v1 = hierarchies.v1.iter().find(|(name, _)| name == controller);
     let (controller, mount) =
         v1.map_or((None, &hierarchies.v2), |(name, mount)| (Some(name.as_str()), mount));
     let place = place_of(&pid.to_string(), controller).expect("the process is in every hierarchy");
     (mount.join(place), controller.is_some())
+}
+
+/// The groups right below those called `name`, in every hierarchy.
+pub fn below(name: &str) -> Vec<PathBuf> {
+    let (v2, v1) = mounts();
+    let roots = v1.iter().chain([&v2]).flat_map(|mount| named(mount, name));
+    let groups = roots.flat_map(|root| fs::read_dir(root).into_iter().flatten().flatten());
+    let groups = groups.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    groups.map(|entry| entry.path()).collect()
+}
+
+/// The cgroups called `name` below `folder`, however deep.
+pub(crate) fn named(folder: &Path, name: &str) -> Box<dyn Iterator<Item = PathBuf>> {
+    let name = name.to_owned();
+    let folders = fs::read_dir(folder).into_iter().flatten().flatten();
+    let folders = folders.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    Box::new(folders.flat_map(move |entry| {
+        let itself = (entry.file_name() == name.as_str()).then(|| entry.path());
+        itself.into_iter().chain(named(&entry.path(), &name))
+    }))
 }
 
 /// Whether the memory of tasks is limited by a v1 controller on this machine.

@@ -1,16 +1,12 @@
 //! A search for what an agent may have left in the kernel.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, path::PathBuf};
 
 use aya::programs::{SchedClassifier, tc::TcAttachType};
 
 use crate::{
     agent::Agent,
-    cgroup::mounts,
+    cgroup::{mounts, named},
     net::{DEVICE, NetPair},
     pins::{all_link_ids, links},
     time::eventually,
@@ -57,17 +53,6 @@ impl<'a> Leftovers<'a> {
         found.extend(self.network.into_iter().flat_map(on_the_device));
         found
     }
-}
-
-/// The cgroups called `name` below `folder`, however deep.
-fn named(folder: &Path, name: &str) -> Box<dyn Iterator<Item = PathBuf>> {
-    let name = name.to_owned();
-    let folders = fs::read_dir(folder).into_iter().flatten().flatten();
-    let folders = folders.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    Box::new(folders.flat_map(move |entry| {
-        let itself = (entry.file_name() == name.as_str()).then(|| entry.path());
-        itself.into_iter().chain(named(&entry.path(), &name))
-    }))
 }
 
 /// What hangs on the near device: tcx programs, and the qdisc clsact with its filters.

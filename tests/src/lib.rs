@@ -14,6 +14,7 @@ pub mod cluster;
 pub mod cut;
 pub mod disk;
 pub mod figures;
+pub mod kills;
 pub mod knobs;
 pub mod leftovers;
 pub mod net;

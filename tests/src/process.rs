@@ -1,6 +1,11 @@
 //! Processes that are nobody's children here: tasks.
 
-use std::{fs, os::fd::OwnedFd, time::Duration};
+use std::{
+    fs,
+    os::fd::OwnedFd,
+    process::{Child, Command},
+    time::Duration,
+};
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -8,6 +13,22 @@ use rustix::{
 };
 
 use crate::time::PATIENCE;
+
+/// Starts `command` as the process `pid`, which must be free. Other work of this machine may take the number first: then it
+/// is tried again.
+pub fn spawn_as(pid: u32, command: &mut Command) -> Child {
+    for _ in 0..1000 {
+        fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string())
+            .expect("this kernel takes it, of root");
+        let mut child = command.spawn().expect("it can be started");
+        if child.id() == pid {
+            return child;
+        }
+        let _ = child.kill();
+        child.wait().expect("a child can be waited for");
+    }
+    panic!("the number {pid} was taken each time");
+}
 
 /// A process, which cannot be mistaken for a later one of the same id.
 #[derive(Debug)]

@@ -35,6 +35,10 @@ enum Subject {
     Actuators(InVm),
     /// In the VM: what a bursty service has of loans, and what they cost others
     Shape(InVm),
+    /// How many placements are decided a second, with arrivals and departures, each the node of the plain formula
+    Place(Options),
+    /// How well GPUs are packed: the trace openb by its published protocol, every workload
+    Openb(Options),
     /// How well block IO is kept in bounds, in the VM: ceilings, weights, promised latencies
     Io(IoOptions),
 }
@@ -86,6 +90,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         Subject::Measure(options) => here("measure", options),
         Subject::Actuators(options) => in_vm("actuators", options),
         Subject::Shape(options) => in_vm("shape", options),
+        Subject::Place(options) => here("place", options),
+        Subject::Openb(options) => here("openb", options),
         Subject::Io(options) => io(options),
     }
 }

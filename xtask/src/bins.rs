@@ -7,7 +7,6 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::process;
-use crate::setup::{self, Need};
 
 /// What a user or a test starts.
 pub(crate) const SHIPPED: [&str; 5] =
@@ -26,16 +25,17 @@ impl BinDir {
     }
 }
 
-/// What everything for tests and the demo is built with: shaper's own CPU scheduler, where that can be built. The tests of it
-/// have it installed before ([`Need::Scx`]); the same everywhere, so that nothing is built twice.
-pub(crate) fn features(package: &str) -> Vec<String> {
-    if setup::has(Need::Scx) { vec!["--features".to_owned(), format!("{package}/scx")] } else { Vec::new() }
-}
+/// The feature of everything that tests shaper's own CPU scheduler.
+pub(crate) const SCX: &str = "shaper-tests/scx";
 
 /// Builds all binaries of the workspace but this one, which is running.
 pub(crate) fn build() -> Result<BinDir> {
-    let features = features("shaper-tests");
-    build_as(&features.iter().map(String::as_str).collect::<Vec<_>>())
+    build_as(&[])
+}
+
+/// Builds them with a feature that they do not have by default.
+pub(crate) fn build_with(feature: &str) -> Result<BinDir> {
+    build_as(&["--features", feature])
 }
 
 /// Builds them as they are shipped.
@@ -54,14 +54,20 @@ fn build_as(profile: &[&str]) -> Result<BinDir> {
     Ok(bins)
 }
 
-/// Builds the test binary for the VM, `[[test]] name = "vm"` of shaper-tests.
-pub(crate) fn build_vm_tests() -> Result<PathBuf> {
+/// Builds a `[[test]]` of shaper-tests, such as that for the VM, `vm`.
+pub(crate) fn build_tests(name: &str) -> Result<PathBuf> {
+    build_tests_as(name, &[])
+}
+
+/// Builds it with a feature that it does not have by default.
+pub(crate) fn build_tests_with(name: &str, feature: &str) -> Result<PathBuf> {
+    build_tests_as(name, &["--features", feature])
+}
+
+fn build_tests_as(name: &str, options: &[&str]) -> Result<PathBuf> {
     // Of the whole workspace, so that dependencies have the same features as in `build`.
-    setup::ensure(Need::Scx)?;
-    let features = features("shaper-tests");
-    let mut args = vec!["test", "--workspace", "--exclude", "xtask", "--test", "vm", "--no-run"];
-    args.extend(features.iter().map(String::as_str));
-    find(executables(&args)?, "vm", true)
+    let build = ["test", "--workspace", "--exclude", "xtask", "--test", name, "--no-run"];
+    find(executables(&[&build, options].concat())?, name, true)
 }
 
 fn find(executables: Vec<Executable>, name: &str, test: bool) -> Result<PathBuf> {

@@ -65,7 +65,7 @@ pub(crate) fn write(kernel: &Kernel, contents: &Contents, to: &Path) -> Result<(
     archive.finish().map(drop)
 }
 
-/// Adds what is inserted at the start, and its order.
+/// Adds what is inserted at the start, and its order; and what tests insert.
 pub(crate) fn add_modules(
     archive: &mut Archive<impl Write>,
     kernel: &Kernel,
@@ -75,8 +75,10 @@ pub(crate) fn add_modules(
     for module in modules::wanted(&kernel.modules, required)? {
         let path = format!("/modules/{}.ko", module.name);
         archive.file(&path, 0o644, &module.data)?;
-        order += &path;
-        order.push('\n');
+        if module.at_start {
+            order += &path;
+            order.push('\n');
+        }
     }
     archive.file("/modules.order", 0o644, order.as_bytes())
 }

@@ -6,6 +6,7 @@ mod apt;
 mod atomics;
 mod bench;
 mod bins;
+mod corner_cases;
 mod cpio;
 mod demo;
 mod ebpf;

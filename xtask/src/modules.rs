@@ -45,11 +45,16 @@ const WANTED: &[&str] = &[
     "virtio_net",
     "virtio_rng",
     "ext4",
+    // disks of scsi_debug
+    "sd_mod",
     // swap in memory, and its compressors where they are not built in
     "lzo_rle",
     "lz4",
     "zram",
 ];
+
+/// What a test inserts by itself, with parameters of its own: a disk of these is there for that test alone.
+const ON_DEMAND: &[&str] = &["scsi_debug"];
 
 /// What a machine needs besides whose root is this machine's.
 pub(crate) const HOST_ROOT: &[&str] = &["9pnet_virtio", "9p", "overlay"];
@@ -105,6 +110,8 @@ impl Index {
 pub(crate) struct Module {
     pub(crate) name: String,
     pub(crate) data: Vec<u8>,
+    /// Whether it is inserted at the start, and not by a test.
+    pub(crate) at_start: bool,
 }
 
 /// The modules that tests want of the kernel whose `/lib/modules/RELEASE` is `folder`, after the `required` ones, in the
@@ -115,13 +122,16 @@ pub(crate) fn wanted(folder: &Path, required: &[&str]) -> Result<Vec<Module>> {
     if !absent.is_empty() {
         bail!("the kernel of {} has no {}", folder.display(), absent.join(" "));
     }
-    let (order, unknown) = index.resolve(&[required, WANTED].concat());
+    let (order, unknown) = index.resolve(&[required, WANTED, ON_DEMAND].concat());
     if !unknown.is_empty() {
         eprintln!("not in this kernel: {}", unknown.join(" "));
     }
     order
         .iter()
-        .map(|file| Ok(Module { name: name_of(&file.to_string_lossy()), data: decompress(file)? }))
+        .map(|file| {
+            let name = name_of(&file.to_string_lossy());
+            Ok(Module { data: decompress(file)?, at_start: !ON_DEMAND.contains(&name.as_str()), name })
+        })
         .collect()
 }
 

@@ -116,7 +116,7 @@ impl Probe {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let needs: &[Need] = match args.purpose {
-        Purpose::Test | Purpose::Vm => &[Need::Native, Need::Vm, Need::Scx],
+        Purpose::Test | Purpose::Vm => &[Need::Native, Need::Vm],
         Purpose::Demo => &[Need::Native],
         Purpose::Ebpf => &[],
         Purpose::Scx => &[Need::Scx],
@@ -132,9 +132,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// Installs what `need` lacks, or fails with the remedy.
 pub(crate) fn ensure(need: Need) -> Result<()> {
     let missing = missing(need);
-    if missing.is_empty() {
-        return Ok(());
-    }
+    if missing.is_empty() { Ok(()) } else { bring(need, &missing) }
+}
+
+/// Installs the newest there is of everything that `need` names, older versions of which are of no use.
+pub(crate) fn renew(need: Need) -> Result<()> {
+    bring(need, &packages(need, |_| true))
+}
+
+fn bring(need: Need, missing: &[&str]) -> Result<()> {
     let list = missing.join(" ");
     if process::find("apt-get").is_none() {
         bail!("missing {}; install what Debian calls {list}", need.why());
@@ -143,7 +149,7 @@ pub(crate) fn ensure(need: Need) -> Result<()> {
         bail!("missing {}; as root: apt-get install {list}", need.why());
     }
     eprintln!("installing {list}: {}", need.why());
-    install(&missing).with_context(|| format!("cannot install {list} ({})", need.why()))?;
+    install(missing).with_context(|| format!("cannot install {list} ({})", need.why()))?;
     let still = self::missing(need);
     if !still.is_empty() {
         bail!("{} installed without an error, but what they bring is not found", still.join(" "));
@@ -151,30 +157,30 @@ pub(crate) fn ensure(need: Need) -> Result<()> {
     Ok(())
 }
 
-/// Whether everything that `need` asks for is there.
-pub(crate) fn has(need: Need) -> bool {
-    missing(need).is_empty()
-}
-
 /// The packages of `need` that are not there, each once.
 fn missing(need: Need) -> Vec<&'static str> {
+    packages(need, |requirement| !requirement.probe.succeeds())
+}
+
+fn packages(need: Need, wanted: impl Fn(&Requirement) -> bool) -> Vec<&'static str> {
     let mut packages: Vec<_> =
-        REQUIREMENTS.iter().filter(|r| r.need == need && !r.probe.succeeds()).map(|r| r.package).collect();
+        REQUIREMENTS.iter().filter(|r| r.need == need && wanted(r)).map(|r| r.package).collect();
     packages.dedup();
     packages
 }
 
 fn install(packages: &[&str]) -> Result<()> {
-    let install = || {
-        process::run(
-            Command::new("apt-get")
-                .args(["install", "-y", "-q", "--no-install-recommends"])
-                .args(packages)
-                .env("DEBIAN_FRONTEND", "noninteractive"),
-        )
-    };
-    // A fresh container has no package lists, a stale one has lists of versions that are gone.
-    install().or_else(|error| if apt_update()? { install() } else { Err(error) })
+    // A fresh container has no package lists, an old one lists of versions that are gone, or too old. Where nothing can be
+    // refreshed, what is listed may do.
+    if let Err(error) = apt_update() {
+        eprintln!("going on with the package lists that are here: {error:#}");
+    }
+    process::run(
+        Command::new("apt-get")
+            .args(["install", "-y", "-q", "--no-install-recommends"])
+            .args(packages)
+            .env("DEBIAN_FRONTEND", "noninteractive"),
+    )
 }
 
 /// Refreshes apt's lists, at most once in this process; whether it did so now.

@@ -1,33 +1,49 @@
-//! Runs in full, in the VM, what a run of all tests does a little of: `cargo xtask soak NAME`.
+//! Runs in full, in the VM and on this machine's own kernel, what a run of all tests does a little of: `cargo xtask soak NAME`.
 //!
 //! A test that belongs to a soak asks `shaper_tests::soak` how often to do what it does, and prints the figures that it
 //! aims at in lines that begin with `soak: `. In a soak it fails where they are not met.
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::builder::PossibleValuesParser;
 
+use crate::bins;
+use crate::setup::{self, Need};
 use crate::tally::Tally;
+use crate::test::{self, Output};
 use crate::vm::{self, Job, Profile};
 
-/// (name, part of the names of its tests)
-const SOAKS: &[(&str, &str)] = &[("shrink", "memory::")];
+struct Soak {
+    name: &'static str,
+    /// Part of the names of its tests.
+    tests: &'static str,
+    /// Whether there are some for this machine's own kernel.
+    is_native: bool,
+    /// The kernels of the VM.
+    series: &'static [&'static str],
+}
 
-/// What PID 1 of the machine takes for itself, and tells the tests of.
+const SOAKS: &[Soak] = &[
+    Soak { name: "kills", tests: "kills::", is_native: true, series: &["6.12"] },
+    Soak { name: "shrink", tests: "memory::", is_native: false, series: &vm::SERIES },
+];
+
+/// What tells a test, in an environment, and what PID 1 of the machine takes for itself to do the same.
+const VARIABLE: &str = "SHAPER_SOAK";
 const ARGUMENT: &str = "--soak=";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// What to do
-    #[arg(value_parser = PossibleValuesParser::new(SOAKS.iter().map(|(name, _)| *name)))]
+    #[arg(value_parser = PossibleValuesParser::new(SOAKS.iter().map(|soak| soak.name)))]
     name: String,
     /// How much of it
     #[arg(long, default_value = "1/1", value_name = "PART/WHOLE")]
     fraction: Fraction,
-    /// A series of Debian's kernels; may be given more than once [default: 6.12, 6.1 and 6.18]
+    /// A series of Debian's kernels; may be given more than once [default: 6.12, 6.1 and 6.18; for kills 6.12]
     #[arg(long, value_name = "SERIES")]
     kernel: Vec<String>,
     /// Seconds until a machine is given up
@@ -56,22 +72,30 @@ impl FromStr for Fraction {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let Fraction { part, whole } = args.fraction;
-    let tests = SOAKS.iter().filter(|(name, _)| *name == args.name).map(|(_, tests)| (*tests).to_owned());
-    let mut filter: Vec<String> = tests.collect();
-    filter.extend([format!("{ARGUMENT}{part}/{whole}"), "--nocapture".to_owned()]);
+    let Some(soak) = SOAKS.iter().find(|soak| soak.name == args.name) else {
+        bail!("there is no soak `{}`", args.name);
+    };
     let contents = vm::contents()?;
+    let mut tally = Tally::default();
+    if soak.is_native {
+        setup::ensure(Need::Native)?;
+        let mut tests = Command::new(bins::build_tests(test::NATIVE_TARGET)?);
+        tests.args([soak.tests, "--nocapture", "--test-threads=1"]);
+        tests.env(VARIABLE, format!("{part}/{whole}"));
+        tests.env("SHAPER_BPF_OBJECT", &contents.bpf_object).env("SHAPER_BIN_DIR", contents.bins.path());
+        tally += test::counted("host", tests, Output::Stdout)?.tally.unwrap_or_default();
+    }
+    let filter = [soak.tests.to_owned(), format!("{ARGUMENT}{part}/{whole}"), "--nocapture".to_owned()];
     let job = Job {
         contents: &contents,
         profile: Profile::Bare,
         timeout: Duration::from_secs(args.timeout),
         filter: &filter,
     };
-    let verdicts = if args.kernel.is_empty() {
-        job.run_series(Profile::Bare.series())?
-    } else {
-        job.run_series(&args.kernel)?
+    let verdicts = match args.kernel.is_empty() {
+        true => job.run_series(soak.series)?,
+        false => job.run_series(&args.kernel)?,
     };
-    let mut tally = Tally::default();
     for verdict in &verdicts {
         tally += verdict.tally;
     }

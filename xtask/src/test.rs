@@ -16,12 +16,14 @@ use crate::tally::Tally;
 use crate::vm::{Job, Profile};
 use crate::{ebpf, process, support, vm, workspace};
 
-/// The package of the tests that need a kernel, and its target that only makes sense inside the VM.
+/// The package of the tests that need a kernel, its target that only makes sense inside the VM, and that for this machine.
 const KERNEL_TESTS: &str = "shaper-tests";
-const VM_TARGET: &str = "vm";
+pub(crate) const VM_TARGET: &str = "vm";
+pub(crate) const NATIVE_TARGET: &str = "native";
 /// Modules of it whose tests take minutes, of rates, of deaths and of what a task goes on doing: without `--all` only the
 /// first kernel runs them.
-const LONG: [&str; 6] = ["block_io::", "cpu::", "crash::", "io_cost::", "io_latency::", "memory::"];
+const LONG: [&str; 7] =
+    ["block_io::", "corners::", "cpu::", "crash::", "io_cost::", "io_latency::", "memory::"];
 
 /// Those that watch for minutes what becomes of a device or of memory: without `--all` not even the first kernel has them.
 const LONGEST: [&str; 5] = [
@@ -44,23 +46,22 @@ pub(crate) struct Args {
 }
 
 /// One line of the closing table.
-struct Stage {
+pub(crate) struct Stage {
     name: String,
     /// None for what builds and counts nothing.
-    tally: Option<Tally>,
+    pub(crate) tally: Option<Tally>,
     took: Duration,
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     setup::ensure(Need::Native)?;
-    setup::ensure(Need::Scx)?;
     let mut stages = Vec::new();
     let bpf_object = built(&mut stages, "build-ebpf", ebpf::build)?.programs;
     let bins = built(&mut stages, "build binaries", bins::build)?;
 
     stages.extend(host_tests(&bpf_object, &bins, &args.nextest)?);
 
-    let tests = built(&mut stages, "build VM tests", bins::build_vm_tests)?;
+    let tests = built(&mut stages, "build VM tests", || bins::build_tests(VM_TARGET))?;
     let contents = Contents { bins, program: tests, bpf_object };
     let job = Job { contents: &contents, profile: Profile::Bare, timeout: vm::DEFAULT_TIMEOUT, filter: &[] };
     let (default, others) = vm::SERIES.split_at(1);
@@ -133,7 +134,6 @@ fn host_tests(bpf_object: &Path, bins: &BinDir, extra: &[String]) -> Result<Vec<
         // Its default filter, in .config/nextest.toml, leaves out the VM's tests.
         let mut command = process::cargo();
         command.args(["nextest", "run", "--workspace", "--locked", "--profile", "ci"]);
-        command.args(bins::features(KERNEL_TESTS));
         command.args(["--color", if io::stdout().is_terminal() { "always" } else { "never" }]).args(extra);
         with_environment(&mut command);
         return Ok(vec![counted("host, nextest", command, Output::Stderr)?]);
@@ -156,13 +156,11 @@ fn host_tests(bpf_object: &Path, bins: &BinDir, extra: &[String]) -> Result<Vec<
 /// VM's tests, then the targets of that one, a thread at a time because they share the kernel.
 fn cargo_test_selections() -> Result<[Vec<String>; 2]> {
     let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
-    let mut others = words(&["--workspace", "--exclude", KERNEL_TESTS]);
-    others.extend(bins::features("shaper-agent"));
+    let others = words(&["--workspace", "--exclude", KERNEL_TESTS]);
     let mut kernel = words(&["--package", KERNEL_TESTS, "--lib"]);
     for target in kernel_test_targets()?.into_iter().filter(|target| target != VM_TARGET) {
         kernel.extend(["--test".to_owned(), target]);
     }
-    kernel.extend(bins::features(KERNEL_TESTS));
     kernel.extend(words(&["--", "--test-threads=1"]));
     Ok([others, kernel])
 }
@@ -195,7 +193,7 @@ fn kernel_test_targets() -> Result<Vec<String>> {
 
 /// Where a test runner prints its counts.
 #[derive(Clone, Copy)]
-enum Output {
+pub(crate) enum Output {
     /// libtest
     Stdout,
     /// nextest
@@ -203,7 +201,7 @@ enum Output {
 }
 
 /// Runs tests with their output on ours, and counts them.
-fn counted(name: &str, mut command: Command, output: Output) -> Result<Stage> {
+pub(crate) fn counted(name: &str, mut command: Command, output: Output) -> Result<Stage> {
     let start = Instant::now();
     let shown = process::shown(&command);
     match output {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-use crate::workspace;
+use crate::{corner_cases, workspace};
 
 /// A file past this is two ideas.
 const MAX_LINES: usize = 800;
@@ -67,6 +67,7 @@ pub(crate) fn run() -> Result<ExitCode> {
         let metadata: Metadata = workspace::metadata(&workspace::root().join(manifest))?;
         problems.extend(metadata.packages.iter().flat_map(problems_of_arrows));
     }
+    problems.extend(corner_cases::problems(workspace::root())?);
     problems.extend(unlisted_decisions(&workspace::root().join("docs/decisions"))?);
 
     for problem in &problems {

@@ -91,7 +91,7 @@ pub(crate) fn prepare() -> Result<Toolchain> {
     let rust = match Rust::find() {
         Some(rust) => rust,
         None => {
-            setup::ensure(Need::BpfRust)
+            setup::renew(Need::BpfRust)
                 .with_context(|| format!("no Rust here can build for BPF ({WITH_RUSTUP})"))?;
             Rust::find().with_context(|| {
                 format!(

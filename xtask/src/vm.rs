@@ -18,7 +18,7 @@ use crate::qemu::{self, Accel, Disk, End, Machine};
 use crate::setup::{self, Need};
 use crate::support::{self, Features};
 use crate::tally::Tally;
-use crate::{bins, ebpf, host_root, workspace};
+use crate::{bins, ebpf, host_root, test, workspace};
 
 /// The kernels that are tested, in this order: the default one, the floor, and the newest.
 pub(crate) const SERIES: [&str; 3] = ["6.12", "6.1", "6.18"];
@@ -90,6 +90,10 @@ pub(crate) struct Args {
     /// The modules of --kernel-image: its /lib/modules/RELEASE, after depmod
     #[arg(long, value_name = "DIR", requires = "kernel_image")]
     modules: Option<PathBuf>,
+    /// Build everything with shaper's own CPU scheduler, which installs clang and what libbpf is built with; its tests are those
+    /// of the module `scx`, and are for 6.18
+    #[arg(long)]
+    scx: bool,
     /// Write what each kernel has into docs/kernel-support.md, rather than compare
     #[arg(long)]
     write_table: bool,
@@ -136,16 +140,25 @@ impl fmt::Display for Verdict {
 
 /// Builds what goes into a machine.
 pub(crate) fn contents() -> Result<Contents> {
-    setup::ensure(Need::Scx)?;
     Ok(Contents {
         bins: bins::build()?,
-        program: bins::build_vm_tests()?,
+        program: bins::build_tests(test::VM_TARGET)?,
+        bpf_object: ebpf::build()?.programs,
+    })
+}
+
+/// The same with shaper's own CPU scheduler, and the tests of it.
+fn contents_with_scx() -> Result<Contents> {
+    setup::ensure(Need::Scx)?;
+    Ok(Contents {
+        bins: bins::build_with(bins::SCX)?,
+        program: bins::build_tests_with(test::VM_TARGET, bins::SCX)?,
         bpf_object: ebpf::build()?.programs,
     })
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let contents = contents()?;
+    let contents = if args.scx { contents_with_scx()? } else { contents()? };
     let job = Job {
         contents: &contents,
         profile: args.profile,

@@ -17,7 +17,7 @@ use crate::kernel::{
         cpu::{self, Bandwidth, CpuMax, CpuShare},
         memory,
     },
-    v1::{self, Shares, V1Group, V1Limit},
+    v1::{self, Shares, V1Error, V1Group, V1Limit},
 };
 
 /// How a knob is turned for a task.
@@ -61,7 +61,12 @@ impl<'a> Mechanism<'a> {
         if is_in_v2 {
             return Ok(Mechanism::Cgroup(cgroup));
         }
-        v1.as_ref().map(Mechanism::V1).ok_or(ActuateError::NoMechanism {
+        if let Some(group) = v1 {
+            return Ok(Mechanism::V1(group));
+        }
+        // A cgroup that was removed has no file at all: that is said, and not that this host lacks something.
+        cgroup.is_populated()?;
+        Err(ActuateError::NoMechanism {
             knob,
             reason: "no controller of this host reaches this cgroup (see `shaper doctor`); on a hybrid host only \
                      launched tasks have one: start it with `shaper run`",
@@ -161,7 +166,9 @@ impl<'a> Mechanism<'a> {
         match (self, *value) {
             (Mechanism::Pacing(slot), Value::Rate(limit)) => pacing.limit(*slot, limit.at(), has_sockets)?,
             (Mechanism::Cgroup(cgroup), Value::Bandwidth(bandwidth)) => cgroup.set_bandwidth(&bandwidth)?,
-            (Mechanism::V1(group), Value::Bandwidth(bandwidth)) => group.set_bandwidth(&bandwidth)?,
+            (Mechanism::V1(group), Value::Bandwidth(bandwidth)) => {
+                group.set_bandwidth(&bandwidth).map_err(|error| explained(group, &bandwidth, error))?;
+            }
             (Mechanism::Cgroup(cgroup), Value::Idle) => cgroup.set_cpu_share(CpuShare::Idle)?,
             (Mechanism::V1(group), Value::Idle) => group.set(v1::CPU_IDLE, &true)?,
             (Mechanism::Cgroup(cgroup), Value::Weight(weight))
@@ -207,6 +214,18 @@ impl<'a> Mechanism<'a> {
             other => other,
         }
     }
+}
+
+/// Why a v1 group did not take a quota, where that can be told.
+fn explained(group: &V1Group, wanted: &Bandwidth, error: V1Error) -> ActuateError {
+    if error.errno() == Some(rustix::io::Errno::INVAL)
+        && let Limit::At(wanted) = wanted.max.cores()
+        && let Some((above, most)) = group.limit_above()
+        && wanted > most
+    {
+        return ActuateError::AboveGroup { wanted, most, group: above.display().to_string() };
+    }
+    error.into()
 }
 
 /// Whether a block device is there.

@@ -18,7 +18,7 @@ use shaper_core::{
     id::BlockDevice,
     limits::{Limit, Limits},
     task::Enforcement,
-    units::{BitsPerSec, Bytes},
+    units::{BitsPerSec, Bytes, Millicores},
 };
 use shaper_proto::failpoint;
 
@@ -138,6 +138,19 @@ pub enum ActuateError {
     /// A block device that is not there.
     #[error("there is no block device {0} (see `lsblk`)")]
     NoDevice(BlockDevice),
+    /// A CPU limit above that of a v1 group above, which the kernel refuses. (v2 takes it, and the lower one holds.)
+    #[error(
+        "cpu: {wanted} cores are more than the {most} that the group above, {group}, may use, and the cpu controller \
+         of cgroup v1 refuses that. Choose at most {most}, or raise the limit of that group first"
+    )]
+    AboveGroup {
+        /// The wanted limit.
+        wanted: Millicores,
+        /// What the group above has.
+        most: Millicores,
+        /// The group above.
+        group: String,
+    },
     /// Its manager.
     #[error(transparent)]
     Manager(#[from] ManagerError),
@@ -261,7 +274,10 @@ pub fn execute(
         let mut error = first;
         for done in changes[..=index].iter().rev() {
             failpoint::hit("actuate-before-undo");
-            if let Err(undo) = turn(target, pacing, done.knob, &done.before, lasts) {
+            if let Err(undo) = turn(target, pacing, done.knob, &done.before, lasts)
+                // What is gone took its values with it.
+                && !undo.is_gone()
+            {
                 error = ActuateError::Undo { first: Box::new(error), knob: done.knob, undo: Box::new(undo) };
             }
         }
@@ -396,7 +412,7 @@ pub fn memory_peak(target: &Target) -> Result<Option<Bytes>, ActuateError> {
 
 #[cfg(test)]
 mod tests {
-    use shaper_core::units::{BytesPerSec, Iops, Millicores, Weight};
+    use shaper_core::units::{BytesPerSec, Iops, Weight};
 
     use super::*;
     use crate::kernel::cgroup::block::IoLimits;

@@ -240,17 +240,24 @@ fn file(path: &Path) -> Availability {
 }
 
 fn capabilities(facts: &Facts) -> Availability {
+    lacking_of(&facts.status)
+        .map_or(Availability::Available, |lacking| Availability::Unusable { reason: lacking })
+}
+
+/// What this process may not do of what kernel programs need.
+pub fn lacking() -> Option<String> {
+    lacking_of(&fs::read_to_string("/proc/self/status").ok()?)
+}
+
+/// The same by `/proc/PID/status`.
+fn lacking_of(status: &str) -> Option<String> {
     const NEEDED: [(&str, u32); 4] =
         [("CAP_NET_ADMIN", 12), ("CAP_SYS_ADMIN", 21), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
-    let effective = facts.status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let effective = effective.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or(0);
     let missing: Vec<&str> =
         NEEDED.iter().filter(|(_, bit)| effective >> bit & 1 == 0).map(|(name, _)| *name).collect();
-    if missing.is_empty() {
-        Availability::Available
-    } else {
-        Availability::Unusable { reason: format!("this process lacks {}", missing.join(", ")) }
-    }
+    (!missing.is_empty()).then(|| format!("this process lacks {}", missing.join(", ")))
 }
 
 /// Whether the scheduler is the kernel's own, or shaper's, by the directory in which it tells of another.

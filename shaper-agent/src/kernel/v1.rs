@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use shaper_core::{
     id::BlockDevice,
     limits::Limit,
-    units::{Bytes, BytesPerSec, Iops, Micros, Weight},
+    units::{Bytes, BytesPerSec, Iops, Micros, Millicores, Weight},
 };
 
 use super::cgroup::{
@@ -190,6 +190,13 @@ pub enum V1Error {
     Cgroup(#[from] CgroupError),
 }
 
+impl V1Error {
+    /// What the kernel answered to a read or a write of a file.
+    pub fn errno(&self) -> Option<rustix::io::Errno> {
+        if let V1Error::Cgroup(error) = self { error.errno() } else { None }
+    }
+}
+
 /// A group of one v1 controller.
 pub struct V1Group {
     cgroup: Cgroup,
@@ -288,21 +295,42 @@ impl V1Group {
         Ok(Bandwidth { max, burst: self.find(CPU_BURST)? })
     }
 
-    /// Sets them, in the order that the kernel takes.
+    /// Sets them, in the order that the kernel takes: quota and period are two files, and what is between two writes may
+    /// not be more than the group above has.
     pub fn set_bandwidth(&self, to: &Bandwidth) -> Result<(), V1Error> {
         let from = self.bandwidth()?;
         for step in to.steps(&from) {
             match step {
                 BandwidthStep::Max(max) => {
-                    if max.period != from.max.period {
+                    if max.period > from.max.period {
                         self.set(CPU_PERIOD, &max.period)?;
                     }
-                    self.set(CPU_QUOTA, &V1Limit(max.quota))?;
+                    if max.quota != from.max.quota {
+                        self.set(CPU_QUOTA, &V1Limit(max.quota))?;
+                    }
+                    if max.period < from.max.period {
+                        self.set(CPU_PERIOD, &max.period)?;
+                    }
                 }
                 BandwidthStep::Burst(burst) => self.set(CPU_BURST, &burst)?,
             }
         }
         Ok(())
+    }
+
+    /// The lowest CPU limit of the groups above, and whose it is.
+    pub fn limit_above(&self) -> Option<(PathBuf, Millicores)> {
+        let limit = |directory: &Path| -> Option<Limit<Millicores>> {
+            let read = |name: &str| std::fs::read_to_string(directory.join(name)).ok();
+            let quota = V1Limit::<Micros>::from_text(read(CPU_QUOTA.name())?.trim_end()).ok()?.0;
+            let period = Micros::from_text(read(CPU_PERIOD.name())?.trim_end()).ok()?;
+            Some(CpuMax { quota, period }.cores())
+        };
+        let above = self.directory.ancestors().skip(1);
+        // The root has no such files.
+        let limits = above.map_while(|directory| Some((directory, limit(directory)?)));
+        let limited = limits.filter_map(|(directory, limit)| Some((directory.to_owned(), limit.at()?)));
+        limited.min_by_key(|(_, limit)| *limit)
     }
 
     /// The ceilings of a device.

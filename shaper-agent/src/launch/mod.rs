@@ -5,12 +5,14 @@
 //! supervisor that starts the task in its cgroup, keeps its log, and records its exit. An agent that is
 //! restarted, upgraded or killed finds them again with [`attach`].
 //!
-//! The supervisor is still the agent's child when it starts, so a task inherits the agent's resource
+//! Where systemd is PID 1, it is the parent of supervisors: each is the main process of a transient unit ([`Hired`]).
+//! Elsewhere the supervisor is the agent's child when it starts, so a task inherits the agent's resource
 //! limits, mount namespace and scheduling policy (not its cgroups, session, signals, descriptors,
-//! credentials or oom_score_adj). A hardened agent will need another parent for it.
+//! credentials or oom_score_adj).
 
 mod attempt;
 mod child;
+mod hired;
 pub mod log;
 pub mod spec;
 mod supervise;
@@ -20,7 +22,7 @@ use std::{
     io::{self, Read},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
@@ -31,10 +33,13 @@ use rustix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-pub use self::supervise::{SuperviseError, supervise};
 use self::{
     attempt::{AttemptDir, Probe},
     spec::{Exit, LaunchSpec, Readiness, Started, Supervisor, Usage},
+};
+pub use self::{
+    hired::Hired,
+    supervise::{Parent, SuperviseError, supervise},
 };
 use crate::{durable, open_files};
 
@@ -75,6 +80,14 @@ pub enum SpawnError {
         directory: PathBuf,
         /// How.
         status: ExitStatus,
+    },
+    /// The same, of one that is not the agent's child: nobody here can say how.
+    #[error(
+        "the supervisor of {} ended early; the journal of its unit may say why", directory.display()
+    )]
+    Left {
+        /// The attempt.
+        directory: PathBuf,
     },
     /// It has said nothing yet, and goes on: a slow disk, a frozen cgroup, or a working directory
     /// that does not answer.
@@ -135,25 +148,42 @@ pub fn spawn(binary: &Path, attempt_dir: &Path, deadline: Duration) -> Result<Sp
     let pidfd = open_pidfd(pid).map_err(|errno| io_error("open a pidfd of")(errno.into()))?;
     let start_time = attempt::start_time(pid).map_err(io_error("read the start time of"))?;
 
-    match read_readiness(&mut child, deadline).map_err(io_error("read from"))? {
-        Heard::Line(line) => match serde_json::from_slice(&line) {
-            Ok(Readiness::Started(started)) => Ok(Spawned { pid, start_time, pidfd, started: Ok(started) }),
-            Ok(Readiness::Failed(error)) => Ok(Spawned { pid, start_time, pidfd, started: Err(error) }),
-            Err(source) => Err(SpawnError::Protocol {
-                directory: attempt_dir.to_owned(),
-                line: String::from_utf8_lossy(&line).into_owned(),
-                source,
-                pidfd,
-            }),
-        },
-        Heard::End => {
+    let heard = match child.stdout.take() {
+        Some(mut stdout) => hear(&mut stdout, deadline).map_err(io_error("read from"))?,
+        None => Heard::End,
+    };
+    match spawned(heard, pid, start_time, pidfd, attempt_dir, deadline) {
+        Some(spawned) => spawned,
+        None => {
             let status = child.wait().map_err(io_error("wait for"))?;
             Err(SpawnError::Died { directory: attempt_dir.to_owned(), status })
         }
-        Heard::Nothing => {
-            Err(SpawnError::NotReady { directory: attempt_dir.to_owned(), after: deadline, pidfd })
-        }
     }
+}
+
+/// What a supervisor has come to by what it said; `None`: it has ended.
+fn spawned(
+    heard: Heard,
+    pid: u32,
+    start_time: u64,
+    pidfd: OwnedFd,
+    attempt_dir: &Path,
+    deadline: Duration,
+) -> Option<Result<Spawned, SpawnError>> {
+    let directory = attempt_dir.to_owned();
+    let line = match heard {
+        Heard::Line(line) => line,
+        Heard::End => return None,
+        Heard::Nothing => return Some(Err(SpawnError::NotReady { directory, after: deadline, pidfd })),
+    };
+    Some(match serde_json::from_slice(&line) {
+        Ok(Readiness::Started(started)) => Ok(Spawned { pid, start_time, pidfd, started: Ok(started) }),
+        Ok(Readiness::Failed(error)) => Ok(Spawned { pid, start_time, pidfd, started: Err(error) }),
+        Err(source) => {
+            let line = String::from_utf8_lossy(&line).into_owned();
+            Err(SpawnError::Protocol { directory, line, source, pidfd })
+        }
+    })
 }
 
 enum Heard {
@@ -162,21 +192,21 @@ enum Heard {
     Nothing,
 }
 
-fn read_readiness(child: &mut Child, deadline: Duration) -> io::Result<Heard> {
-    let Some(mut stdout) = child.stdout.take() else { return Ok(Heard::End) };
+/// Reads one line.
+fn hear(from: &mut (impl Read + AsFd), deadline: Duration) -> io::Result<Heard> {
     let begun = Instant::now();
     let mut line = Vec::new();
     let mut buffer = [0; 4096];
     while line.len() < MAX_READINESS {
         let left = deadline.saturating_sub(begun.elapsed());
         let timeout = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
-        match rustix::event::poll(&mut [PollFd::new(&stdout, PollFlags::IN)], Some(&timeout)) {
+        match rustix::event::poll(&mut [PollFd::new(from, PollFlags::IN)], Some(&timeout)) {
             Ok(0) => return Ok(Heard::Nothing),
             Ok(_) => {}
             Err(Errno::INTR) => continue,
             Err(errno) => return Err(errno.into()),
         }
-        match stdout.read(&mut buffer) {
+        match from.read(&mut buffer) {
             Ok(0) => return Ok(Heard::End),
             Ok(got) => line.extend_from_slice(&buffer[..got]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -23,12 +23,14 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec},
     fs::{CWD, Mode, OFlags},
     io::Errno,
+    process::{Pid, Signal},
 };
 
 use super::{
     attempt::{self, AttemptDir},
     chain,
     child::{Gated, Output, Plan, StartError},
+    hired,
     log::{LogWriter, Stream},
     spec::{Exit, ExitStatus, LaunchSpec, Readiness, Started, Supervisor, Usage},
     time,
@@ -88,10 +90,31 @@ const PARTIAL_WAIT: Duration = Duration::from_millis(500);
 /// What is read from a pipe at once: all of it, at the default size.
 const READ_BYTES: usize = 64 << 10;
 
+/// How long a task whose unit is stopped has between the signal and the end of all that is in its cgroup.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Whose child a supervisor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parent {
+    /// The agent's.
+    Agent,
+    /// systemd's, as the main process of a unit: it begins when the agent says so, and stopping the unit ends the task.
+    Systemd,
+}
+
 /// Runs the attempt in `directory` to its end. For a process of its own with one thread: it changes
 /// signal dispositions, the session and the standard descriptors.
-pub fn supervise(directory: &Path) -> Result<(), SuperviseError> {
-    match prepare(directory) {
+pub fn supervise(directory: &Path, parent: Parent) -> Result<(), SuperviseError> {
+    if parent == Parent::Systemd
+        && !hired::is_wanted().map_err(|source| SuperviseError::Setup {
+            operation: "hear from the agent",
+            directory: directory.to_owned(),
+            source,
+        })?
+    {
+        return Ok(());
+    }
+    match prepare(directory, parent) {
         Ok(Some(task)) => {
             tell(&Readiness::Started(task.started));
             task.run()
@@ -115,7 +138,7 @@ fn tell(readiness: &Readiness) {
     // Whatever went wrong, nobody is left to hear about it.
     drop(written);
     if let Ok(null) = rustix::fs::openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
-        for standard in [libc::STDOUT_FILENO, libc::STDERR_FILENO] {
+        for standard in [libc::STDIN_FILENO, libc::STDOUT_FILENO, libc::STDERR_FILENO] {
             // SAFETY: replaces a descriptor that std treats as always open by another open one.
             unsafe { libc::dup2(null.as_raw_fd(), standard) };
         }
@@ -123,13 +146,13 @@ fn tell(readiness: &Readiness) {
 }
 
 /// Everything up to a running program. `None`: it does not run, and `exit.json` says why.
-fn prepare(directory: &Path) -> Result<Option<Task>, SuperviseError> {
+fn prepare(directory: &Path, parent: Parent) -> Result<Option<Task>, SuperviseError> {
     let setup = |operation| {
         let directory = directory.to_owned();
         move |source: io::Error| SuperviseError::Setup { operation, directory, source }
     };
     let absolute = std::path::absolute(directory).map_err(setup("resolve the path"))?;
-    detach().map_err(setup("detach from the agent"))?;
+    detach(parent).map_err(setup("detach from the agent"))?;
     let attempt = AttemptDir::new(&absolute);
     let lock = attempt.lock().map_err(setup("take supervisor.lock"))?;
     let lock = lock.ok_or_else(|| SuperviseError::Supervised { directory: directory.to_owned() })?;
@@ -149,12 +172,13 @@ fn prepare(directory: &Path) -> Result<Option<Task>, SuperviseError> {
     // Orphans of the task come here instead of to PID 1, and are reaped.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(|errno| setup("become the subreaper")(errno.into()))?;
-    let children = child_signals().map_err(setup("make a signalfd"))?;
+    let signals = signals(parent).map_err(setup("make a signalfd"))?;
 
     match start(&attempt, &spec, &lock) {
         Ok((gated, output, log, events, started)) => {
             drop(gated);
-            Ok(Some(Task::new(attempt, lock, children, output, log, events, started)))
+            let kill = spec.cgroup.join("cgroup.kill");
+            Ok(Some(Task::new(attempt, lock, signals, output, log, (events, kill), started)))
         }
         Err(error) => {
             let message = chain(&error);
@@ -204,7 +228,7 @@ fn start(attempt: &AttemptDir, spec: &LaunchSpec, lock: &OwnedFd) -> Result<Runn
 }
 
 /// Cuts what ties this process to the agent.
-fn detach() -> io::Result<()> {
+fn detach(parent: Parent) -> io::Result<()> {
     // A descriptor that leaked from the agent, such as its listening socket or a lock, would be
     // held as long as the task runs. Nothing above 2 is ours yet.
     // SAFETY: no owner of a descriptor above 2 exists: this runs first, on the only thread.
@@ -217,8 +241,11 @@ fn detach() -> io::Result<()> {
         Ok(_) | Err(Errno::PERM) => {}
         Err(errno) => return Err(errno.into()),
     }
-    // Whoever wants the task to end kills its cgroup. SIGXFSZ: a file size limit costs log lines.
+    // Whoever wants the task to end kills its cgroup, or stops its unit. SIGXFSZ: a file size limit costs log lines.
     for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGPIPE, libc::SIGXFSZ] {
+        if (signal, parent) == (libc::SIGTERM, Parent::Systemd) {
+            continue;
+        }
         // SAFETY: SIG_IGN runs no code.
         if unsafe { libc::signal(signal, libc::SIG_IGN) } == libc::SIG_ERR {
             return Err(io::Error::last_os_error());
@@ -228,13 +255,16 @@ fn detach() -> io::Result<()> {
     Ok(rustix::process::chdir("/")?)
 }
 
-/// Blocks SIGCHLD and makes a descriptor of it.
-fn child_signals() -> io::Result<OwnedFd> {
+/// Blocks SIGCHLD, and SIGTERM where it is listened to, and makes a descriptor of them.
+fn signals(parent: Parent) -> io::Result<OwnedFd> {
     // SAFETY: `set` is initialized by sigemptyset before it is used; no other thread has a mask.
     unsafe {
         let mut set = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
         libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        if parent == Parent::Systemd {
+            libc::sigaddset(&raw mut set, libc::SIGTERM);
+        }
         if libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) != 0 {
             return Err(io::Error::last_os_error());
         }
@@ -257,9 +287,13 @@ struct Task {
     /// Held, not used: its descriptor is the lock.
     _lock: OwnedFd,
     started: Started,
-    children: OwnedFd,
-    /// `cgroup.events` of the task's group.
+    signals: OwnedFd,
+    /// `cgroup.events` of the task's group …
     events: File,
+    /// … and `cgroup.kill`.
+    kill: PathBuf,
+    /// Since when it is to end.
+    ending_since: Option<Instant>,
     populated: bool,
     pipes: [Pipe; 2],
     log: LogWriter,
@@ -275,10 +309,10 @@ impl Task {
     fn new(
         attempt: AttemptDir,
         lock: OwnedFd,
-        children: OwnedFd,
+        signals: OwnedFd,
         output: Output,
         log: LogWriter,
-        events: File,
+        (events, kill): (File, PathBuf),
         started: Started,
     ) -> Task {
         let Output { stdout, stderr } = output;
@@ -286,8 +320,10 @@ impl Task {
             attempt,
             _lock: lock,
             started,
-            children,
+            signals,
             events,
+            kill,
+            ending_since: None,
             populated: true,
             pipes: [
                 Pipe { stream: Stream::Stdout, read: Some(stdout) },
@@ -325,8 +361,13 @@ impl Task {
             if ready.events {
                 self.read_events();
             }
-            if ready.children {
-                self.reap();
+            if ready.signals {
+                self.take_signals();
+            }
+            if self.ending_since.is_some_and(|since| since.elapsed() >= GRACE) {
+                self.ending_since = None;
+                // A group that is gone has nobody in it.
+                let _ = std::fs::write(&self.kill, "1");
             }
         }
         // The last of the group may have written before it ended.
@@ -338,7 +379,7 @@ impl Task {
 
     fn wait(&self) -> io::Result<Ready> {
         let mut fds = Vec::with_capacity(4);
-        fds.push(PollFd::new(&self.children, PollFlags::IN));
+        fds.push(PollFd::new(&self.signals, PollFlags::IN));
         if self.populated {
             fds.push(PollFd::new(&self.events, PollFlags::PRI));
         }
@@ -348,7 +389,8 @@ impl Task {
         }
         let partial = self.partial_since.map(|since| PARTIAL_WAIT.saturating_sub(since.elapsed()));
         let retry = (self.exit.is_some() && !self.recorded).then_some(EXIT_RETRY);
-        let timeout = partial.into_iter().chain(retry).min();
+        let grace = self.ending_since.map(|since| GRACE.saturating_sub(since.elapsed()));
+        let timeout = partial.into_iter().chain(retry).chain(grace).min();
         let timeout = timeout.map(|timeout| Timespec {
             tv_sec: timeout.as_secs().cast_signed(),
             tv_nsec: timeout.subsec_nanos().into(),
@@ -361,7 +403,7 @@ impl Task {
         let pipes =
             [0, 1].map(|index: usize| self.pipes[index].read.is_some() && polled.next() == Some(true));
         Ok(Ready {
-            children: !fds[0].revents().is_empty(),
+            signals: !fds[0].revents().is_empty(),
             events: self.populated && !fds[1].revents().is_empty(),
             pipes,
         })
@@ -427,15 +469,31 @@ impl Task {
         };
     }
 
-    /// Reaps every child that has ended: the main process, and orphans.
-    fn reap(&mut self) {
-        // One signal may stand for many children, so the signal itself says nothing.
+    /// Ends the task if it was asked for, and reaps every child that has ended: the main process, and orphans.
+    fn take_signals(&mut self) {
         let mut signal = [0_u8; size_of::<libc::signalfd_siginfo>()];
-        while rustix::io::read(&self.children, &mut signal).is_ok() {}
+        while rustix::io::read(&self.signals, &mut signal).is_ok() {
+            // `ssi_signo` is the first field.
+            let [first, second, third, fourth, ..] = signal;
+            if u32::from_ne_bytes([first, second, third, fourth]) == libc::SIGTERM.cast_unsigned() {
+                self.begin_end();
+            }
+        }
+        // One SIGCHLD may stand for many children, so the signal itself says nothing.
         while let Some((pid, status, usage)) = wait_any() {
             if pid == self.started.pid && self.exit.is_none() {
                 self.exit = Some(Exit { status, at: time::now(), usage });
             }
+        }
+    }
+
+    /// The unit is stopped: the task has some time to end by itself.
+    fn begin_end(&mut self) {
+        self.ending_since = Some(Instant::now());
+        // Not reaped yet, so the id is its own. Once the main process is over, the agent ends the others.
+        let main = self.exit.is_none().then(|| Pid::from_raw(self.started.pid.cast_signed())).flatten();
+        if let Some(main) = main {
+            let _ = rustix::process::kill_process(main, Signal::TERM);
         }
     }
 
@@ -461,7 +519,7 @@ fn record(attempt: &AttemptDir, exit: &Exit) -> Result<(), durable::Error> {
 }
 
 struct Ready {
-    children: bool,
+    signals: bool,
     events: bool,
     pipes: [bool; 2],
 }

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use crate::actuate::{Knob, Value};
 
-pub use systemd::Unit;
+pub use systemd::{Service, Unit, is_booted};
 
 /// Who manages a cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +33,15 @@ pub enum ManagerError {
         knob: Knob,
         /// To what.
         value: Box<Value>,
+        /// The unit.
+        unit: String,
+        /// What it said.
+        #[source]
+        said: Box<zbus::Error>,
+    },
+    /// It starts no unit.
+    #[error("systemd does not start {unit}")]
+    NotStarted {
         /// The unit.
         unit: String,
         /// What it said.

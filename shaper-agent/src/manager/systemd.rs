@@ -1,6 +1,13 @@
 //! systemd, over the system bus: what `systemctl set-property --runtime` does (org.freedesktop.systemd1(5)).
 
-use std::{io, path::Path, sync::mpsc, thread, time::Duration};
+use std::{
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
 
 use serde::de::DeserializeOwned;
 use shaper_core::limits::Limit;
@@ -35,7 +42,7 @@ pub struct Unit(String);
 impl Unit {
     /// The unit whose cgroup is `path`, from the mount point on. A cgroup below that of a unit is not systemd's.
     pub(super) fn of(path: &Path) -> Result<Option<Unit>, ManagerError> {
-        let Some(path) = path.to_str().filter(|_| Path::new(BOOTED).exists()) else { return Ok(None) };
+        let Some(path) = path.to_str().filter(|_| is_booted()) else { return Ok(None) };
         let path = format!("/{}", path.trim_start_matches('/'));
         in_time(move || Unit::find(&path))
     }
@@ -89,6 +96,77 @@ impl Unit {
                 Err(error) => Err(unreachable(error)),
             }
         })
+    }
+}
+
+/// Whether systemd is PID 1.
+pub fn is_booted() -> bool {
+    Path::new(BOOTED).exists()
+}
+
+/// A transient service of ours, in the slice of all of them, whose cgroup is ours to divide.
+pub struct Service {
+    /// Its name.
+    pub name: String,
+    /// What it is for.
+    pub description: String,
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Its standard input and output.
+    pub line: OwnedFd,
+}
+
+impl Service {
+    /// The slice of all services that are started here.
+    pub const SLICE: &str = "shaper.slice";
+
+    /// Its cgroup, from the mount point on, while it runs.
+    pub fn cgroup(name: &str) -> PathBuf {
+        Path::new(Service::SLICE).join(name)
+    }
+
+    /// Has systemd begin to start it.
+    pub fn start(self) -> Result<(), ManagerError> {
+        in_time(move || self.ask())
+    }
+
+    fn ask(self) -> Result<(), ManagerError> {
+        let Service { name, description, command, line } = self;
+        let Some(program) = command.first().cloned() else {
+            return Err(unreachable(zbus::Error::from(io::Error::from(io::ErrorKind::InvalidInput))));
+        };
+        let exec = vec![(program, command, false)];
+        let shutdown = vec!["shutdown.target"];
+        let properties: Vec<(&str, zvariant::Value<'_>)> = vec![
+            ("Description", description.into()),
+            ("Slice", Service::SLICE.into()),
+            ("Type", "exec".into()),
+            ("ExecStart", zvariant::Value::new(exec)),
+            ("Delegate", true.into()),
+            // What it divides its cgroup for goes on without it; and an OOM kill there is not its end.
+            ("KillMode", "process".into()),
+            ("OOMPolicy", "continue".into()),
+            ("CollectMode", "inactive-or-failed".into()),
+            // No limit that nobody asked for.
+            ("TasksMax", NONE.into()),
+            // It needs nothing of what a boot brings, but ends in order.
+            ("DefaultDependencies", false.into()),
+            ("Conflicts", zvariant::Value::new(shutdown.clone())),
+            ("Before", zvariant::Value::new(shutdown)),
+            ("StandardInputFileDescriptor", zvariant::Value::new(zvariant::Fd::from(&line))),
+            ("StandardOutputFileDescriptor", zvariant::Value::new(zvariant::Fd::from(&line))),
+            ("StandardError", "journal".into()),
+        ];
+        let others: Vec<(&str, Vec<(&str, zvariant::Value<'_>)>)> = Vec::new();
+        let bus = connect()?;
+        let arguments = (&name, "fail", properties, others);
+        match call::<OwnedObjectPath>(&bus, MANAGER_PATH, MANAGER, "StartTransientUnit", &arguments) {
+            Ok(_job) => Ok(()),
+            Err(said @ zbus::Error::MethodError(..)) => {
+                Err(ManagerError::NotStarted { unit: name, said: Box::new(said) })
+            }
+            Err(error) => Err(unreachable(error)),
+        }
     }
 }
 

@@ -39,7 +39,7 @@ pub struct Reading {
     pub io_pressure: Option<Pressure>,
     /// Block IO by device.
     pub io: Option<ByDevice<IoStat>>,
-    /// The cgroup is not there any more.
+    /// The cgroup, or one of its files, is not there any more.
     pub is_gone: bool,
 }
 
@@ -105,6 +105,11 @@ impl Files {
         };
         reading.is_gone = is_gone;
         reading
+    }
+
+    /// Whether pressure is counted, as far as files say.
+    pub fn have_pressure(&self) -> bool {
+        self.pressure.iter().all(Option::is_some)
     }
 
     /// What has happened to its memory.

@@ -166,6 +166,16 @@ impl Meter {
         self.machine.as_ref().map(|machine| Bytes(machine.memory_available))
     }
 
+    /// Opens the files of a task anew: some were taken away, or are there now, while its cgroup stayed.
+    pub fn open_anew(&mut self, bpf: &Bpf, target: &Target) {
+        if let Some(task) = self.tasks.get_mut(&target.slot) {
+            task.files = Files::open(target, !bpf.counts_io());
+            if let Some(alarms) = &mut self.alarms {
+                alarms.set(target.slot, &target.cgroup);
+            }
+        }
+    }
+
     /// Forgets a task.
     pub fn remove(&mut self, slot: u32) {
         self.tasks.remove(&slot);
@@ -227,11 +237,13 @@ impl Meter {
         self.machine_before = self.machine.replace(Machine::read());
     }
 
-    /// Takes stock: once a second, after a look. Returns the slots whose cgroups have gone.
+    /// Takes stock: once a second, after a look. Returns the slots whose cgroups have gone, or have lost or gained files:
+    /// `cgroup.pressure` and the controllers of the cgroup above can be switched at any time.
     pub fn take_stock(&mut self, bpf: &Bpf) -> Result<Vec<u32>, BpfError> {
         self.stocks += 1;
+        let counts_pressure = self.machine.is_some_and(|machine| machine.pressure[0].is_some());
         let (turn, looked_at_ns) = (self.stocks % TURNS, self.looked_at_ns);
-        let mut gone = Vec::new();
+        let mut doubtful = Vec::new();
         let mut has_io = false;
         for (slot, task) in &mut self.tasks {
             let is_its_turn = u64::from(*slot) % TURNS == turn;
@@ -241,8 +253,9 @@ impl Meter {
             task.before = Some(std::mem::replace(&mut task.stock, stock));
             if task.active || is_its_turn {
                 task.read_files();
-                if task.reading.is_gone {
-                    gone.push(*slot);
+                let lacks_pressure = counts_pressure && is_its_turn && !task.files.have_pressure();
+                if task.reading.is_gone || lacks_pressure {
+                    doubtful.push(*slot);
                 }
             }
             has_io |= task.active;
@@ -256,7 +269,7 @@ impl Meter {
             self.io_before.clone_from(&self.io);
         }
         self.take_stock_of_machine();
-        Ok(gone)
+        Ok(doubtful)
     }
 }
 

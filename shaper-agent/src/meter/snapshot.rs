@@ -48,6 +48,13 @@ fn latency(now: &Histogram, before: &Histogram, shift: u32) -> Latency {
     }
 }
 
+/// The latency of block IO; none where operations were done and not one was timed, as while the device's `queue/iostats`
+/// is 0.
+fn io_latency(now: &IoStat, before: &IoStat) -> Option<Latency> {
+    let latency = latency(&now.latency, &before.latency, IO_SHIFT);
+    (latency.count > 0 || now.untimed == before.untimed).then_some(latency)
+}
+
 impl Meter {
     /// The node as of the last stock, without tasks.
     pub fn node(&self, node: &str, bpf: Option<&Bpf>, at: UnixNanos) -> NodeSnapshot {
@@ -189,7 +196,7 @@ impl Meter {
                     operations: now.operations,
                     bytes_per_sec: per.second(now.bytes, before.bytes, 1),
                     operations_per_sec: per.second(now.operations, before.operations, 1),
-                    latency: Some(latency(&now.latency, &before.latency, IO_SHIFT)),
+                    latency: io_latency(now, before),
                 };
                 let of = BlockDevice::from_kernel(key.device);
                 if found.last().is_none_or(|(device, ..)| *device != of) {
@@ -266,5 +273,20 @@ mod tests {
         assert_eq!(Per(1).second(u64::MAX, 0, 8), u64::MAX);
         // A count that went back is not a rate.
         assert_eq!(Per(1_000_000_000).second(10, 30, 1), 0);
+    }
+
+    #[test]
+    fn what_was_not_timed_has_no_latency() {
+        let timed = |count, untimed| {
+            let mut stat = IoStat { untimed, ..IoStat::default() };
+            stat.latency.counts[5] = count;
+            stat
+        };
+        let count = |now, before| io_latency(&now, &before).map(|latency| latency.count);
+        assert_eq!(count(timed(7, 0), timed(3, 0)), Some(4));
+        // Nothing was done: that is known.
+        assert_eq!(count(timed(3, 9), timed(3, 9)), Some(0));
+        assert_eq!(count(timed(3, 9), timed(3, 1)), None);
+        assert_eq!(count(timed(4, 9), timed(3, 1)), Some(1));
     }
 }

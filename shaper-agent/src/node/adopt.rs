@@ -11,7 +11,10 @@ use shaper_core::{
 
 use super::{Node, NodeError, SUPERVISOR_LOST, end::status_of, not_established, now};
 use crate::{
-    kernel::{bpf::Bpf, cgroup::Cgroup},
+    kernel::{
+        bpf::Bpf,
+        cgroup::{Cgroup, CgroupError},
+    },
     launch::{self, Attachment},
     ledger::Decided,
     record::{self, Record},
@@ -27,14 +30,8 @@ impl Node {
             match Record::load(self.state_dir(), &execution) {
                 Ok(Some(mut record)) => {
                     self.ledger.skip(record.ledger_number);
-                    // What a loop decided since the record was saved.
-                    if let Some(later) = decided.get(&execution)
-                        && later.number > record.ledger_number
-                    {
-                        record.limits = later.limits.unwrap_or(record.limits);
-                        if let Some(standing) = &later.standing {
-                            record.standing.clone_from(standing);
-                        }
+                    if let Some(decided) = decided.get(&execution) {
+                        record.catch_up(decided);
                     }
                     records.push(record);
                 }
@@ -108,6 +105,17 @@ impl Node {
         self.insert(record, None);
     }
 
+    /// The cgroup of a task, unless it is gone. What was made in its place since is somebody else's: nothing was decided
+    /// about that.
+    fn cgroup_of(&self, record: &Record) -> Result<Option<Cgroup>, CgroupError> {
+        match Cgroup::open(&self.config.hierarchies.v2, &record.cgroup) {
+            Ok(cgroup) if record.cgroup_id.is_some_and(|id| id != cgroup.id()) => Ok(None),
+            Ok(cgroup) => Ok(Some(cgroup)),
+            Err(error) if error.is_gone() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// A task of this boot that has, or may have, something in the kernel.
     fn adopt_record(&mut self, mut record: Record) -> Result<(), NodeError> {
         let id = record.execution.task.clone();
@@ -119,9 +127,9 @@ impl Node {
                 .ok_or_else(|| NodeError::Exhausted("there are more tasks than --max-tasks allows".into()))?;
             record.save(self.state_dir())?;
         }
-        let cgroup = match Cgroup::open(&self.config.hierarchies.v2, &record.cgroup) {
-            Ok(cgroup) => cgroup,
-            Err(error) if error.is_gone() => {
+        let cgroup = match self.cgroup_of(&record) {
+            Ok(Some(cgroup)) => cgroup,
+            Ok(None) => {
                 let bpf = self.bpf.as_mut().ok_or_else(not_established)?;
                 let retired = bpf.retire(record.slot);
                 self.free_slots.insert(record.slot);
@@ -169,7 +177,7 @@ impl Node {
             let limits = record.limits.as_change();
             self.change(&id, &limits, &cause)
         } else {
-            self.put_all_back(&id, &cause)
+            self.put_all_back(&id, &cause).or_else(|refused| self.go_back(&id, refused))
         };
         if let Err(error) = self.watch_quota(&id) {
             tracing::warn!(task = %id, error = %launch::chain(&error), "cannot watch a CPU quota");

@@ -17,6 +17,7 @@ use crate::{
     kernel::bpf::Bpf,
     launch,
     ledger::{self, Intent, Ledger, Summary},
+    record::Before,
 };
 
 /// How long a change stands.
@@ -129,6 +130,19 @@ impl Node {
         self.put_back(id, &knobs, cause)
     }
 
+    /// What was decided last cannot be put in force, and the agent that was about to do it died before it could say so: what
+    /// was decided before holds, as if it had lived to turn everything back.
+    pub(super) fn go_back(&mut self, id: &TaskId, refused: NodeError) -> Result<(), NodeError> {
+        let record = &mut self.task_mut(id)?.record;
+        let Some(Before { limits, standing }) = record.before.take() else { return Err(refused) };
+        let why = format!("the last change could not be put in force: {}", launch::chain(&refused));
+        let wishes = actuate::decided(&limits, &standing, &record.baseline);
+        self.carry_through(id, &wishes, limits, standing, Kind::Standing, &Cause::agent("start", &why))?;
+        self.task(id)?.record.save(self.state_dir())?;
+        self.note(id, &format!("{why}; what was decided before holds"));
+        Ok(())
+    }
+
     /// The kernel's side of a task.
     fn held(&self, id: &TaskId) -> Result<(&Target, &Bpf), NodeError> {
         let target = self.task(id)?.target.as_ref().ok_or_else(not_established)?;
@@ -205,7 +219,11 @@ impl Node {
         if is_saved {
             failpoint::hit("change-before-record");
             record.ledger_number = self.ledger.next_number();
+            if kind == Kind::Standing {
+                record.before = Some(Before { limits: before.0, standing: before.1.clone() });
+            }
             if let Err(error) = record.save(&state_dir) {
+                record.before = None;
                 (record.limits, record.standing) = before;
                 return Err(error.into());
             }
@@ -225,6 +243,10 @@ impl Node {
             // Nothing is done that is not written down.
             Err(error) => Err(error.into()),
         };
+        if kind == Kind::Standing {
+            // It is known what came of it; on disk the ledger says so.
+            record.before = None;
+        }
         if result.is_err() {
             (record.limits, record.standing) = before;
             if is_saved {

@@ -141,7 +141,13 @@ impl Node {
             self.writers.forget(target);
             if launched && let Some(ground) = &self.ground {
                 let groups = [&target.v1_cpu, &target.v1_memory, &target.v1_io];
-                match ground.dissolve(&target.cgroup, groups.into_iter().flatten()) {
+                let groups = groups.into_iter().flatten();
+                let gone = if self.is_in_unit(&task.record) {
+                    ground.leave_unit(&target.cgroup, groups, kill)
+                } else {
+                    ground.dissolve(&target.cgroup, groups)
+                };
+                match gone {
                     Err(GroundError::Cgroup(error)) if error.is_gone() => {}
                     other => other?,
                 }
@@ -225,6 +231,9 @@ impl Node {
             return Err(error.into());
         }
         match task.record.origin {
+            Origin::Launched { .. } if self.is_in_unit(&task.record) => {
+                done.push(format!("{id}: its processes go on in {}", task.record.cgroup.display()))
+            }
             Origin::Launched { .. } => {
                 done.push(format!("{id}: its processes go on, outside {}", task.record.cgroup.display()))
             }

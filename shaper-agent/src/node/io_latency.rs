@@ -60,6 +60,9 @@ struct Promise {
     since_ns: u64,
     before: Histogram,
     latency: Option<Micros>,
+    /// Operations that the kernel did not time, and whether the last were such.
+    untimed: u64,
+    is_untimed: bool,
     /// Holding others back did not help.
     is_vain: bool,
 }
@@ -182,17 +185,28 @@ impl Node {
         let mut victims = Vec::new();
         for Promised { execution, slot, priority, target } in promised {
             let mut now = Histogram::default();
+            let mut untimed = 0;
             for (_, stat) in of_slot(counts, *slot, device) {
                 now.add(&stat.latency);
+                untimed += stat.untimed;
             }
             let promise = self.guards.promises.entry((execution.clone(), device)).or_insert(Promise {
                 since_ns: now_ns,
                 before: now,
                 latency: None,
+                untimed,
+                is_untimed: false,
                 is_vain: false,
             });
             let since = now.since(&promise.before);
             let mut latency = None;
+            if since.total() > 0 {
+                promise.is_untimed = false;
+            } else if untimed != promise.untimed {
+                // What was known before says nothing of these.
+                (promise.is_untimed, promise.latency) = (true, None);
+            }
+            promise.untimed = untimed;
             if since.total() == 0 {
                 promise.since_ns = now_ns;
             } else if protect::is_enough(since.total(), now_ns.saturating_sub(promise.since_ns)) {
@@ -396,6 +410,12 @@ impl Node {
         }
         let mut devices: Vec<String> = Vec::new();
         for ((_, device), promise) in self.guards.promises.iter().filter(|((of, _), _)| of == execution) {
+            if promise.is_untimed {
+                let name = disks::name(*device);
+                devices.push(format!(
+                    "not measured on {name}: this kernel times nothing there while /sys/block/{name}/queue/iostats is 0"
+                ));
+            }
             let Some(latency) = promise.latency else { continue };
             let for_it = |held: &&Held| held.broken.victim == *execution;
             let held = self.guards.held.iter().filter(|((_, of), _)| of == device);

@@ -52,12 +52,13 @@ use crate::{
     kernel::{
         bpf::{Bpf, BpfConfig, BpfError},
         cgroup::{Cgroup, CgroupError, block, cpu, memory as memory_files, memory::MemoryEvents},
+        features,
         v1::V1Error,
     },
-    launch::{self, AttachError, SpawnError, spec::Started},
+    launch::{self, AttachError, Hired, SpawnError, spec::Started},
     lease::LeaseError,
     ledger::Ledger,
-    manager::Manager,
+    manager::{Manager, ManagerError},
     meter::Meter,
     record::Record,
     waiter::Waiter,
@@ -96,6 +97,9 @@ pub enum NodeError {
     /// Our cgroups.
     #[error(transparent)]
     Ground(#[from] GroundError),
+    /// A unit for a task.
+    #[error(transparent)]
+    Manager(#[from] ManagerError),
     /// A cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -158,6 +162,8 @@ pub struct RunRequest {
 
 /// How long a supervisor may take to say that its task runs.
 const LAUNCH_DEADLINE: Duration = Duration::from_secs(20);
+/// How long systemd may take to start one; the node waits for it.
+const HIRE_DEADLINE: Duration = Duration::from_secs(2);
 /// A note on a task.
 const SUPERVISOR_LOST: &str =
     "its supervisor was killed: its output since then is lost, its exit code will be unknown";
@@ -172,6 +178,8 @@ struct Task {
     target: Option<Target>,
     /// Whether `record.slot` is this task's to give back.
     holds_slot: bool,
+    /// Its supervisor, where that waits to be told that it may start the task.
+    supervisor: Option<Hired>,
     started: Option<Started>,
     /// The main process is over; what remains is to find out how.
     over: bool,
@@ -381,7 +389,13 @@ impl Node {
             self.ground = Some(Ground::establish(hierarchies, cgroup_root, state_dir, &self.boot_id)?);
         }
         if self.bpf.is_none() {
-            let mut bpf = Bpf::establish(self.bpf_config())?;
+            let mut bpf = Bpf::establish(self.bpf_config()).map_err(|error| match features::lacking() {
+                Some(lacking) => NodeError::Precondition(format!(
+                    "{}: {lacking}; run the agent with CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN",
+                    launch::chain(&error)
+                )),
+                None => error.into(),
+            })?;
             if let Some(ground) = &self.ground {
                 let (cgroup, v1_io) = ground.agent()?;
                 let v1_io = v1_io.map(|group| group.id()).transpose()?;
@@ -462,10 +476,16 @@ impl Node {
     fn take_stock(&mut self) {
         if let Some(bpf) = &self.bpf {
             match self.meter.take_stock(bpf) {
-                Ok(gone) => {
-                    for id in gone.into_iter().filter_map(|slot| self.task_of_slot(slot)).collect::<Vec<_>>()
-                    {
+                Ok(doubtful) => {
+                    let tasks: Vec<TaskId> =
+                        doubtful.into_iter().filter_map(|slot| self.task_of_slot(slot)).collect();
+                    for id in tasks {
                         self.end_if_gone(&id);
+                        if let (Some(bpf), Some(task)) = (&self.bpf, self.tasks.get(&id))
+                            && let Some(target) = task.target.as_ref().filter(|_| task.is_running())
+                        {
+                            self.meter.open_anew(bpf, target);
+                        }
                     }
                 }
                 Err(error) => tracing::warn!(error = %launch::chain(&error), "cannot take stock"),
@@ -523,6 +543,7 @@ impl Node {
             holds_slot: target.is_some(),
             record,
             target,
+            supervisor: None,
             started: None,
             over: false,
             unsaved: false,

@@ -1,7 +1,7 @@
 //! Starting tasks, adopting cgroups, changing limits.
 
 use std::{
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::net::UnixStream},
     path::{Component, Path, PathBuf},
 };
 
@@ -17,12 +17,16 @@ use shaper_proto::peer::Caller;
 use tokio::sync::oneshot;
 
 use super::{
-    COMMAND_MAX, LAUNCH_DEADLINE, Node, NodeError, RunRequest, SUPERVISOR_LOST, not_established, now,
+    COMMAND_MAX, HIRE_DEADLINE, LAUNCH_DEADLINE, Node, NodeError, RunRequest, SUPERVISOR_LOST,
+    not_established, now,
 };
 use crate::{
     actuate::Values,
+    config::TasksIn,
+    ground,
     kernel::{cgroup::Cgroup, features},
-    launch::{self, Attachment, SpawnError, Spawned, spec::LaunchSpec},
+    launch::{self, Attachment, Hired, SpawnError, Spawned, spec::LaunchSpec},
+    manager::Service,
     record::{self, Record},
 };
 
@@ -48,9 +52,11 @@ impl Node {
             origin: Origin::Launched { command: request.command.clone() },
             slot: 0,
             cgroup: PathBuf::new(),
+            cgroup_id: None,
             limits: request.limits,
             ledger_number: 0,
             standing: Values::new(),
+            before: None,
             baseline: Values::new(),
             created_at: now(),
             boot_id: self.boot_id.clone(),
@@ -191,7 +197,13 @@ impl Node {
         };
         record.slot = slot;
         if matches!(record.origin, Origin::Launched { .. }) {
-            record.cgroup = self.config.cgroup_root.join(record.execution.to_string());
+            record.cgroup = match self.config.tasks_in {
+                TasksIn::Units => {
+                    let unit = Service::cgroup(&self.unit(&record.execution));
+                    self.config.hierarchies.v2.join(unit).join(ground::TASK)
+                }
+                TasksIn::CgroupRoot => self.config.cgroup_root.join(record.execution.to_string()),
+            };
         }
         let execution = record.execution.clone();
         failpoint::hit("agent-before-record");
@@ -210,12 +222,17 @@ impl Node {
         let record = &self.task(id)?.record;
         let (slot, limits) = (record.slot, record.limits);
         let adopted = record.origin == Origin::Adopted;
-        let ground = self.ground.as_ref().ok_or_else(not_established)?;
-        let cgroup = if adopted {
+        let in_unit = self.is_in_unit(record);
+        let cgroup = if in_unit {
+            let (supervisor, cgroup) = self.hire(&record.execution)?;
+            self.task_mut(id)?.supervisor = Some(supervisor);
+            cgroup
+        } else if adopted {
             Cgroup::open(&self.config.hierarchies.v2, &record.cgroup)?
         } else {
-            ground.make_task(&record.execution)?
+            self.ground.as_ref().ok_or_else(not_established)?.make_task(&record.execution)?
         };
+        let record = &self.task(id)?.record;
         let mut target = self.target(cgroup, record)?;
         failpoint::hit("start-after-cgroup");
         target.has_sockets = adopted;
@@ -230,6 +247,38 @@ impl Node {
         failpoint::hit("start-after-slot");
         self.meter_task(id)?;
         self.change(id, &limits.as_change(), cause)
+    }
+
+    /// The unit of an execution. Several agents on one machine have cgroup roots of different names.
+    fn unit(&self, execution: &ExecutionId) -> String {
+        let root = self.config.cgroup_root.file_name().and_then(|name| name.to_str()).unwrap_or("shaper");
+        format!("{root}-{execution}.service")
+    }
+
+    /// Whether a task that shaper started has a unit, rather than a cgroup below the agent's.
+    pub(super) fn is_in_unit(&self, record: &Record) -> bool {
+        matches!(record.origin, Origin::Launched { .. })
+            && record.cgroup.starts_with(self.config.hierarchies.v2.join(Service::SLICE))
+    }
+
+    /// Has systemd start a supervisor, which waits for a word then, and makes the cgroup of its task in its unit.
+    fn hire(&self, execution: &ExecutionId) -> Result<(Hired, Cgroup), NodeError> {
+        let failed = |verb| move |source| NodeError::System { verb, source };
+        let (ours, theirs) =
+            UnixStream::pair().map_err(failed("make a line to the supervisor of the task"))?;
+        let name = self.unit(execution);
+        let unit = self.config.hierarchies.v2.join(Service::cgroup(&name));
+        let directory = record::directory(self.state_dir(), execution);
+        let launcher = &self.config.launcher;
+        let command = [launcher.as_os_str(), "--unit".as_ref(), directory.as_os_str()];
+        let description = format!("Task {execution} of shaper");
+        let command = command.map(|argument| argument.to_string_lossy().into_owned()).into();
+        Service { name, description, command, line: theirs.into() }.start()?;
+        let supervisor = Hired::answered(ours, HIRE_DEADLINE)
+            .map_err(failed("hear from the supervisor of the task, which systemd was to start"))?;
+        let ground = self.ground.as_ref().ok_or_else(not_established)?;
+        let cgroup = ground.divide_unit(&unit, supervisor.pid())?;
+        Ok((supervisor, cgroup))
     }
 
     /// Measures a task whose slot has its cgroups.
@@ -251,8 +300,10 @@ impl Node {
         id: &TaskId,
         mut spec: LaunchSpec,
     ) -> Result<oneshot::Receiver<Result<TaskStatus, NodeError>>, NodeError> {
-        let ground = self.ground.as_ref().ok_or_else(not_established)?;
-        spec.supervisor_groups = ground.supervisors()?;
+        let hired = self.task_mut(id)?.supervisor.take();
+        if hired.is_none() {
+            spec.supervisor_groups = self.ground.as_ref().ok_or_else(not_established)?.supervisors()?;
+        }
         let task = self.task_mut(id)?;
         let target = task.target.as_mut().ok_or_else(not_established)?;
         target.has_sockets = true;
@@ -267,7 +318,10 @@ impl Node {
         let (reply, answer) = oneshot::channel();
         let (launcher, handle) = (self.config.launcher.clone(), self.handle.clone());
         self.runtime.spawn(async move {
-            let spawn = move || launch::spawn(&launcher, &directory, LAUNCH_DEADLINE);
+            let spawn = move || match hired {
+                Some(hired) => hired.go(&directory, LAUNCH_DEADLINE),
+                None => launch::spawn(&launcher, &directory, LAUNCH_DEADLINE),
+            };
             let spawned = tokio::task::spawn_blocking(spawn).await;
             handle
                 .tell(move |node| {
@@ -434,16 +488,18 @@ impl Node {
     ) -> Result<TaskStatus, NodeError> {
         self.only_operator(caller, "adopt a cgroup")?;
         let attempt = self.next_attempt(caller, &id, None)?;
-        let record = Record {
+        let mut record = Record {
             execution: ExecutionId { task: id.clone(), attempt },
             owner: caller.as_owner(),
             runs_as: caller.as_owner(),
             origin: Origin::Adopted,
             slot: 0,
             cgroup: path,
+            cgroup_id: None,
             limits,
             ledger_number: 0,
             standing: Values::new(),
+            before: None,
             baseline: Values::new(),
             created_at: now(),
             boot_id: self.boot_id.clone(),
@@ -455,7 +511,7 @@ impl Node {
             let_go: false,
             kill_at_boottime_ns: None,
         };
-        self.may_adopt(&record.cgroup)?;
+        record.cgroup_id = Some(self.may_adopt(&record.cgroup)?);
         self.begin(record, Cause::new(Actor::User(caller.uid), "adopt"))?;
         // Sockets that are older than the adoption join the pacing loop.
         if let Err(error) = self.bpf.as_ref().ok_or_else(not_established)?.walk_tcp() {
@@ -473,12 +529,13 @@ impl Node {
         self.status(&id)
     }
 
-    pub(super) fn may_adopt(&self, path: &Path) -> Result<(), NodeError> {
+    /// Refuses what cannot be adopted; the id of what can.
+    fn may_adopt(&self, path: &Path) -> Result<u64, NodeError> {
         let mount = &self.config.hierarchies.v2;
         if path.components().any(|part| matches!(part, Component::ParentDir | Component::CurDir)) {
             return Err(NodeError::Invalid(format!("{} must be a plain path, without `..`", path.display())));
         }
-        Cgroup::open(mount, path)?;
+        let id = Cgroup::open(mount, path)?.id();
         if path == mount {
             return Err(NodeError::Invalid("the root of the hierarchy cannot be adopted".into()));
         }
@@ -505,7 +562,7 @@ impl Node {
                 )));
             }
         }
-        Ok(())
+        Ok(id)
     }
 
     /// Changes limits of a running task, all or none.
@@ -523,7 +580,17 @@ impl Node {
         if !self.task(id)?.is_running() {
             return Err(NodeError::Precondition(format!("task `{id}` has ended")));
         }
-        self.change_or_shrink(id, change, &Cause::new(Actor::User(caller.uid), "set"))?;
+        let adopted = self.task(id)?.record.origin == Origin::Adopted;
+        match self.change_or_shrink(id, change, &Cause::new(Actor::User(caller.uid), "set")) {
+            Err(NodeError::Actuate(error)) if error.is_gone() && adopted => {
+                // It was removed just now, and the kernel is about to tell of it.
+                self.end_if_gone(id);
+                return Err(NodeError::Precondition(format!(
+                    "task `{id}` has ended: its cgroup was removed, and nothing was changed"
+                )));
+            }
+            other => other?,
+        }
         if let Some(memory) = change.memory {
             let state_dir = self.state_dir().to_owned();
             let task = self.task_mut(id)?;

@@ -3,9 +3,11 @@
 mod abi;
 mod adopt;
 mod burst;
+mod corners;
 mod cpu;
 mod identity;
 mod input;
+mod kills;
 mod knobs;
 mod ledger;
 mod measure;

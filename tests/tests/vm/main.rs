@@ -4,10 +4,12 @@
 //! those of a profile of their own, where systemd is PID 1; all others run below a PID 1 that does nothing.
 
 mod block_io;
+mod corners;
 mod cpu;
 mod crash;
 mod io_cost;
 mod io_latency;
+mod kills;
 mod knobs;
 mod measure;
 mod memory;
@@ -204,13 +206,6 @@ fn an_agent_that_was_killed_is_followed_by_one_that_knows_all_and_can_release_al
     }
 }
 
-/// `cargo xtask vm` builds everything with it.
-#[cfg(not(feature = "scx"))]
-#[test]
-fn these_tests_were_built_with_shapers_scheduler() {
-    panic!("build them with --features shaper-tests/scx");
-}
-
 #[test]
 fn the_doctor_knows_what_this_kernel_has() {
     let agent = Agent::start();
@@ -240,4 +235,23 @@ fn the_doctor_knows_what_this_kernel_has() {
         };
         assert!(as_expected, "{feature}: {found:?}");
     }
+}
+
+#[test]
+fn under_lockdown_everything_works_as_before() {
+    corners::lock_down();
+    let agent = Agent::start();
+    let task = agent.run("hog", &["--cpu", "0.5", "--net", "5mbit"], &["spin"]);
+    let rungs = agent.shaper().doctor().rungs;
+    let wrong = rungs.iter().filter(|rung| {
+        ["self-test", "program", "cap-bpf", "btf"].iter().any(|name| rung.feature.starts_with(name))
+            && rung.availability != Availability::Available
+    });
+    assert_eq!(wrong.count(), 0, "{rungs:?}");
+    eventually("it runs", || cpu_time(&task.cgroup) > SECOND / 2);
+    let before = cpu_time(&task.cgroup);
+    let window = Window::pass(2 * SECOND);
+    assert_close("cores", (cpu_time(&task.cgroup) - before).as_secs_f64() / window.seconds(), 0.5, 10.0);
+    let counted = agent.shaper().get("hog").usage.cpu_time_ns as f64 / 1e9;
+    assert_close("counted", counted, cpu_time(&task.cgroup).as_secs_f64(), 5.0);
 }

@@ -1,8 +1,12 @@
 //! Where systemd is PID 1, and thinks that the cgroups are its own.
 
 mod runtimes;
+mod units;
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use shaper_core::ledger::{Actor, Entry};
 use shaper_tests::{
@@ -31,6 +35,7 @@ fn the_limits_of_an_agent_in_a_unit_survive_a_reload_and_the_end_of_the_unit() {
     let files = || ["cpu.max", "memory.max"].map(|file| read(&task.cgroup, file));
     let asked = ["50000 100000", "67108864"];
     assert_eq!(files(), asked);
+    assert!(Path::new(&task.cgroup).starts_with(mounts().0.join("shaper.slice")), "{}", task.cgroup);
     systemctl(&["daemon-reload"]);
     assert_eq!(files(), asked);
     assert_eq!(unit.property("ActiveState"), "active");

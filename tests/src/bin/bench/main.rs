@@ -1,5 +1,5 @@
 //! `cargo xtask bench`: what the kernel programs and the agent cost, and how right they are; how exact limits are, and
-//! what loans are worth. This file only wires; each part of a subject has its module.
+//! what loans are worth; how fast and how well tasks are placed. This file only wires; each part of a subject has its module.
 #![forbid(unsafe_code)]
 
 mod accuracy;
@@ -13,6 +13,7 @@ mod kernel;
 mod ledger;
 mod load;
 mod peer;
+mod place;
 mod pulse;
 mod report;
 mod rig;
@@ -116,11 +117,11 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
     }
 }
 
-const USAGE: &str = "usage: bench measure|actuators|shape [--json] [--quick] [PART…]";
+const USAGE: &str = "usage: bench measure|actuators|shape|place|openb [--json] [--quick] [PART…]";
 
 type Part = fn(Plan, &mut Report) -> Result<()>;
 
-const SUBJECTS: [(&str, &[(&str, Part)]); 3] = [
+const SUBJECTS: [(&str, &[(&str, Part)]); 5] = [
     (
         "measure",
         &[
@@ -135,6 +136,9 @@ const SUBJECTS: [(&str, &[(&str, Part)]); 3] = [
     // On cgroup v2 with the controller for CPU time, so in the VM.
     ("actuators", &[("shares", shares::measure), ("budget", budget::measure)]),
     ("shape", &[("service", service::measure), ("greedy", greedy::measure)]),
+    // Pure: no kernel is needed, only the traces.
+    ("place", &[("churn", place::churn), ("preempting", place::preempting), ("waiting", place::waiting)]),
+    ("openb", &[("packing", place::packing)]),
 ];
 
 fn say(text: &str) {

@@ -31,9 +31,8 @@ const LENDABLE: f64 = 0.95;
 /// Nothing is lent before a task has rested for a window.
 const EARNED: Duration = Duration::from_secs(11);
 const SETTLED: Duration = Duration::from_secs(1);
-/// Of the service, ten times that of the others: with the same as they have it would wait for them most of the time, whatever
-/// its limit.
-const WEIGHT: &str = "1000";
+/// Of the service, the most there is: with less it waits for the others most of the time, whatever its limit.
+const WEIGHT: &str = "10000";
 const LOOK: Duration = Duration::from_millis(20);
 
 #[derive(Clone, Copy, PartialEq)]

@@ -1,4 +1,4 @@
-//! Which node a task goes to. Pure and exact: a float is made for display only.
+//! The plain rule: every node is judged, one after the other. What the rest of [`place`](super) is measured against.
 //!
 //! A node is feasible when every resource of the demand fits into what is free there (capacity less
 //! what is reserved); a resource whose capacity the node does not know is not compared, and the verdict
@@ -8,13 +8,11 @@
 //! priority_value·0.5 + cpu_free/cpu_total·0.3 + memory_free/memory_total·0.2
 //! ```
 //!
-//! and the first of them on a tie. The priority is the same for every node, so the order of nodes is
-//! that of `(3·cpu_free·memory_total + 2·memory_free·cpu_total) / (cpu_total·memory_total)`. Two such
-//! fractions are compared by cross-multiplication, with products of 256 bits: capacities up to 2^60 do
-//! not overflow.
+//! and the first of them on a tie ([`exact`](super::exact) says how that is compared).
 
 use std::{cmp::Ordering, fmt};
 
+use super::exact::Fraction;
 use crate::{
     spec::{Capacity, Demand, NodeVerdict, Priority},
     units::{BitsPerSec, Bytes, Iops, Millicores},
@@ -50,7 +48,7 @@ pub fn choose(demand: &Demand, priority: Priority, nodes: &[Candidate<'_>]) -> C
 pub fn best(demand: &Demand, nodes: &[Candidate<'_>]) -> Option<usize> {
     let mut winner: Option<(usize, Fraction)> = None;
     for (index, node) in nodes.iter().enumerate().filter(|(_, node)| fits(demand, node)) {
-        let score = Fraction::of(node);
+        let score = order(node);
         if winner.is_none_or(|(_, best)| score.compare(best) == Ordering::Greater) {
             winner = Some((index, score));
         }
@@ -141,8 +139,8 @@ fn compare(demand: &Demand, capacity: &Capacity, reserved: &Capacity, mut tell: 
             continue;
         };
         let free = total.saturating_sub(taken.unwrap_or(0));
-        // Of nothing, nothing can be had; nor is a share of it a number.
-        if wanted > free || total == 0 {
+        // Of no CPU or memory there is no share: such a node has no score, and takes nothing.
+        if wanted > free || (total == 0 && matches!(resource, "cpu" | "memory")) {
             all_fit = false;
             tell(Finding::Lacks(Shortage { resource, wanted, free, total, show }));
         }
@@ -166,42 +164,17 @@ fn score(priority: Priority, node: &Candidate<'_>) -> f64 {
         + share(memory_free(node), node.capacity.memory.0) * 0.2
 }
 
-/// What the score of a feasible node is but for the priority, times ten.
-#[derive(Clone, Copy)]
-struct Fraction {
-    numerator: u128,
-    denominator: u128,
-}
-
-impl Fraction {
-    /// For capacities up to 2^60 the numerator is below 5·2^120.
-    fn of(node: &Candidate<'_>) -> Fraction {
-        let [cpu, cpus] = [cpu_free(node), node.capacity.cpu.0].map(u128::from);
-        let [memory, memories] = [memory_free(node), node.capacity.memory.0].map(u128::from);
-        Fraction { numerator: 3 * cpu * memories + 2 * memory * cpus, denominator: cpus * memories }
-    }
-
-    fn compare(self, other: Fraction) -> Ordering {
-        product(self.numerator, other.denominator).cmp(&product(other.numerator, self.denominator))
-    }
-}
-
-/// The 256 bits of `a · b`: the high half, then the low one.
-fn product(a: u128, b: u128) -> (u128, u128) {
-    const HALF: u32 = 64;
-    let split = |it: u128| (it >> HALF, it & u128::from(u64::MAX));
-    let ((a_high, a_low), (b_high, b_low)) = (split(a), split(b));
-    let low = a_low * b_low;
-    // Neither sum can overflow: (2^64 - 1)^2 + 2·(2^64 - 1) = 2^128 - 1.
-    let middle = a_high * b_low + (low >> HALF);
-    let (carry, middle) = split(middle);
-    let middle = a_low * b_high + middle;
-    let high = a_high * b_high + carry + (middle >> HALF);
-    (high, (middle << HALF) | (low & u128::from(u64::MAX)))
+/// What the score of a feasible node is but for the priority, times ten. For capacities up to 2^60 the numerator is
+/// below 5·2^120.
+fn order(node: &Candidate<'_>) -> Fraction {
+    let [cpu, cpus] = [cpu_free(node), node.capacity.cpu.0].map(u128::from);
+    let [memory, memories] = [memory_free(node), node.capacity.memory.0].map(u128::from);
+    Fraction { numerator: 3 * cpu * memories + 2 * memory * cpus, denominator: cpus * memories }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::exact::tests::{Rational, amount};
     use super::*;
     use proptest::prelude::*;
 
@@ -276,44 +249,6 @@ mod tests {
         assert_eq!(best(&demand(10, 1), &nodes), None);
     }
 
-    /// A plain rational, compared by its continued fraction: no product of two of its parts is made.
-    #[derive(Clone, Copy, PartialEq, Eq)]
-    struct Rational(u128, u128);
-
-    impl Ord for Rational {
-        fn cmp(&self, other: &Rational) -> Ordering {
-            let (Rational(a, b), Rational(c, d)) = (*self, *other);
-            (a / b).cmp(&(c / d)).then_with(|| match (a % b, c % d) {
-                (0, 0) => Ordering::Equal,
-                (0, _) => Ordering::Less,
-                (_, 0) => Ordering::Greater,
-                (left, right) => Rational(d, right).cmp(&Rational(b, left)),
-            })
-        }
-    }
-
-    impl PartialOrd for Rational {
-        fn partial_cmp(&self, other: &Rational) -> Option<Ordering> {
-            Some(self.cmp(other))
-        }
-    }
-
-    fn gcd(a: u128, b: u128) -> u128 {
-        if b == 0 { a } else { gcd(b, a % b) }
-    }
-
-    impl Rational {
-        fn reduced(a: u128, b: u128) -> Rational {
-            let divisor = gcd(a, b);
-            Rational(a / divisor, b / divisor)
-        }
-
-        /// `3·a + 2·b`.
-        fn weighted(Rational(a, b): Rational, Rational(c, d): Rational) -> Rational {
-            Rational::reduced(3 * a * d + 2 * c * b, b * d)
-        }
-    }
-
     /// The formula, as plainly as it can be written.
     fn reference(demand: &Demand, nodes: &[(Capacity, Capacity)]) -> Option<usize> {
         let free = |has: u64, taken: u64| u128::from(has.saturating_sub(taken));
@@ -337,11 +272,6 @@ mod tests {
             }
         }
         winner.map(|(_, index)| index)
-    }
-
-    /// Small numbers meet ties, large ones the limits of the arithmetic.
-    fn amount() -> impl Strategy<Value = u64> {
-        prop_oneof![1u64..8, 1u64..=1 << 60, ((1u64 << 60) - 8)..=1 << 60]
     }
 
     fn a_capacity() -> impl Strategy<Value = Capacity> {
@@ -369,16 +299,6 @@ mod tests {
                 prop_assert_eq!(verdict.score.is_some(), verdict.lacking.is_empty());
                 prop_assert!(verdict.score.is_none_or(|score| (0.25..=0.75 + 1e-9).contains(&score)));
             }
-        }
-
-        #[test]
-        fn a_product_has_all_its_bits(a: u128, b: u128) {
-            // Modulo 2^128 by the processor, and modulo 2^64 - 1 by adding the digits.
-            let (high, low) = product(a, b);
-            prop_assert_eq!(low, a.wrapping_mul(b));
-            let digits = |it: u128| ((it >> 64) + (it & u128::from(u64::MAX))) % u128::from(u64::MAX);
-            let modulo = u128::from(u64::MAX);
-            prop_assert_eq!((digits(high) + digits(low)) % modulo, digits(a) * digits(b) % modulo);
         }
     }
 }

@@ -1,0 +1,12 @@
+//! Placement: how fast, and how well it packs.
+
+mod churn;
+mod data;
+mod packing;
+mod preempting;
+mod waiting;
+
+pub(crate) use churn::measure as churn;
+pub(crate) use packing::measure as packing;
+pub(crate) use preempting::measure as preempting;
+pub(crate) use waiting::measure as waiting;
