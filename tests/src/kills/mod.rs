@@ -99,9 +99,17 @@ impl Random {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Call {
     Done,
+    /// The agent answered, and was killed right then.
+    DoneAtLast,
     Refused,
     /// The agent died before it answered.
     Lost,
+}
+
+impl Call {
+    fn is_the_end(self) -> bool {
+        matches!(self, Call::DoneAtLast | Call::Lost)
+    }
 }
 
 /// How the agent is to die.
@@ -208,7 +216,7 @@ impl World {
         let ask = *self.random.of(&[Ask::Start, Ask::Set, Ask::Set, Ask::SetInVain, Ask::Release]);
         let call = self.ask(ask, Some(delay));
         self.agent.kill9();
-        if call == Call::Lost {
+        if call.is_the_end() {
             self.count("SIGKILL, at a random moment");
         }
     }
@@ -250,7 +258,7 @@ impl World {
         };
         let call = self.call(&arguments, kill);
         assert!(
-            (call == Call::Refused) == in_vain || call == Call::Lost,
+            (call == Call::Refused) == in_vain || call.is_the_end(),
             "{arguments:?}: {call:?}, and the agent said: {}",
             self.agent.said()
         );
@@ -259,7 +267,7 @@ impl World {
             self.subjects[index].has_started(&self.agent);
             self.set_bound(index);
         }
-        if call != Call::Lost {
+        if !call.is_the_end() {
             self.subjects[index].assert_as_decided(&self.agent);
         }
         call
@@ -304,6 +312,7 @@ impl World {
             pidfd_open(pid, PidfdFlags::empty()).expect("it is not reaped yet")
         };
         let (agent, client_fd) = (open(self.agent.pid()), open(client.id()));
+        let mut is_killed = false;
         loop {
             let mut ended =
                 [&client_fd, &agent].map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN));
@@ -314,11 +323,11 @@ impl World {
             let count = poll(&mut ended, time.as_ref()).expect("pidfds can be polled");
             if count == 0 {
                 self.agent.signal_kill9();
-                kill = None;
+                (kill, is_killed) = (None, true);
             } else if !ended[0].revents().is_empty() {
                 let status = client.wait().expect("a child can be waited for");
                 if status.success() {
-                    return Call::Done;
+                    return if is_killed { Call::DoneAtLast } else { Call::Done };
                 }
                 let mut said = String::new();
                 let stderr = client.stderr.as_mut().expect("it is piped");

@@ -190,7 +190,7 @@ impl Subject {
     /// It was asked for `after`, and that was the answer.
     pub(super) fn asked(&mut self, after: State, call: Call) {
         match call {
-            Call::Done => (self.state, self.maybe) = (after, None),
+            Call::Done | Call::DoneAtLast => (self.state, self.maybe) = (after, None),
             Call::Refused => {}
             Call::Lost => self.maybe = Some(after),
         }
