@@ -22,8 +22,8 @@ pub(crate) const VM_TARGET: &str = "vm";
 pub(crate) const NATIVE_TARGET: &str = "native";
 /// Modules of it whose tests take minutes, of rates, of deaths and of what a task goes on doing: without `--all` only the
 /// first kernel runs them.
-const LONG: [&str; 7] =
-    ["block_io::", "corners::", "cpu::", "crash::", "io_cost::", "io_latency::", "memory::"];
+const LONG: [&str; 8] =
+    ["block_io::", "corners::", "cpu::", "crash::", "io_cost::", "io_latency::", "kills::", "memory::"];
 
 /// Those that watch for minutes what becomes of a device or of memory, or that switch off and stop the machine itself: without
 /// `--all` not even the first kernel has them.
