@@ -54,7 +54,8 @@
 //! drops below what was used in the running period stops the task until that is paid.
 //!
 //! A turn is meant to come every 100 ms, and is told the task's CPU time since its beginning. What was used
-//! since the last turn is booked when it is seen, never earlier: a turn that comes late makes windows longer, not shorter.
+//! since the last turn is booked when it is seen. So where one turn comes late and the one of 10 s later does not, a window
+//! reaches into 102 slots: what is used in those stays within 102 periods' worth, and the bound is 2 %, not 1.
 
 #[cfg(test)]
 mod tests;
@@ -150,12 +151,17 @@ impl Past {
         self.slots[index] += used;
     }
 
-    /// Whether each window that is still open stays within `allowance` if the slots to come go as `path` says.
-    fn admits(&self, allowance: u64, path: impl IntoIterator<Item = u64>) -> bool {
+    /// Whether each window that is still open stays within `allowance` if the slots to come go as `path` says, and
+    /// within `late` where turns come late and it holds a slot more.
+    fn admits(&self, allowance: u64, late: u64, path: impl IntoIterator<Item = u64>) -> bool {
         let mut sum: u64 = self.slots.iter().sum();
         for (ahead, step) in (1..=SLOTS as u64).zip(path) {
+            sum += step;
+            if sum > late {
+                return false;
+            }
             // The slot that has this place now is the oldest: the one to come takes it.
-            sum = sum - self.slots[self.at(self.last + ahead)] + step;
+            sum -= self.slots[self.at(self.last + ahead)];
             if sum > allowance {
                 return false;
             }
@@ -214,8 +220,10 @@ impl Account {
         self.quota.saturating_sub(self.grant())
     }
 
-    fn allowance(&self) -> u64 {
-        self.terms.ceiling.0 * SLOTS as u64
+    /// Whether its windows stay within their bounds, less `spare`, on this way, as far as `past` goes.
+    fn admits(&self, past: &Past, spare: u64, path: impl IntoIterator<Item = u64>) -> bool {
+        let allowance = self.terms.ceiling.0 * SLOTS as u64 - spare;
+        past.admits(allowance, allowance + self.terms.ceiling.0, path)
     }
 
     /// From a quota that is written now down to the floor: what may be used in each slot on the way, less what was saved. A
@@ -239,7 +247,7 @@ impl Account {
     fn may_keep(&self) -> bool {
         let first = 2 * self.quota + self.terms.saving.0;
         let path = std::iter::once(first).chain(self.way_down(self.lower()));
-        self.used.admits(self.allowance(), path)
+        self.admits(&self.used, 0, path)
     }
 
     /// The next quota on the way down.
@@ -255,14 +263,14 @@ impl Account {
 
     /// Whether it may have that from now on, whatever it does with it, if what it uses first is `first`.
     fn may_be_steady(&self, first: u64) -> bool {
-        self.used.admits(self.allowance(), std::iter::once(first).chain(std::iter::repeat(self.steady())))
+        self.admits(&self.used, 0, std::iter::once(first).chain(std::iter::repeat(self.steady())))
     }
 
     /// Whether it may have its grant again; it is not known to need it.
     fn may_have_its_grant(&self) -> bool {
         let mut path = self.way_down(self.grant());
         let first = path.next().unwrap_or(0) + self.grant() + self.terms.saving.0;
-        self.used.admits(self.allowance(), std::iter::once(first).chain(path))
+        self.admits(&self.used, 0, std::iter::once(first).chain(path))
     }
 
     /// Books what was used since the last turn.
@@ -305,8 +313,7 @@ impl Account {
         let mut path = self.way_down(quota);
         let first = path.next().unwrap_or(0) + pending + self.terms.saving.0;
         // A period less than there is: turns do not come to the microsecond.
-        let allowance = self.allowance() - self.terms.ceiling.0;
-        self.credited.admits(allowance, std::iter::once(first).chain(path))
+        self.admits(&self.credited, self.terms.ceiling.0, std::iter::once(first).chain(path))
     }
 
     /// What nobody else can have of the node.
