@@ -52,6 +52,14 @@ pub(crate) fn build_tests(name: &str) -> Result<PathBuf> {
     find(executables(&["test", "--workspace", "--exclude", "xtask", "--test", name, "--no-run"])?, name, true)
 }
 
+/// Builds the unit tests of these packages.
+pub(crate) fn build_unit_tests(packages: &[&str]) -> Result<Vec<PathBuf>> {
+    let built = executables(&["test", "--workspace", "--exclude", "xtask", "--lib", "--no-run"])?;
+    let names: Vec<_> = packages.iter().map(|package| package.replace('-', "_")).collect();
+    let found = built.into_iter().filter(|executable| executable.test && names.contains(&executable.name));
+    Ok(found.map(|executable| executable.path).collect())
+}
+
 fn find(executables: Vec<Executable>, name: &str, test: bool) -> Result<PathBuf> {
     let found = executables.into_iter().find(|executable| executable.name == name && executable.test == test);
     let kind = if test { "test binary" } else { "binary" };

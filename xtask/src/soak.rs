@@ -3,11 +3,12 @@
 //! A test that belongs to a soak asks `shaper_tests::soak` how often to do what it does, and prints the figures that it
 //! aims at in lines that begin with `soak: `. In a soak it fails where they are not met.
 
+use std::env;
 use std::process::{Command, ExitCode};
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::builder::PossibleValuesParser;
 
 use crate::bins;
@@ -31,6 +32,14 @@ const SOAKS: &[Soak] = &[
     Soak { name: "shrink", tests: "memory::", is_native: false, series: &vm::SERIES },
 ];
 
+/// The soak of the property tests: so many rounds, each with a seed of its own.
+const PROPERTIES: &str = "properties";
+const ROUNDS: u32 = 100;
+/// The packages of pure code, whose tests are nothing but computation.
+const PURE: [&str; 3] = ["shaper-core", "shaper-common", "shaper-broker"];
+/// What repeats a soak.
+const SEED: &str = "SHAPER_SEED";
+
 /// What tells a test, in an environment, and what PID 1 of the machine takes for itself to do the same.
 const VARIABLE: &str = "SHAPER_SOAK";
 const ARGUMENT: &str = "--soak=";
@@ -38,7 +47,7 @@ const ARGUMENT: &str = "--soak=";
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// What to do
-    #[arg(value_parser = PossibleValuesParser::new(SOAKS.iter().map(|soak| soak.name)))]
+    #[arg(value_parser = PossibleValuesParser::new(SOAKS.iter().map(|soak| soak.name).chain([PROPERTIES])))]
     name: String,
     /// How much of it
     #[arg(long, default_value = "1/1", value_name = "PART/WHOLE")]
@@ -72,6 +81,9 @@ impl FromStr for Fraction {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let Fraction { part, whole } = args.fraction;
+    if args.name == PROPERTIES {
+        return properties(args.fraction);
+    }
     let Some(soak) = SOAKS.iter().find(|soak| soak.name == args.name) else {
         bail!("there is no soak `{}`", args.name);
     };
@@ -100,6 +112,31 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         tally += verdict.tally;
     }
     println!("{tally}");
+    Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs the tests of pure code with other inputs than those of each run of all tests.
+fn properties(Fraction { part, whole }: Fraction) -> Result<ExitCode> {
+    let given = env::var(SEED).ok().map(|seed| seed.parse::<u64>().with_context(|| format!("{SEED}={seed}")));
+    let first = given.unwrap_or_else(|| Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() << 16))?;
+    let binaries = bins::build_unit_tests(&PURE)?;
+    if binaries.len() != PURE.len() {
+        bail!("cargo built the unit tests of {} packages, not those of {}", binaries.len(), PURE.join(", "));
+    }
+    let rounds = (u64::from(ROUNDS) * u64::from(part)).div_ceil(u64::from(whole));
+    let mut tally = Tally::default();
+    for seed in first..first + rounds {
+        for binary in &binaries {
+            let mut tests = Command::new(binary);
+            tests.arg("--quiet").env(test::PROPERTY_SEED, seed.to_string());
+            let round = test::counted("host", tests, Output::Stdout)?.tally.unwrap_or_default();
+            if round.failed > 0 {
+                println!("soak: {SEED}={seed} repeats what failed");
+            }
+            tally += round;
+        }
+    }
+    println!("soak: {rounds} rounds, the first with {SEED}={first}\n{tally}");
     Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

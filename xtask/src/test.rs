@@ -1,5 +1,6 @@
 //! `cargo xtask test`: everything that can be tested on one machine, from the unit tests to the VM.
 
+use std::env;
 use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
@@ -46,6 +47,10 @@ pub(crate) struct Args {
     #[arg(last = true, value_name = "NEXTEST_ARGS")]
     nextest: Vec<String>,
 }
+
+/// What the inputs of the property tests are drawn from. Here it is the same in each run, so that what fails is what was
+/// changed; `cargo xtask soak properties` draws others.
+pub(crate) const PROPERTY_SEED: &str = "PROPTEST_RNG_SEED";
 
 /// One line of the closing table.
 pub(crate) struct Stage {
@@ -130,6 +135,9 @@ fn built<T>(stages: &mut Vec<Stage>, name: &str, build: impl FnOnce() -> Result<
 fn host_tests(bpf_object: &Path, bins: &BinDir, extra: &[String]) -> Result<Vec<Stage>> {
     let with_environment = |command: &mut Command| {
         command.env("SHAPER_BPF_OBJECT", bpf_object).env("SHAPER_BIN_DIR", bins.path());
+        if env::var_os(PROPERTY_SEED).is_none() {
+            command.env(PROPERTY_SEED, "1");
+        }
     };
     let has_nextest = process::read(process::cargo().args(["nextest", "--version"])).is_ok();
     if has_nextest {
