@@ -4,10 +4,10 @@ use std::{cmp::Reverse, collections::HashMap};
 
 use super::{
     class::{Class, Classes, Constraint, ConstraintId, fold},
-    exact::Divisor,
+    exact::{Divisor, Key},
     fragment::{Fragments, Rule},
-    index::{Entry, Index, Tier, Walk, Wanted},
-    lanes::Units,
+    index::{Entry, Index, Keys, Tier, Walk, Wanted},
+    lanes::{self, Units},
     mix::TaskMix,
     node::{MAX_GPUS, Node, NodeId, NodeSpec, Placement, Readiness, WHOLE},
     scorer::{self, Largest, Scorer, Scoring},
@@ -38,7 +38,9 @@ pub struct Cluster {
     pub(super) nodes: Vec<Node>,
     pub(super) classes: Classes,
     by_name: HashMap<String, NodeId>,
+    /// One for each capacity of CPU and memory.
     divisors: Vec<Divisor>,
+    divisor_of: HashMap<[u64; 2], u32>,
     pub(super) units: Units,
     pub(super) largest: Largest,
     best_fit_divisor: Divisor,
@@ -55,6 +57,7 @@ impl Default for Cluster {
             classes: Classes::default(),
             by_name: HashMap::new(),
             divisors: Vec::new(),
+            divisor_of: HashMap::new(),
             units: Units::default(),
             largest: Largest::default(),
             best_fit_divisor: Largest::default().divisor(),
@@ -79,10 +82,14 @@ impl Cluster {
             taints: spec.taints.clone(),
             gpu_model: spec.gpus.model.clone(),
         };
-        let node = Node::new(&spec, self.classes.class(class));
+        let capacity = [spec.capacity.cpu.0, spec.capacity.memory.0];
+        let divisor = *self.divisor_of.entry(capacity).or_insert_with(|| {
+            self.divisors.push(scorer::seed_divisor(capacity));
+            (self.divisors.len() - 1) as u32
+        });
+        let node = Node::new(&spec, self.classes.class(class), divisor);
         let id = NodeId(self.nodes.len() as u32);
         self.by_name.insert(spec.name.clone(), id);
-        self.divisors.push(scorer::seed_divisor(&node));
         let (units, largest) = (self.units.to_hold(&node.lanes()), self.largest.with(&node));
         self.specs.push(spec);
         self.nodes.push(node);
@@ -162,12 +169,16 @@ impl Cluster {
     ) -> Option<Placement> {
         match scoring.alone() {
             Some(Scorer::Seed) => {
-                let node = self.walk(&self.seed, request, walk, may)?;
+                let key = |node| seed_key(&self.nodes, &self.divisors, node);
+                let node = self.walk(&self.seed, &key, request, walk, may)?;
                 self.place(node, request, Scorer::Seed)
             }
             Some(Scorer::BestFit) => {
                 let node = match &self.best_fit {
-                    Some(index) => self.walk(index, request, walk, may)?,
+                    Some(index) => {
+                        let key = |node| self.best_fit_key(NodeId(node));
+                        self.walk(index, &key, request, walk, may)?
+                    }
                     None => self.least_free(request, may)?,
                 };
                 self.place(node, request, Scorer::BestFit)
@@ -181,14 +192,18 @@ impl Cluster {
     fn walk(
         &self,
         index: &Index,
+        keys: &impl Keys,
         request: &Request,
         walk: &mut Walk,
         may: impl Fn(NodeId) -> bool,
     ) -> Option<NodeId> {
         let decided = self.classes.decided(request.constraint);
-        let wanted =
-            Wanted { amounts: request.lanes(&self.units), classes: decided.folded(), tier: request.tier() };
-        let found = index.first(&wanted, walk, |number| {
+        let wanted = Wanted {
+            amounts: lanes::row(&request.lanes(&self.units)),
+            classes: decided.folded(),
+            tier: request.tier(),
+        };
+        let found = index.first(&wanted, keys, walk, |number| {
             let node = &self.nodes[number as usize];
             decided.suits(node.class) && node.has(request) && may(NodeId(number))
         });
@@ -203,7 +218,7 @@ impl Cluster {
     }
 
     fn least_free(&self, request: &Request, may: impl Fn(NodeId) -> bool) -> Option<NodeId> {
-        let mut best: Option<super::exact::Key> = None;
+        let mut best: Option<Key> = None;
         for id in self.ids().filter(|id| self.fits(*id, request)) {
             let key = self.best_fit_key(id);
             if best.is_none_or(|best| key.is_before(&best)) && may(id) {
@@ -213,7 +228,7 @@ impl Cluster {
         best.map(|key| NodeId(key.node))
     }
 
-    fn best_fit_key(&self, node: NodeId) -> super::exact::Key {
+    fn best_fit_key(&self, node: NodeId) -> Key {
         let it = &self.nodes[node.0 as usize];
         scorer::best_fit_key(it, &self.largest, &self.best_fit_divisor, node.0)
     }
@@ -346,14 +361,16 @@ impl Cluster {
             }
             return;
         }
-        let lanes = node.lanes();
-        let (free, tier) = (self.units.round(&lanes), Tier::of(lanes[5], lanes[6]));
-        let key = scorer::seed_key(node, &self.divisors[number], id.0);
+        let amounts = node.lanes();
+        let (free, tier) = (lanes::row(&self.units.round(&amounts)), Tier::of(amounts[5], amounts[6]));
         let class = fold(node.class);
-        self.seed.set(&Entry { key, free, class, tier });
+        let (nodes, divisors) = (&self.nodes, &self.divisors);
+        let keys = |node| seed_key(nodes, divisors, node);
+        self.seed.set(&Entry { key: keys(id.0), free, class, tier }, &keys);
         if let Some(index) = &mut self.best_fit {
-            let key = scorer::best_fit_key(node, &self.largest, &self.best_fit_divisor, id.0);
-            index.set(&Entry { key, free, class, tier });
+            let (largest, divisor) = (&self.largest, &self.best_fit_divisor);
+            let keys = |node| scorer::best_fit_key(&nodes[node as usize], largest, divisor, node);
+            index.set(&Entry { key: keys(id.0), free, class, tier }, &keys);
         }
     }
 
@@ -372,6 +389,11 @@ impl Cluster {
         let gpus = u64::from(node.gpus) * u64::from(WHOLE);
         Some(Taken { cpu: node.used[0], memory: node.used[1], gpu: gpus - node.share_free() })
     }
+}
+
+fn seed_key(nodes: &[Node], divisors: &[Divisor], node: u32) -> Key {
+    let it = &nodes[node as usize];
+    scorer::seed_key(it, &divisors[it.divisor as usize], node)
 }
 
 /// What is taken of a node.

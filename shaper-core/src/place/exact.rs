@@ -52,7 +52,7 @@ const DIGITS: u32 = 60;
 /// By how much two keys' digits must differ to decide. Each is short of the truth by less than 32 units: the
 /// denominator, one more than itself, and the reciprocal lose a part in 2^60 each of at most 5·2^60, the
 /// numerator and the product one unit each.
-const SURE: u64 = 64;
+pub(super) const SURE: u64 = 64;
 
 impl Divisor {
     /// For fractions below 8. The denominator is not 0.
@@ -85,6 +85,11 @@ pub(super) struct Key {
 }
 
 impl Key {
+    /// One of which only the digits are known: to put it where they do not have to decide.
+    pub(super) fn rough(digits: u64, node: u32) -> Key {
+        Key { digits, node, score: Fraction { numerator: 0, denominator: 1 } }
+    }
+
     /// Whether this node comes before `other`.
     pub(super) fn is_before(&self, other: &Key) -> bool {
         match sure(self.digits, other.digits) {

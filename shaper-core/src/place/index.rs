@@ -7,10 +7,13 @@
 //! are; the same is known of each group. A search goes down only where the most would suffice. It ends at the
 //! first leaf with a node that fits, and takes the first such node of that leaf; where nothing fits it has
 //! compared at most all leaves, 64 nodes in one go.
+//!
+//! What a change costs is the lines of the cache that it touches, so of a node the index keeps 32 bytes, in two lines: what
+//! is rarely needed, its exact key, is asked for ([`Keys`]).
 
 use super::{
-    exact::{Key, sure},
-    lanes::{self, Amounts, LANES, Lanes, NOBODY, WIDTH},
+    exact::{Key, SURE, sure},
+    lanes::{self, Column, Lanes, NO_ROW, Row, Rows, WIDTH},
 };
 
 /// When a leaf or a group has so few left it looks for a neighbour to join …
@@ -18,31 +21,36 @@ const FEW: usize = 20;
 /// … that leaves the two with no more than this.
 const JOINED: usize = 44;
 
+/// So few places are compared one by one.
+const SINGLY: u32 = 16;
+
 /// What is asked for: as far as the lanes know.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted {
-    pub(super) amounts: Amounts,
+    pub(super) amounts: Row,
     /// Which classes will do, folded into 64 bits; `None`: all.
     pub(super) classes: Option<u64>,
     /// What it wants of GPUs.
     pub(super) tier: Tier,
 }
 
-/// Roughly, what a node has free of GPUs: of the classes with a certain tier, a leaf and a group know that they have
-/// them. So a search for one model of GPU does not go where that model is taken and only others are free.
+/// Roughly, what a node has free of GPUs. Of the nodes with at least a certain tier, a leaf and a group know the most
+/// that is free of CPU and of memory, and the classes. So a search for GPUs does not go where those with CPU have none,
+/// nor one for a model where that is taken and only others are free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Tier(u8);
 
-const TIERS: usize = 7;
+const TIERS: usize = 8;
 
 impl Tier {
     /// That of a node which has so many thousandths of one GPU free, and so many whole ones.
     pub(super) fn of(share: u64, whole: u64) -> Tier {
         Tier(match (whole, share) {
-            (8.., _) => 6,
-            (4.., _) => 5,
-            (2.., _) => 4,
-            (_, 1000..) | (1, _) => 3,
+            (8.., _) => 7,
+            (4.., _) => 6,
+            (2.., _) => 5,
+            (_, 1000..) | (1, _) => 4,
+            (_, 750..) => 3,
             (_, 500..) => 2,
             (_, 250..) => 1,
             _ => 0,
@@ -58,52 +66,138 @@ impl Tier {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry {
     pub(super) key: Key,
-    pub(super) free: Amounts,
+    pub(super) free: Row,
     /// The bit of its class, by number.
     pub(super) class: u8,
     pub(super) tier: Tier,
 }
 
+/// The keys of the nodes that are in an index, as they are now.
+pub(super) trait Keys {
+    fn key(&self, node: u32) -> Key;
+}
+
+impl<F: Fn(u32) -> Key> Keys for F {
+    fn key(&self, node: u32) -> Key {
+        self(node)
+    }
+}
+
+/// CPU and memory: the lanes of which the most is known by tier.
+const BESIDE: usize = 2;
+
+/// By tier plus one, in which lanes a node of that is: those of its tier and the lower ones. Nobody, with 0, is in none.
+const AT_LEAST: [Row; TIERS + 1] = {
+    let mut rows = [[0; TIERS]; TIERS + 1];
+    let mut tier = 1;
+    while tier <= TIERS {
+        rows[tier] = rows[tier - 1];
+        rows[tier][tier - 1] = -1;
+        tier += 1;
+    }
+    let mut table = [Row::ZERO; TIERS + 1];
+    while tier > 0 {
+        tier -= 1;
+        table[tier] = Row::new(rows[tier]);
+    }
+    table
+};
+
+/// So much in each lane that a node of this tier, plus one, is in.
+fn by_tier(tier: usize, amount: i16) -> Row {
+    AT_LEAST[tier].select(Row::splat(amount), Row::splat(-1))
+}
+
+/// The most of what is below.
+#[derive(Clone, Copy, Debug)]
+struct Summary {
+    most: Row,
+    /// By tier, the most that is free at those that have at least that.
+    beside: [Row; BESIDE],
+    /// The classes of those.
+    classes: [u64; TIERS],
+}
+
+/// What of a summary is not as it was: lanes and tiers, one bit for each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Changed {
+    most: u64,
+    beside: [u64; BESIDE],
+    classes: u64,
+}
+
+impl Changed {
+    const ALL: Changed = {
+        let tiers = (1 << TIERS) - 1;
+        Changed { most: (1 << lanes::LANES) - 1, beside: [tiers; BESIDE], classes: tiers }
+    };
+}
+
+const VOID: Summary = Summary { most: NO_ROW, beside: [Row::splat(-1); BESIDE], classes: [0; TIERS] };
+
+impl Summary {
+    fn may_hold(&self, wanted: &Wanted) -> bool {
+        let tier = wanted.tier.number();
+        (0..BESIDE).all(|lane| self.beside[lane].as_array()[tier] >= wanted.amounts.as_array()[lane])
+            && !self.most.simd_lt(wanted.amounts).any()
+            && wanted.classes.is_none_or(|classes| classes & self.classes[tier] != 0)
+    }
+
+    fn difference(&self, before: &Summary) -> Changed {
+        let mut classes = 0;
+        for (tier, (now, before)) in self.classes.iter().zip(&before.classes).enumerate() {
+            classes |= u64::from(now != before) << tier;
+        }
+        Changed {
+            most: lanes::difference(self.most, before.most),
+            beside: std::array::from_fn(|lane| lanes::difference(self.beside[lane], before.beside[lane])),
+            classes,
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
+#[repr(align(64))]
 struct Leaf {
-    length: usize,
-    group: u32,
+    /// The places that somebody has.
+    used: u64,
     /// Digits of this leaf's bound, and of the next one's: a key well between them belongs here. The very first
     /// leaf has `u64::MAX`, the very last 0, and no other has.
     from: u64,
     to: u64,
-    lanes: Lanes,
-    classes: [u64; WIDTH],
-    tiers: [Tier; WIDTH],
-    digits: [u64; WIDTH],
-    nodes: [u32; WIDTH],
-    /// Kept as entries change, so that nothing is summed up anew.
-    summary: Summary,
-    /// How many have a class and at least a tier.
-    counts: [[u8; TIERS]; WIDTH],
+    group: u32,
+    /// In its group.
+    at: u8,
+    /// Kept as entries change, so that it is not often made anew.
+    known: Summary,
+    /// At how many places there is the most of a resource.
+    ties: Row,
+    classes: Column,
+    /// 0 where nobody is, else one more than the tier.
+    tiers: Column,
+    /// CPU and memory again, to find the most by tier.
+    columns: [Column; BESIDE],
+    rows: Rows,
+    /// Digits of its key, and the node.
+    nodes: [(u64, u32); WIDTH],
 }
 
 #[derive(Clone, Debug)]
 struct Group {
     length: usize,
-    lanes: Lanes,
+    /// In the order of all groups.
+    at: u32,
+    lanes: Lanes<8>,
     /// By tier.
+    beside: [Lanes<TIERS>; BESIDE],
     classes: [[u64; WIDTH]; TIERS],
     leaves: [u32; WIDTH],
     summary: Summary,
     /// Each leaf's first possible key; everything before it is in leaves before. Of the very first it is not looked at.
     bounds: Vec<Key>,
+    /// The digits of those.
+    digits: [u64; WIDTH],
 }
-
-/// The most of what is below.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Summary {
-    most: Amounts,
-    /// The classes of those that have at least a tier.
-    classes: [u64; TIERS],
-}
-
-const VOID: Summary = Summary { most: NOBODY, classes: [0; TIERS] };
 
 /// Where a node is.
 #[derive(Clone, Copy, Debug)]
@@ -121,11 +215,12 @@ pub(super) struct Index {
     groups: Vec<Group>,
     /// The groups in order, and what is known of each.
     order: Vec<u32>,
+    /// Digits of the first bound of each.
+    firsts: Vec<u64>,
     summaries: Vec<Summary>,
     spare_groups: Vec<u32>,
     /// By node.
     seats: Vec<Option<Seat>>,
-    keys: Vec<Option<Key>>,
 }
 
 /// How a search went.
@@ -140,69 +235,117 @@ pub struct Walk {
 impl Leaf {
     fn new(group: u32) -> Leaf {
         Leaf {
-            length: 0,
-            group,
+            used: 0,
             from: u64::MAX,
             to: 0,
-            lanes: Lanes::EMPTY,
-            classes: [0; WIDTH],
-            tiers: [Tier(0); WIDTH],
-            digits: [0; WIDTH],
-            nodes: [0; WIDTH],
-            summary: VOID,
-            counts: [[0; TIERS]; WIDTH],
+            group,
+            at: 0,
+            known: VOID,
+            ties: Row::splat(WIDTH as i16),
+            classes: Column::of(0),
+            tiers: Column::of(0),
+            columns: [const { Column::of(-1) }; BESIDE],
+            rows: Rows::EMPTY,
+            nodes: [(0, 0); WIDTH],
         }
     }
 
-    /// Writes an entry where none is, or another of the same node.
-    fn put(&mut self, place: usize, entry: &Entry) {
-        self.uncount(place);
-        set_and_raise(&mut self.lanes, &mut self.summary.most, place, &entry.free);
-        let class = usize::from(entry.class);
-        for tier in 0..=entry.tier.number() {
-            self.counts[class][tier] += 1;
-            self.summary.classes[tier] |= 1 << class;
-        }
-        self.classes[place] = 1 << class;
-        self.tiers[place] = entry.tier;
-        self.digits[place] = entry.key.digits;
-        self.nodes[place] = entry.key.node;
+    fn length(&self) -> usize {
+        self.used.count_ones() as usize
     }
 
-    fn push(&mut self, entry: &Entry) {
-        self.put(self.length, entry);
-        self.length += 1;
+    /// Of a place that somebody has.
+    fn entry(&self, place: usize, key: Key) -> Entry {
+        let (class, tier) = (self.classes.get(place) as u8, Tier((self.tiers.get(place) - 1).max(0) as u8));
+        Entry { key, free: self.rows.get(place), class, tier }
     }
 
-    fn uncount(&mut self, place: usize) {
-        if self.classes[place] == 0 {
-            return;
+    /// Writes an entry where nobody is, or another of the same node.
+    fn put(&mut self, place: usize, entry: &Entry) -> Changed {
+        let Entry { key, free, class, tier } = *entry;
+        let known = self.known;
+        self.nodes[place] = (key.digits, key.node);
+        self.used |= 1 << place;
+        let numbered = i16::from(tier.0) + 1;
+        let gone =
+            (self.classes.replace(place, class.into()) as u8, self.tiers.replace(place, numbered) as usize);
+        for classes in &mut self.known.classes[..=tier.number()] {
+            *classes |= 1 << class;
         }
-        let class = self.classes[place].trailing_zeros() as usize;
-        for tier in 0..=self.tiers[place].number() {
-            self.counts[class][tier] -= 1;
-            if self.counts[class][tier] == 0 {
-                self.summary.classes[tier] &= !(1 << class);
+        for lane in 0..BESIDE {
+            let beside = &mut self.known.beside[lane];
+            *beside = beside.max(by_tier(tier.number() + 1, free.as_array()[lane]));
+            self.columns[lane].replace(place, free.as_array()[lane]);
+        }
+        let before = self.rows.replace(place, free);
+        self.raise(before, free);
+        self.forget(gone, before);
+        self.known.difference(&known)
+    }
+
+    /// Puts an entry at a place that nobody has. There is one.
+    fn push(&mut self, entry: &Entry) -> (u8, Changed) {
+        let place = self.used.trailing_ones();
+        (place as u8, self.put(place as usize, entry))
+    }
+
+    fn take_out(&mut self, place: usize) -> Changed {
+        let known = self.known;
+        self.used &= !(1 << place);
+        let gone = (self.classes.get(place) as u8, self.tiers.replace(place, 0) as usize);
+        let before = self.rows.replace(place, NO_ROW);
+        self.raise(before, NO_ROW);
+        self.forget(gone, before);
+        self.known.difference(&known)
+    }
+
+    /// Keeps the most of each resource, where a row has changed.
+    fn raise(&mut self, before: Row, now: Row) {
+        let known = self.known.most;
+        // Comparisons give −1.
+        let ties = self.ties + before.simd_eq(known);
+        let is_higher = now.simd_gt(known);
+        let most = known.max(now);
+        self.ties = is_higher.select(Row::ZERO, ties) - now.simd_eq(most);
+        self.known.most = most;
+        if self.ties.simd_eq(Row::ZERO).any() {
+            (self.known.most, self.ties) = self.rows.most();
+        }
+    }
+
+    /// Takes what an entry added out of what is known of tiers: its class, its tier plus one, what was free.
+    fn forget(&mut self, (class, tier): (u8, usize), before: Row) {
+        let left = self.tiers.most_where(&self.classes, class.into()) as usize;
+        for classes in &mut self.known.classes[left.min(tier)..tier] {
+            *classes &= !(1 << class);
+        }
+        for (lane, column) in self.columns.iter().enumerate() {
+            let had = by_tier(tier, before.as_array()[lane]);
+            let lost = (self.known.beside[lane].simd_eq(had) & AT_LEAST[tier]).to_bitmask();
+            for tier in lanes::each(lost.into()) {
+                self.known.beside[lane].as_mut_array()[tier] =
+                    column.most_where_above(&self.tiers, tier as i16);
             }
         }
     }
 
-    /// The last takes the place of one that goes.
-    fn take_out(&mut self, place: usize) {
-        let last = self.length - 1;
-        self.uncount(place);
-        let of_last = self.lanes.get(last);
-        if place != last {
-            self.classes[place] = self.classes[last];
-            self.tiers[place] = self.tiers[last];
-            self.digits[place] = self.digits[last];
-            self.nodes[place] = self.nodes[last];
-            // The last is still there, so that what goes is the only one missed.
-            set_and_raise(&mut self.lanes, &mut self.summary.most, place, &of_last);
+    /// The places that may have what is wanted.
+    fn mask(&self, wanted: &Wanted) -> u64 {
+        let mut found = self.used;
+        if wanted.tier > Tier(0) || wanted.classes.is_some() {
+            // Two lines of the cache that often leave out nearly all.
+            found &= self.tiers.above(wanted.tier.0.into());
+            if let Some(classes) = wanted.classes {
+                for place in lanes::each(found) {
+                    found &= !(u64::from(classes >> self.classes.get(place) & 1 == 0) << place);
+                }
+            }
+            if found.count_ones() <= SINGLY {
+                let fits = |place: &usize| self.rows.fits(*place, wanted.amounts);
+                return lanes::each(found).filter(fits).fold(0, |mask, place| mask | 1 << place);
+            }
         }
-        set_and_raise(&mut self.lanes, &mut self.summary.most, last, &NOBODY);
-        self.classes[last] = 0;
-        self.length = last;
+        found & self.rows.mask(wanted.amounts)
     }
 
     /// Whether a key surely lies between this leaf's bounds.
@@ -212,78 +355,120 @@ impl Leaf {
     }
 }
 
-/// Writes a place, and keeps the most of all places right: only a lane whose most goes is looked through.
-fn set_and_raise(lanes: &mut Lanes, most: &mut Amounts, place: usize, amounts: &Amounts) {
-    let before = lanes.get(place);
-    lanes.set(place, amounts);
-    for lane in 0..LANES {
-        if amounts[lane] >= most[lane] {
-            most[lane] = amounts[lane];
-        } else if before[lane] == most[lane] {
-            most[lane] = lanes.most(lane);
-        }
-    }
-}
-
 impl Group {
-    fn new() -> Group {
+    fn new(at: u32) -> Group {
         Group {
             length: 0,
+            at,
             lanes: Lanes::EMPTY,
+            beside: [const { Lanes::EMPTY }; BESIDE],
             classes: [[0; WIDTH]; TIERS],
             leaves: [0; WIDTH],
             summary: VOID,
             bounds: Vec::new(),
+            digits: [0; WIDTH],
         }
     }
 
-    /// Writes what is known of a leaf. Whether anything is known of the group that was not.
-    fn note(&mut self, place: usize, summary: &Summary) -> bool {
+    /// Writes what is known of a leaf, as far as that has changed. Whether anything is known of the group that was not.
+    fn note(&mut self, place: usize, summary: &Summary, changed: Changed) -> bool {
         let known = self.summary;
-        set_and_raise(&mut self.lanes, &mut self.summary.most, place, &summary.most);
-        for (tier, classes) in summary.classes.iter().enumerate() {
+        let amounts = summary.most.as_array();
+        for lane in lanes::each(changed.most) {
+            self.lanes.set_and_raise(self.summary.most.as_mut_array(), lane, place, amounts[lane]);
+        }
+        for (beside, lanes) in self.beside.iter_mut().enumerate() {
+            let (most, amounts) =
+                (self.summary.beside[beside].as_mut_array(), summary.beside[beside].as_array());
+            for tier in lanes::each(changed.beside[beside]) {
+                lanes.set_and_raise(most, tier, place, amounts[tier]);
+            }
+        }
+        for tier in lanes::each(changed.classes) {
+            let classes = summary.classes[tier];
             let (row, all) = (&mut self.classes[tier], &mut self.summary.classes[tier]);
-            let gone = row[place] & !classes;
-            row[place] = *classes;
+            let gone = std::mem::replace(&mut row[place], classes) & !classes;
             if gone == 0 {
                 *all |= classes;
             } else {
                 *all = row.iter().fold(0, |all, classes| all | classes);
             }
         }
-        known != self.summary
+        self.summary.difference(&known) != Changed::default()
     }
 
     fn noted(&self, place: usize) -> Summary {
-        Summary { most: self.lanes.get(place), classes: self.classes.each_ref().map(|row| row[place]) }
+        Summary {
+            most: Row::new(self.lanes.get(place)),
+            beside: self.beside.each_ref().map(|lanes| Row::new(lanes.get(place))),
+            classes: self.classes.each_ref().map(|row| row[place]),
+        }
     }
 
-    fn place_of(&self, leaf: u32) -> usize {
-        self.leaves[..self.length].iter().position(|it| *it == leaf).unwrap_or(0)
+    fn mask(&self, wanted: &Wanted) -> u64 {
+        let tier = wanted.tier.number();
+        let (mut amounts, mut leaves) = (wanted.amounts.to_array(), lanes::first(self.length));
+        for (amount, lanes) in amounts.iter_mut().zip(&self.beside) {
+            let mut by_tier = [0; TIERS];
+            // The most of those that have the GPUs is at most that of all, which then need not be looked at.
+            by_tier[tier] = std::mem::take(amount);
+            leaves &= lanes.mask(&by_tier);
+        }
+        leaves &= self.lanes.mask(&amounts);
+        if let Some(classes) = wanted.classes {
+            let row = &self.classes[tier];
+            if leaves.count_ones() > SINGLY {
+                return leaves & lanes::classes(row, classes);
+            }
+            for place in lanes::each(leaves) {
+                leaves &= !(u64::from(row[place] & classes == 0) << place);
+            }
+        }
+        leaves
     }
 
     fn insert(&mut self, place: usize, leaf: u32, bound: Key, summary: &Summary) {
         for to in (place + 1..=self.length).rev() {
             let from = self.noted(to - 1);
-            self.note(to, &from);
+            self.note(to, &from, Changed::ALL);
             self.leaves[to] = self.leaves[to - 1];
+            self.digits[to] = self.digits[to - 1];
         }
         self.length += 1;
         self.leaves[place] = leaf;
+        self.digits[place] = bound.digits;
         self.bounds.insert(place, bound);
-        self.note(place, summary);
+        self.note(place, summary, Changed::ALL);
     }
 
     fn remove(&mut self, place: usize) {
         for to in place..self.length - 1 {
             let from = self.noted(to + 1);
-            self.note(to, &from);
+            self.note(to, &from, Changed::ALL);
             self.leaves[to] = self.leaves[to + 1];
+            self.digits[to] = self.digits[to + 1];
         }
         self.length -= 1;
         self.bounds.remove(place);
-        self.note(self.length, &VOID);
+        self.note(self.length, &VOID, Changed::ALL);
     }
+
+    /// The leaf that a key belongs to.
+    fn place_for(&self, key: &Key) -> usize {
+        // The first bound is not looked at: what is before it belongs to the first leaf, too.
+        not_behind(key, &self.digits[1..self.length], |at| self.bounds[at + 1])
+    }
+}
+
+/// How many of these bounds, which are in order, are not behind a key.
+fn not_behind(key: &Key, digits: &[u64], bound: impl Fn(usize) -> Key) -> usize {
+    let surely_before = key.digits.saturating_add(SURE);
+    let mut count = digits.partition_point(|digits| *digits > surely_before);
+    let is_behind = |at: usize| sure(key.digits, digits[at]).unwrap_or_else(|| key.is_before(&bound(at)));
+    while count < digits.len() && !is_behind(count) {
+        count += 1;
+    }
+    count
 }
 
 impl Index {
@@ -291,33 +476,26 @@ impl Index {
     pub(super) fn first(
         &self,
         wanted: &Wanted,
+        keys: &impl Keys,
         walk: &mut Walk,
         mut accepts: impl FnMut(u32) -> bool,
     ) -> Option<u32> {
         for (group, summary) in self.order.iter().zip(&self.summaries) {
-            if !lanes::may_hold(&summary.most, &wanted.amounts)
-                || wanted.classes.is_some_and(|classes| classes & summary.classes[wanted.tier.number()] == 0)
-            {
+            if !summary.may_hold(wanted) {
                 continue;
             }
             let group = &self.groups[*group as usize];
             walk.compared += 1;
-            let mut leaves = group.lanes.mask(&wanted.amounts) & lanes::first(group.length);
-            if let Some(classes) = wanted.classes {
-                leaves &= lanes::classes(&group.classes[wanted.tier.number()], classes);
-            }
-            for place in lanes::each(leaves) {
+            for place in lanes::each(group.mask(wanted)) {
                 let leaf = &self.leaves[group.leaves[place] as usize];
                 walk.compared += 1;
-                let mut found = leaf.lanes.mask(&wanted.amounts) & lanes::first(leaf.length);
-                if let Some(classes) = wanted.classes {
-                    found &= lanes::classes(&leaf.classes, classes);
-                }
+                let mut found = leaf.mask(wanted);
                 while found != 0 {
-                    let place = self.first_of(leaf, found);
+                    let place = first_of(leaf, found, keys);
+                    let (_, node) = leaf.nodes[place];
                     walk.looked_at += 1;
-                    if accepts(leaf.nodes[place]) {
-                        return Some(leaf.nodes[place]);
+                    if accepts(node) {
+                        return Some(node);
                     }
                     found &= !(1 << place);
                 }
@@ -326,98 +504,98 @@ impl Index {
         None
     }
 
-    /// Of the places of a leaf, that with the node which comes first.
-    fn first_of(&self, leaf: &Leaf, places: u64) -> usize {
-        let mut places = lanes::each(places);
-        let mut best = places.next().unwrap_or(0);
-        for place in places {
-            let is_before = sure(leaf.digits[place], leaf.digits[best]).unwrap_or_else(|| {
-                let key = |place: usize| self.keys[leaf.nodes[place] as usize];
-                key(place).zip(key(best)).is_some_and(|(key, best)| key.is_before(&best))
-            });
-            if is_before {
-                best = place;
-            }
-        }
-        best
-    }
-
-    /// Puts a node where it belongs, from wherever it was.
-    pub(super) fn set(&mut self, entry: &Entry) {
+    /// Puts a node where it belongs, from wherever it was. `keys` has its new key, too.
+    pub(super) fn set(&mut self, entry: &Entry, keys: &impl Keys) {
         let node = entry.key.node as usize;
         if self.seats.len() <= node {
             self.seats.resize(node + 1, None);
-            self.keys.resize(node + 1, None);
         }
+        let mut at = None;
         if let Some(seat) = self.seats[node] {
-            let leaf = &mut self.leaves[seat.leaf as usize];
-            if leaf.surely_has(&entry.key) || self.leaf_for(&entry.key) == seat.leaf {
-                self.leaves[seat.leaf as usize].put(usize::from(seat.place), entry);
-                self.keys[node] = Some(entry.key);
-                self.refresh(seat.leaf);
+            let leaf = &self.leaves[seat.leaf as usize];
+            let belongs = if leaf.surely_has(&entry.key) { seat.leaf } else { self.leaf_for(&entry.key) };
+            if belongs == seat.leaf {
+                let changed = self.leaves[seat.leaf as usize].put(usize::from(seat.place), entry);
+                self.refresh(seat.leaf, changed);
                 return;
             }
-            self.remove(entry.key.node);
+            // Unless leaves were joined.
+            at = (!self.remove(entry.key.node)).then_some(belongs);
         }
-        self.keys[node] = Some(entry.key);
-        let mut at = self.leaf_for(&entry.key);
-        if self.leaves[at as usize].length == WIDTH {
-            self.split(at);
+        let mut at = at.unwrap_or_else(|| self.leaf_for(&entry.key));
+        if self.leaves[at as usize].used == u64::MAX {
+            self.split(at, keys);
             at = self.leaf_for(&entry.key);
         }
-        let leaf = &mut self.leaves[at as usize];
-        self.seats[node] = Some(Seat { leaf: at, place: leaf.length as u8 });
-        leaf.push(entry);
-        self.refresh(at);
+        let (place, changed) = self.leaves[at as usize].push(entry);
+        self.seats[node] = Some(Seat { leaf: at, place });
+        self.refresh(at, changed);
     }
 
-    /// Takes a node out.
-    pub(super) fn remove(&mut self, node: u32) {
-        let Some(seat) = self.seats.get_mut(node as usize).and_then(Option::take) else { return };
-        self.keys[node as usize] = None;
+    /// Takes a node out. Whether leaves are others than before.
+    pub(super) fn remove(&mut self, node: u32) -> bool {
+        let Some(seat) = self.seats.get_mut(node as usize).and_then(Option::take) else { return false };
         let leaf = &mut self.leaves[seat.leaf as usize];
-        let place = usize::from(seat.place);
-        leaf.take_out(place);
-        let last = leaf.length;
-        if place != last {
-            self.seats[leaf.nodes[place] as usize] = Some(seat);
-        }
-        self.refresh(seat.leaf);
-        if last < FEW {
+        let changed = leaf.take_out(usize::from(seat.place));
+        let is_few = leaf.length() < FEW;
+        self.refresh(seat.leaf, changed);
+        if is_few {
             self.join(seat.leaf);
         }
+        is_few
     }
 
     /// The leaf that a key belongs to. The first of all is made when there is none.
     fn leaf_for(&mut self, key: &Key) -> u32 {
         if self.order.is_empty() {
-            let group = self.new_group();
+            let group = self.new_group(0);
             let leaf = self.new_leaf(group);
             self.groups[group as usize].insert(0, leaf, *key, &VOID);
             self.order.push(group);
+            self.firsts.push(key.digits);
             self.summaries.push(VOID);
         }
         // The last whose bound is not behind the key.
         let groups = &self.groups;
-        let at = self.order[1..].partition_point(|group| !key.is_before(&groups[*group as usize].bounds[0]));
+        let bound = |at: usize| groups[self.order[at + 1] as usize].bounds[0];
+        let at = not_behind(key, &self.firsts[1..], bound);
         let group = &groups[self.order[at] as usize];
-        let place = group.bounds[1..].partition_point(|bound| !key.is_before(bound));
-        group.leaves[place]
+        group.leaves[group.place_for(key)]
     }
 
     /// Tells the group above what has become of a leaf.
-    fn refresh(&mut self, leaf: u32) {
-        let Leaf { summary, group: number, .. } = self.leaves[leaf as usize];
-        let group = &mut self.groups[number as usize];
-        let place = group.place_of(leaf);
-        if group.note(place, &summary) {
+    fn refresh(&mut self, leaf: u32, changed: Changed) {
+        if changed == Changed::default() {
+            return;
+        }
+        let leaf = &self.leaves[leaf as usize];
+        let number = leaf.group;
+        if self.groups[number as usize].note(usize::from(leaf.at), &leaf.known, changed) {
             self.tell_of_group(number);
         }
     }
 
     fn tell_of_group(&mut self, group: u32) {
-        if let Some(at) = self.order.iter().position(|it| *it == group) {
-            self.summaries[at] = self.groups[group as usize].summary;
+        let group = &self.groups[group as usize];
+        self.summaries[group.at as usize] = group.summary;
+    }
+
+    /// After leaves of a group have moved.
+    fn renumber_leaves(&mut self, group: u32) {
+        let it = &self.groups[group as usize];
+        for (at, leaf) in (0..).zip(&it.leaves[..it.length]) {
+            let leaf = &mut self.leaves[*leaf as usize];
+            (leaf.group, leaf.at) = (group, at);
+        }
+    }
+
+    /// After groups have moved.
+    fn renumber_groups(&mut self) {
+        self.firsts.clear();
+        for (at, group) in (0..).zip(&self.order) {
+            let group = &mut self.groups[*group as usize];
+            group.at = at;
+            self.firsts.push(group.digits[0]);
         }
     }
 
@@ -430,72 +608,66 @@ impl Index {
         (self.leaves.len() - 1) as u32
     }
 
-    fn new_group(&mut self) -> u32 {
+    fn new_group(&mut self, at: u32) -> u32 {
         if let Some(group) = self.spare_groups.pop() {
-            self.groups[group as usize] = Group::new();
+            self.groups[group as usize] = Group::new(at);
             return group;
         }
-        self.groups.push(Group::new());
+        self.groups.push(Group::new(at));
         (self.groups.len() - 1) as u32
     }
 
-    fn entry(&self, leaf: &Leaf, place: usize) -> Option<Entry> {
-        let key = self.keys[leaf.nodes[place] as usize]?;
-        let class = leaf.classes[place].trailing_zeros() as u8;
-        Some(Entry { key, free: leaf.lanes.get(place), class, tier: leaf.tiers[place] })
-    }
-
     /// Divides a full leaf in the middle of its keys.
-    fn split(&mut self, full: u32) {
+    fn split(&mut self, full: u32, keys: &impl Keys) {
         let mut number = self.leaves[full as usize].group;
         if self.groups[number as usize].length == WIDTH {
             self.split_group(number);
             number = self.leaves[full as usize].group;
         }
         let old = &self.leaves[full as usize];
-        let mut entries: Vec<Entry> = (0..old.length).filter_map(|place| self.entry(old, place)).collect();
+        let mut entries: Vec<Entry> =
+            lanes::each(old.used).map(|place| old.entry(place, keys.key(old.nodes[place].1))).collect();
         entries.sort_by(|a, b| {
             if a.key.is_before(&b.key) { std::cmp::Ordering::Less } else { std::cmp::Ordering::Greater }
         });
         let second = entries.split_off(entries.len() / 2);
         let Some(bound) = second.first().map(|entry| entry.key) else { return };
-        let (from, to) = (old.from, old.to);
+        let (from, to, at) = (old.from, old.to, old.at);
         let new = self.new_leaf(number);
         for (leaf, entries, from, to) in
             [(full, &entries, from, bound.digits.max(1)), (new, &second, bound.digits, to)]
         {
             let mut fresh = Leaf::new(number);
-            (fresh.from, fresh.to) = (from, to);
+            (fresh.from, fresh.to, fresh.at) = (from, to, at);
             for entry in entries {
-                self.seats[entry.key.node as usize] = Some(Seat { leaf, place: fresh.length as u8 });
-                fresh.push(entry);
+                let (place, _) = fresh.push(entry);
+                self.seats[entry.key.node as usize] = Some(Seat { leaf, place });
             }
             self.leaves[leaf as usize] = fresh;
         }
-        let summary = self.leaves[new as usize].summary;
-        let group = &mut self.groups[number as usize];
-        let place = group.place_of(full);
-        group.insert(place + 1, new, bound, &summary);
-        self.refresh(full);
+        let summary = self.leaves[new as usize].known;
+        self.groups[number as usize].insert(usize::from(at) + 1, new, bound, &summary);
+        self.renumber_leaves(number);
+        self.refresh(full, Changed::ALL);
         self.tell_of_group(number);
     }
 
     fn split_group(&mut self, full: u32) {
-        let new = self.new_group();
-        let mut second = Group::new();
+        let new = self.new_group(0);
+        let mut second = Group::new(0);
         let first = &mut self.groups[full as usize];
         while first.length > WIDTH / 2 {
             let last = first.length - 1;
             let (leaf, bound, summary) = (first.leaves[last], first.bounds[last], first.noted(last));
             first.remove(last);
             second.insert(0, leaf, bound, &summary);
-            self.leaves[leaf as usize].group = new;
         }
+        let at = first.at as usize;
         self.groups[new as usize] = second;
-        if let Some(at) = self.order.iter().position(|it| *it == full) {
-            self.order.insert(at + 1, new);
-            self.summaries.insert(at + 1, VOID);
-        }
+        self.order.insert(at + 1, new);
+        self.summaries.insert(at + 1, VOID);
+        self.renumber_groups();
+        self.renumber_leaves(new);
         self.tell_of_group(full);
         self.tell_of_group(new);
     }
@@ -503,10 +675,10 @@ impl Index {
     /// Joins a leaf with a neighbour of its group if the two have room in one. An empty one that has none is let go
     /// with its group, but for the last.
     fn join(&mut self, leaf: u32) {
-        let number = self.leaves[leaf as usize].group;
+        let Leaf { group: number, at, .. } = self.leaves[leaf as usize];
         let group = &self.groups[number as usize];
-        let (place, length) = (group.place_of(leaf), self.leaves[leaf as usize].length);
-        let fits = |other: usize| self.leaves[group.leaves[other] as usize].length + length <= JOINED;
+        let (place, length) = (usize::from(at), self.leaves[leaf as usize].length());
+        let fits = |other: usize| self.leaves[group.leaves[other] as usize].length() + length <= JOINED;
         let left = if place + 1 < group.length && fits(place + 1) {
             place
         } else if place > 0 && fits(place - 1) {
@@ -519,25 +691,27 @@ impl Index {
         };
         let (stays, goes) = (group.leaves[left], group.leaves[left + 1]);
         let other = self.leaves[goes as usize].clone();
-        for place in 0..other.length {
-            let Some(entry) = self.entry(&other, place) else { continue };
-            let leaf = &mut self.leaves[stays as usize];
-            self.seats[entry.key.node as usize] = Some(Seat { leaf: stays, place: leaf.length as u8 });
-            leaf.push(&entry);
+        for place in lanes::each(other.used) {
+            let (digits, node) = other.nodes[place];
+            // Where it goes, its exact key is not asked for.
+            let entry = other.entry(place, Key::rough(digits, node));
+            let (place, _) = self.leaves[stays as usize].push(&entry);
+            self.seats[node as usize] = Some(Seat { leaf: stays, place });
         }
         self.leaves[stays as usize].to = other.to;
         self.groups[number as usize].remove(left + 1);
         self.spare.push(goes);
-        self.refresh(stays);
+        self.renumber_leaves(number);
+        self.refresh(stays, Changed::ALL);
         self.tell_of_group(number);
     }
 
     /// Lets go of a group whose only leaf is empty. Its range of keys becomes its neighbour's.
     fn drop_group(&mut self, group: u32, leaf: u32) {
-        let Some(at) = self.order.iter().position(|it| *it == group) else { return };
         if self.order.len() == 1 {
             return;
         }
+        let at = self.groups[group as usize].at as usize;
         let (from, to) = (self.leaves[leaf as usize].from, self.leaves[leaf as usize].to);
         if at > 0 {
             let before = &self.groups[self.order[at - 1] as usize];
@@ -548,7 +722,23 @@ impl Index {
         }
         self.order.remove(at);
         self.summaries.remove(at);
+        self.renumber_groups();
         self.spare.push(leaf);
         self.spare_groups.push(group);
     }
+}
+
+/// Of the places of a leaf, that with the node which comes first.
+fn first_of(leaf: &Leaf, places: u64, keys: &impl Keys) -> usize {
+    let most = lanes::each(places).fold(0, |most, place| leaf.nodes[place].0.max(most));
+    let may_be_first = |place: &usize| sure(most, leaf.nodes[*place].0).is_none();
+    let mut nearly = lanes::each(places).filter(may_be_first);
+    let mut best = nearly.next().unwrap_or(0);
+    for place in nearly {
+        let key = |place: usize| keys.key(leaf.nodes[place].1);
+        if key(place).is_before(&key(best)) {
+            best = place;
+        }
+    }
+    best
 }

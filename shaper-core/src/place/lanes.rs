@@ -1,9 +1,11 @@
 //! What is free at up to 64 places, one lane for each resource, in sixteen bits each: enough to leave out
-//! almost everything that does not fit, and so small that 64 places are compared in some tens of instructions
-//! (the loops below become vector instructions on any x86-64 or aarch64).
+//! almost everything that does not fit, and so small that 64 places are compared in some tens of instructions:
+//! those of vectors that any x86-64 and aarch64 has.
 //!
 //! The numbers are rounded down to a unit of their resource, a power of two. `free >= wanted` implies that it
 //! holds in such units, too, so what is left out never fits; what is left is compared exactly by the caller.
+
+use wide::i16x8;
 
 /// Places side by side.
 pub(super) const WIDTH: usize = 64;
@@ -42,22 +44,33 @@ impl Units {
     }
 }
 
-/// 64 places.
+/// 64 places, lane by lane.
 #[derive(Clone, Debug)]
-pub(super) struct Lanes {
-    of: [[i16; WIDTH]; LANES],
+pub(super) struct Lanes<const N: usize = LANES> {
+    of: [[i16; WIDTH]; N],
 }
 
-impl Lanes {
-    pub(super) const EMPTY: Lanes = Lanes { of: [[-1; WIDTH]; LANES] };
+impl<const N: usize> Lanes<N> {
+    pub(super) const EMPTY: Lanes<N> = Lanes { of: [[-1; WIDTH]; N] };
 
-    pub(super) fn set(&mut self, place: usize, amounts: &Amounts) {
+    pub(super) fn set(&mut self, place: usize, amounts: &[i16; N]) {
         for (lane, amount) in self.of.iter_mut().zip(amounts) {
             lane[place] = *amount;
         }
     }
 
-    pub(super) fn get(&self, place: usize) -> Amounts {
+    /// Writes a lane of a place, and keeps the most of all places right: it is looked for only where it goes.
+    pub(super) fn set_and_raise(&mut self, most: &mut [i16; N], lane: usize, place: usize, amount: i16) {
+        let before = std::mem::replace(&mut self.of[lane][place], amount);
+        let most = &mut most[lane];
+        if amount >= *most {
+            *most = amount;
+        } else if before == *most {
+            *most = self.most(lane);
+        }
+    }
+
+    pub(super) fn get(&self, place: usize) -> [i16; N] {
         self.of.each_ref().map(|lane| lane[place])
     }
 
@@ -74,7 +87,7 @@ impl Lanes {
     }
 
     /// The places where, by these numbers, there may be so much: one bit for each.
-    pub(super) fn mask(&self, wanted: &Amounts) -> u64 {
+    pub(super) fn mask(&self, wanted: &[i16; N]) -> u64 {
         let mut short = [0i16; WIDTH];
         for (lane, wanted) in self.of.iter().zip(wanted) {
             if *wanted > 0 {
@@ -91,13 +104,99 @@ impl Lanes {
     }
 }
 
-/// Whether there may be so much where the most is this.
-pub(super) fn may_hold(most: &Amounts, wanted: &Amounts) -> bool {
-    let mut short = false;
-    for (most, wanted) in most.iter().zip(wanted) {
-        short |= most < wanted;
+/// Amounts side by side in one vector, of eight lanes, of which the last has nothing.
+pub(super) type Row = i16x8;
+
+pub(super) const NO_ROW: Row = Row::new([-1, -1, -1, -1, -1, -1, -1, 0]);
+
+pub(super) fn row(amounts: &Amounts) -> Row {
+    let [a, b, c, d, e, f, g] = *amounts;
+    Row::new([a, b, c, d, e, f, g, 0])
+}
+
+/// In which lanes two rows are not the same: one bit for each.
+pub(super) fn difference(a: Row, b: Row) -> u64 {
+    u64::from(!a.simd_eq(b).to_bitmask() & 0xff)
+}
+
+/// 64 places, place by place: a place is written with one write, and compared with one instruction.
+#[derive(Clone, Debug)]
+pub(super) struct Rows {
+    of: [Row; WIDTH],
+}
+
+impl Rows {
+    pub(super) const EMPTY: Rows = Rows { of: [NO_ROW; WIDTH] };
+
+    /// Writes a place, and returns what was there.
+    pub(super) fn replace(&mut self, place: usize, row: Row) -> Row {
+        std::mem::replace(&mut self.of[place], row)
     }
-    !short
+
+    pub(super) fn get(&self, place: usize) -> Row {
+        self.of[place]
+    }
+
+    /// The most of each resource at any place, and at how many places that is.
+    pub(super) fn most(&self) -> (Row, Row) {
+        let most = self.of.iter().fold(NO_ROW, |most, row| most.max(*row));
+        // Where it is so, a comparison gives −1.
+        let ties = self.of.iter().fold(Row::ZERO, |ties, row| ties - row.simd_eq(most));
+        (most, ties)
+    }
+
+    /// The places where, by these numbers, there may be so much: one bit for each.
+    pub(super) fn mask(&self, wanted: Row) -> u64 {
+        let mut mask = 0;
+        for (place, row) in self.of.iter().enumerate() {
+            mask |= u64::from(!row.simd_lt(wanted).any()) << place;
+        }
+        mask
+    }
+
+    pub(super) fn fits(&self, place: usize, wanted: Row) -> bool {
+        !self.of[place].simd_lt(wanted).any()
+    }
+}
+
+/// A number at each of 64 places.
+#[derive(Clone, Debug)]
+pub(super) struct Column([Row; WIDTH / 8]);
+
+impl Column {
+    pub(super) const fn of(value: i16) -> Column {
+        Column([Row::splat(value); WIDTH / 8])
+    }
+
+    pub(super) fn get(&self, place: usize) -> i16 {
+        self.0[place / 8].as_array()[place % 8]
+    }
+
+    pub(super) fn replace(&mut self, place: usize, value: i16) -> i16 {
+        std::mem::replace(&mut self.0[place / 8].as_mut_array()[place % 8], value)
+    }
+
+    /// The places with more than `least`.
+    pub(super) fn above(&self, least: i16) -> u64 {
+        let least = Row::splat(least);
+        self.0.iter().rev().fold(0, |mask, it| mask << 8 | u64::from(it.simd_gt(least).to_bitmask()))
+    }
+
+    /// The most of the places at which `other` is more than `least`; without any −1.
+    pub(super) fn most_where_above(&self, other: &Column, least: i16) -> i16 {
+        let (least, nothing) = (Row::splat(least), Row::splat(-1));
+        let pairs = self.0.iter().zip(&other.0);
+        pairs
+            .fold(nothing, |most, (it, other)| most.max(other.simd_gt(least).select(*it, nothing)))
+            .reduce_max()
+    }
+
+    /// The most of the places at which `other` is just this; without any 0.
+    pub(super) fn most_where(&self, other: &Column, value: i16) -> i16 {
+        let value = Row::splat(value);
+        let pairs = self.0.iter().zip(&other.0);
+        pairs.fold(Row::ZERO, |most, (it, other)| most.max(other.simd_eq(value) & *it)).reduce_max()
+    }
 }
 
 /// The places that have any of the wanted classes.
@@ -144,18 +243,47 @@ mod tests {
             free in prop::collection::vec(prop::array::uniform7(-1i16..20), WIDTH),
             wanted in prop::array::uniform7(0i16..20),
         ) {
-            let mut lanes = Lanes::EMPTY;
+            let (mut lanes, mut rows) = (Lanes::EMPTY, Rows::EMPTY);
             for (place, free) in free.iter().enumerate() {
                 lanes.set(place, free);
                 prop_assert_eq!(&lanes.get(place), free);
+                prop_assert_eq!(rows.replace(place, row(free)), NO_ROW);
+                prop_assert_eq!(rows.get(place), row(free));
             }
             let mask = lanes.mask(&wanted);
+            let in_rows = rows.mask(row(&wanted));
             for (place, free) in free.iter().enumerate() {
                 let fits = free.iter().zip(&wanted).all(|(free, wanted)| *wanted == 0 || free >= wanted);
                 prop_assert_eq!(mask >> place & 1 == 1, fits, "place {}", place);
+                // A place in which nobody is has less than nothing, of whatever is not asked for, too.
+                let has_all = free.iter().zip(&wanted).all(|(free, wanted)| free >= wanted);
+                prop_assert_eq!(in_rows >> place & 1 == 1, has_all, "place {}", place);
             }
+            let (most, ties) = rows.most();
+            let (most, ties) = (most.to_array(), ties.to_array());
             for lane in 0..LANES {
-                prop_assert_eq!(lanes.most(lane), free.iter().map(|free| free[lane]).max().unwrap_or(-1));
+                let expected = free.iter().map(|free| free[lane]).max().unwrap_or(-1);
+                prop_assert_eq!((lanes.most(lane), most[lane]), (expected, expected));
+                let count = free.iter().filter(|free| free[lane] == expected).count();
+                prop_assert_eq!(ties[lane] as usize, count);
+            }
+        }
+
+        #[test]
+        fn a_column_is_what_its_places_are(
+            values in prop::collection::vec((0i16..9, 0i16..9), WIDTH),
+            least in 0i16..9,
+        ) {
+            let (mut column, mut other) = (Column::of(0), Column::of(0));
+            for (place, (value, beside)) in values.iter().enumerate() {
+                prop_assert_eq!((column.replace(place, *value), other.replace(place, *beside)), (0, 0));
+                prop_assert_eq!(column.get(place), *value);
+            }
+            let most = |of: &dyn Fn(i16) -> bool| values.iter().filter(|it| of(it.1)).map(|it| it.0).max();
+            prop_assert_eq!(column.most_where_above(&other, least), most(&|it| it > least).unwrap_or(-1));
+            prop_assert_eq!(column.most_where(&other, least), most(&|it| it == least).unwrap_or(0));
+            for (place, (value, _)) in values.iter().enumerate() {
+                prop_assert_eq!(column.above(least) >> place & 1 == 1, *value > least);
             }
         }
 

@@ -63,20 +63,26 @@ pub enum Readiness {
 /// Amounts of what every node has, in the order of the lanes before GPUs: CPU, memory, network, block IO.
 pub(super) const PLAIN: usize = 4;
 
-/// What a node has and what of it is taken.
+/// What a node has and what of it is taken: two lines of a cache, without the memory of GPUs.
 #[derive(Clone, Debug)]
+#[repr(align(64))]
 pub(super) struct Node {
     /// A resource that the node does not know is `u64::MAX`: it never runs out.
     pub(super) total: [u64; PLAIN],
     pub(super) used: [u64; PLAIN],
     pub(super) class: ClassId,
+    /// By what its seed score is divided: a number of the cluster's.
+    pub(super) divisor: u32,
     pub(super) readiness: Readiness,
     pub(super) gpus: u8,
+    /// The GPUs that have memory taken, one bit for each.
+    with_memory_taken: u16,
     /// Of each GPU, thousandths that are taken: all of those that are not there.
     pub(super) taken: [u16; MAX_GPUS],
     /// Of each GPU, memory: likewise `u64::MAX` if not known.
     pub(super) gpu_memory: u64,
-    pub(super) gpu_memory_used: [u64; MAX_GPUS],
+    /// Of each GPU, once there is any.
+    gpu_memory_used: Option<Box<[u64; MAX_GPUS]>>,
 }
 
 /// Where a task is, or is to go.
@@ -89,7 +95,7 @@ pub struct Placement {
 }
 
 impl Node {
-    pub(super) fn new(spec: &NodeSpec, class: ClassId) -> Node {
+    pub(super) fn new(spec: &NodeSpec, class: ClassId, divisor: u32) -> Node {
         let Capacity { cpu, memory, gpu_memory, network, storage_io } = spec.capacity;
         let known = |amount: Option<u64>| amount.unwrap_or(u64::MAX);
         let gpus = if gpu_memory.is_some() { spec.gpus.count.max(1) } else { spec.gpus.count };
@@ -99,11 +105,13 @@ impl Node {
             total: [cpu.0, memory.0, known(network.map(|it| it.0)), known(storage_io.map(|it| it.0))],
             used: [0; PLAIN],
             class,
+            divisor,
             readiness: Readiness::Ready,
             gpus,
+            with_memory_taken: 0,
             taken,
             gpu_memory: known(gpu_memory.map(|it: Bytes| it.0)),
-            gpu_memory_used: [0; MAX_GPUS],
+            gpu_memory_used: None,
         }
     }
 
@@ -122,7 +130,7 @@ impl Node {
     pub(super) fn gpu_memory_free(&self, gpu: usize) -> u64 {
         match self.gpu_memory {
             u64::MAX => u64::MAX,
-            total => total.saturating_sub(self.gpu_memory_used[gpu]),
+            total => total.saturating_sub(self.gpu_memory_used.as_ref().map_or(0, |used| used[gpu])),
         }
     }
 
@@ -131,7 +139,16 @@ impl Node {
     }
 
     pub(super) fn is_whole(&self, gpu: usize) -> bool {
-        self.taken[gpu] == 0 && self.gpu_memory_used[gpu] == 0
+        self.wholes() >> gpu & 1 == 1
+    }
+
+    /// The GPUs that nobody uses, one bit for each.
+    fn wholes(&self) -> u16 {
+        let mut wholes = 0;
+        for (gpu, taken) in self.taken.iter().enumerate() {
+            wholes |= u16::from(*taken == 0) << gpu;
+        }
+        wholes & !self.with_memory_taken
     }
 
     /// Thousandths that are free of all its GPUs.
@@ -147,15 +164,15 @@ impl Node {
     /// What is free, as the lanes have it.
     pub(super) fn lanes(&self) -> [u64; LANES] {
         // A node without a GPU whose memory it knows is not asked for that.
-        let memory = if self.gpus == 0 && self.gpu_memory == u64::MAX {
-            u64::MAX
+        let memory = if self.gpu_memory == u64::MAX || (self.with_memory_taken == 0 && self.gpus > 0) {
+            self.gpu_memory
         } else {
             self.gpu_numbers().map(|gpu| self.gpu_memory_free(gpu)).max().unwrap_or(0)
         };
-        let share = self.shares().into_iter().max().unwrap_or(0);
-        let whole = self.gpu_numbers().filter(|gpu| self.is_whole(*gpu)).count();
+        let share = WHOLE.saturating_sub(self.taken.iter().fold(WHOLE, |least, taken| least.min(*taken)));
+        let whole = self.wholes().count_ones();
         let [cpu, bytes, network, io] = [0, 1, 2, 3].map(|resource| self.free(resource));
-        [cpu, bytes, network, io, memory, u64::from(share), whole as u64]
+        [cpu, bytes, network, io, memory, u64::from(share), u64::from(whole)]
     }
 
     /// Whether every resource of the request is free here, and on GPUs that are there.
@@ -174,8 +191,7 @@ impl Node {
             }
             GpuRequest::Share(_) => self.gpu_numbers().any(|gpu| self.may_share(gpu, request)),
             GpuRequest::Whole(count) => {
-                memory <= self.gpu_memory
-                    && self.gpu_numbers().filter(|gpu| self.is_whole(*gpu)).count() >= usize::from(count)
+                memory <= self.gpu_memory && self.wholes().count_ones() >= u32::from(count)
             }
         }
     }
@@ -202,7 +218,7 @@ impl Node {
             GpuRequest::Whole(count) => {
                 gpus.count_ones() == u32::from(count)
                     && request.gpu_memory() <= self.gpu_memory
-                    && given.all(|gpu| is_there(gpu) && self.is_whole(gpu))
+                    && gpus & !self.wholes() == 0
             }
             GpuRequest::None if gpus == 0 => {
                 request.gpu_memory() == 0 || self.gpus == 0 && self.has_gpus(request)
@@ -215,8 +231,12 @@ impl Node {
 
     /// The first whole GPUs, so many.
     pub(super) fn whole_gpus(&self, count: u8) -> u16 {
-        let whole = self.gpu_numbers().filter(|gpu| self.is_whole(*gpu)).take(usize::from(count));
-        whole.fold(0, |gpus, gpu| gpus | 1 << gpu)
+        let (mut left, mut gpus) = (self.wholes(), 0);
+        for _ in 0..count {
+            gpus |= left & left.wrapping_neg();
+            left &= left.wrapping_sub(1);
+        }
+        gpus
     }
 
     /// Books a task, or with `give_back` takes it off the books.
@@ -236,7 +256,12 @@ impl Node {
             let taken = self.taken[gpu];
             self.taken[gpu] =
                 if give_back { taken.saturating_sub(share) } else { taken.saturating_add(share) };
-            change(&mut self.gpu_memory_used[gpu], memory);
+            if memory > 0 {
+                let used = &mut self.gpu_memory_used.get_or_insert_default()[gpu];
+                change(used, memory);
+                self.with_memory_taken &= !(1 << gpu);
+                self.with_memory_taken |= u16::from(*used > 0) << gpu;
+            }
         }
     }
 }

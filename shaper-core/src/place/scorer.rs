@@ -170,9 +170,9 @@ impl Largest {
     }
 }
 
-/// What divides a node's score by the seed formula.
-pub(super) fn seed_divisor(node: &Node) -> Divisor {
-    Divisor::new((u128::from(node.total[0]) * u128::from(node.total[1])).max(1))
+/// What divides the score, by the seed formula, of a node with so much CPU and memory.
+pub(super) fn seed_divisor([cpu, memory]: [u64; 2]) -> Divisor {
+    Divisor::new((u128::from(cpu) * u128::from(memory)).max(1))
 }
 
 /// Three of the share of CPU that is free and two of that of memory: what divides is [`seed_divisor`].

@@ -128,12 +128,12 @@ fn play(scene: &Scene, shapes: &[NodeShape], tasks: &[TaskShape]) -> Result<Foun
             checked += 1;
             wrong += usize::from(stage.plain(&request) != found.map(|at| at.node));
         }
-        stage.carry_out(request, found);
+        stage.carry_out(&request, found);
     }
     let checked_by = stage.digest;
 
     let mut times = Vec::with_capacity(scene.decisions);
-    let mut slowest: BTreeMap<usize, (Duration, Request)> = BTreeMap::new();
+    let mut slowest: BTreeMap<u32, (Duration, Request)> = BTreeMap::new();
     let mut stage = start.clone();
     for _ in 0..scene.decisions {
         let request = stage.next();
@@ -143,7 +143,7 @@ fn play(scene: &Scene, shapes: &[NodeShape], tasks: &[TaskShape]) -> Result<Foun
         times.push(took.as_secs_f64() * 1e6);
         let slot = slowest.entry(stage.drawn).or_insert((took, request));
         slot.0 = slot.0.max(took);
-        stage.carry_out(request, found);
+        stage.carry_out(&request, found);
     }
     let mut same = stage.digest == checked_by;
     // Interruptions come once; what is slow by itself is slow again.
@@ -161,7 +161,7 @@ fn play(scene: &Scene, shapes: &[NodeShape], tasks: &[TaskShape]) -> Result<Foun
     for _ in 0..scene.decisions {
         let request = start.next();
         let found = start.cluster.decide(&request, &start.scoring);
-        start.carry_out(request, found);
+        start.carry_out(&request, found);
     }
     let rate = scene.decisions as f64 / before.elapsed().as_secs_f64();
     same &= start.digest == checked_by;
@@ -185,11 +185,15 @@ fn play(scene: &Scene, shapes: &[NodeShape], tasks: &[TaskShape]) -> Result<Foun
 struct Stage {
     cluster: Cluster,
     scoring: Scoring,
-    /// What may come: every task of the trace, as a request.
+    /// What may come: every different request that a task of the trace makes.
     requests: Vec<Request>,
-    live: Vec<(Request, Placement)>,
+    /// Of each task of the trace, which.
+    tasks: Vec<u32>,
+    /// Which request each task that runs made, and where it is.
+    live: Vec<(u32, Placement)>,
     random: Random,
-    drawn: usize,
+    /// Which request came last.
+    drawn: u32,
     /// CPU, memory, thousandths of GPUs.
     total: [u64; 3],
     used: [u64; 3],
@@ -218,7 +222,8 @@ impl Stage {
         let models: BTreeSet<&String> = shapes.iter().map(|shape| &shape.model).collect();
         let models: Vec<_> = models.into_iter().cloned().collect();
         let mut random = Random::new(1);
-        let mut requests = Vec::new();
+        let mut requests: Vec<Request> = Vec::new();
+        let mut numbers = Vec::new();
         for task in tasks {
             let (mut task, mut labels) = (task.clone(), BTreeMap::new());
             task.models.clear();
@@ -231,12 +236,18 @@ impl Stage {
                     task.models = std::iter::repeat_with(model).take(2).collect();
                 }
             }
-            requests.push(task.request(&mut cluster, &labels));
+            let request = task.request(&mut cluster, &labels);
+            let known = requests.iter().position(|it| *it == request).unwrap_or(requests.len());
+            if known == requests.len() {
+                requests.push(request);
+            }
+            numbers.push(known as u32);
         }
         let mut stage = Stage {
             cluster,
             scoring: Scoring::of(Scorer::Seed),
             requests,
+            tasks: numbers,
             live: Vec::new(),
             random,
             drawn: 0,
@@ -249,7 +260,7 @@ impl Stage {
         while !stage.is_beyond_limit() {
             let request = stage.next();
             match stage.cluster.decide(&request, &stage.scoring) {
-                Some(at) => stage.take(request, at)?,
+                Some(at) => stage.take(&request, at)?,
                 None => refused += 1,
             }
             if refused > PATIENCE {
@@ -260,7 +271,7 @@ impl Stage {
         for _ in 0..2 * stage.live.len() {
             let request = stage.next();
             let found = stage.cluster.decide(&request, &stage.scoring);
-            stage.carry_out(request, found);
+            stage.carry_out(&request, found);
         }
         stage.digest = 0;
         Ok(stage)
@@ -271,23 +282,25 @@ impl Stage {
     }
 
     fn next(&mut self) -> Request {
-        self.drawn = self.draw(self.requests.len());
-        self.requests[self.drawn]
+        let task = self.draw(self.tasks.len());
+        self.drawn = self.tasks[task];
+        self.requests[self.drawn as usize]
     }
 
-    fn take(&mut self, request: Request, at: Placement) -> Result<()> {
-        if !self.cluster.allocate(&request, at) {
+    /// The request that came last goes where it was decided that it goes.
+    fn take(&mut self, request: &Request, at: Placement) -> Result<()> {
+        if !self.cluster.allocate(request, at) {
             bail!("what was decided was not there");
         }
-        for (used, amount) in self.used.iter_mut().zip(amounts(&request)) {
+        for (used, amount) in self.used.iter_mut().zip(amounts(request)) {
             *used += amount;
         }
-        self.live.push((request, at));
+        self.live.push((self.drawn, at));
         Ok(())
     }
 
     /// A task comes, and others go until the cluster is as full as it is to be.
-    fn carry_out(&mut self, request: Request, found: Option<Placement>) {
+    fn carry_out(&mut self, request: &Request, found: Option<Placement>) {
         self.digest = (self.digest ^ found.map_or(u64::MAX, |at| u64::from(at.node.0)))
             .wrapping_mul(0x0100_0000_01b3)
             .rotate_left(17);
@@ -298,9 +311,10 @@ impl Stage {
         }
         while self.is_beyond_limit() {
             let which = self.draw(self.live.len());
-            let (request, at) = self.live.swap_remove(which);
-            self.cluster.release(&request, at);
-            for (used, amount) in self.used.iter_mut().zip(amounts(&request)) {
+            let (number, at) = self.live.swap_remove(which);
+            let request = &self.requests[number as usize];
+            self.cluster.release(request, at);
+            for (used, amount) in self.used.iter_mut().zip(amounts(request)) {
                 *used -= amount;
             }
         }
