@@ -45,7 +45,7 @@ impl fmt::Display for Priority {
 }
 
 /// A request: reserved at placement, guaranteed on the node. `None`: not asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Demand {
     /// CPU.

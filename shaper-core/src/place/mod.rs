@@ -6,11 +6,11 @@
 //! depends on the nodes alone, so the best one is found by walking an [`index`] of exact keys; where it ends is
 //! always the node that [`judge`] finds, which is the formula written down plainly.
 
-pub mod backfill;
 mod class;
 mod cluster;
 mod exact;
 mod explain;
+mod forecast;
 mod fragment;
 mod index;
 mod judge;
@@ -27,11 +27,12 @@ pub use self::{
     class::{Constraint, ConstraintId, Mismatch, Taint, Toleration},
     cluster::{Cluster, NodeError, Taken},
     explain::{Explanation, Filter, Obstacle, Ranked, Rejections},
+    forecast::{Holder, Reservation, Wanted},
     index::Walk,
     judge::{Candidate, Choice, NOTHING, best, choose, could_ever_hold, fits, judge},
     mix::{Shape, TaskMix},
     node::{Gpus, MAX_GPUS, NodeId, NodeSpec, Placement, Readiness, WHOLE},
-    preempt::{Cost, Preemption, Resident, Residents, WAYS},
+    preempt::{Considered, Cost, Preemption, Resident, Residents, WAYS},
     scorer::{POINTS, ParseScoringError, Scorer, Scoring},
     task::{GpuRequest, Request},
 };

@@ -86,7 +86,7 @@ pub(super) struct Node {
 }
 
 /// Where a task is, or is to go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Placement {
     /// The node.
     pub node: NodeId,

@@ -13,6 +13,8 @@
 
 use std::{cmp::Reverse, collections::HashMap};
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     cluster::Cluster,
     lanes::{self, Lanes, NOBODY, Units, WIDTH},
@@ -55,6 +57,17 @@ pub struct Preemption {
     pub victims: Vec<u64>,
     /// What it costs.
     pub cost: Cost,
+}
+
+/// Who was looked at to make room for a task.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Considered {
+    /// Tasks of a lower priority, on nodes that suit it.
+    pub victims: u32,
+    /// On how many nodes they are.
+    pub nodes: u32,
+    /// On how many of those it would fit without all of them.
+    pub suffice: u32,
 }
 
 /// Ways that have as few victims as there can be are compared until there are so many.
@@ -238,6 +251,22 @@ impl Residents {
         let at = Cluster::place_on(&node, NodeId(number as u32), request, Scorer::BestFit)?;
         let victims = victims.iter().map(|index| self.nodes[number][*index].task).collect();
         Some(Preemption { at, victims, cost })
+    }
+
+    /// Who could be ended for a task at all. It looks at every node.
+    pub fn considered(&self, cluster: &Cluster, request: &Request) -> Considered {
+        let suits = cluster.classes.decided(request.constraint);
+        let mut found = Considered::default();
+        for (number, node) in cluster.nodes.iter().enumerate().take(self.nodes.len()) {
+            let victims = self.candidates(number, request);
+            if victims.is_empty() || !node.is_open() || !suits.suits(node.class) {
+                continue;
+            }
+            found.victims += victims.len() as u32;
+            found.nodes += 1;
+            found.suffice += u32::from(self.fits_without(node, number, &victims, request));
+        }
+        found
     }
 
     fn cost(&self, number: usize, victims: &[usize], now: u64) -> Cost {

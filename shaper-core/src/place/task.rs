@@ -35,7 +35,7 @@ impl GpuRequest {
 }
 
 /// What is to be placed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Request {
     /// What it reserves.
     pub demand: Demand,

@@ -137,7 +137,15 @@ const SUBJECTS: [(&str, &[(&str, Part)]); 5] = [
     ("actuators", &[("shares", shares::measure), ("budget", budget::measure)]),
     ("shape", &[("service", service::measure), ("greedy", greedy::measure)]),
     // Pure: no kernel is needed, only the traces.
-    ("place", &[("churn", place::churn), ("preempting", place::preempting), ("waiting", place::waiting)]),
+    (
+        "place",
+        &[
+            ("churn", place::churn),
+            ("preempting", place::preempting),
+            ("replay", place::replay),
+            ("waiting", place::waiting),
+        ],
+    ),
     ("openb", &[("packing", place::packing)]),
 ];
 

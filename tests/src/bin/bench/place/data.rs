@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use shaper_core::{
-    place::{Cluster, Constraint, GpuRequest, Gpus, NodeSpec, Request},
+    place::{Cluster, Constraint, ConstraintId, GpuRequest, Gpus, NodeSpec, Request},
     spec::{Capacity, Demand, Priority},
     units::{Bytes, Millicores},
 };
@@ -61,8 +61,14 @@ impl TaskShape {
         cluster: &mut Cluster,
         labels: &BTreeMap<String, BTreeSet<String>>,
     ) -> Request {
-        let constraint =
-            Constraint { labels: labels.clone(), gpu_models: self.models.clone(), ..Constraint::default() };
+        self.with(cluster.constraint(&self.constraint(labels)))
+    }
+
+    pub(super) fn constraint(&self, labels: &BTreeMap<String, BTreeSet<String>>) -> Constraint {
+        Constraint { labels: labels.clone(), gpu_models: self.models.clone(), ..Constraint::default() }
+    }
+
+    pub(super) fn with(&self, constraint: ConstraintId) -> Request {
         Request {
             demand: Demand {
                 cpu: Millicores(self.cpu),
@@ -72,7 +78,7 @@ impl TaskShape {
                 storage_io: None,
             },
             gpu: self.gpu,
-            constraint: cluster.constraint(&constraint),
+            constraint,
             priority: Priority::Medium,
         }
     }

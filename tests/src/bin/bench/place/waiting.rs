@@ -1,10 +1,20 @@
 //! How long gangs wait, first come first served, by strict priority, and with backfill: the week of SURF's cluster in
 //! `arrivals/`. Jobs of one submission that run equally long are one gang.
 
-use std::{collections::BTreeMap, fs::File, io::Read, process::Command};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io::Read,
+    process::Command,
+};
 
 use anyhow::{Context, Result, bail};
-use shaper_core::place::backfill::{self, Holder, Waiting};
+use shaper_core::{
+    place::{Constraint, GpuRequest, Gpus, NodeSpec, Request},
+    queue::{Config, Decision, Input, JobSpec, Order, Outcome, Queue, TaskKey, Tasks},
+    spec::{Capacity, Demand, Priority},
+    units::{Bytes, Millicores},
+};
 
 use super::data::{self, Random};
 use crate::{
@@ -23,15 +33,7 @@ struct Gang {
     arrives: u64,
     runs_for: u64,
     nodes: u64,
-    /// 0 is the highest of three.
-    priority: u64,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum By {
-    Arrival,
-    Priority,
-    Backfill,
+    priority: Priority,
 }
 
 pub(crate) fn measure(_: Plan, report: &mut Report) -> Result<()> {
@@ -43,12 +45,16 @@ pub(crate) fn measure(_: Plan, report: &mut Report) -> Result<()> {
     let gangs = gangs(&unpacked(&path)?)?;
     report.tell("gangs", gangs.len() as f64, "");
     let mut longest = BTreeMap::new();
-    for (by, name) in [
-        (By::Arrival, "first come, first served"),
-        (By::Priority, "strict priority"),
-        (By::Backfill, "EASY backfill"),
+    for (order, backfills, name) in [
+        (Order::Arrival, false, "first come, first served"),
+        (Order::Priority, false, "strict priority"),
+        (Order::Arrival, true, "EASY backfill"),
+        (Order::Fair, true, "priority, fairness and backfill"),
     ] {
-        let waits = run(&gangs, by)?;
+        // Strict priority: nobody is preferred for having waited long.
+        let ages_after = if backfills { Config::default().ages_after } else { u64::MAX };
+        let config = Config { order, backfills, ages_after, ..Config::default() };
+        let waits = run(&gangs, config)?;
         let mean = waits.iter().sum::<f64>() / waits.len() as f64;
         report.tell(&format!("{name}: mean wait"), mean, "min");
         report.tell(&format!("{name}: p95 wait"), quantile(&waits, 950), "min");
@@ -91,73 +97,78 @@ fn gangs(text: &str) -> Result<Vec<Gang>> {
         arrives: arrives - first,
         runs_for: runs_for.max(1),
         nodes,
-        priority: random.below(3) as u64,
+        priority: [Priority::Low, Priority::Medium, Priority::High][random.below(3)],
     };
     Ok(sizes.into_iter().map(gang).collect())
 }
 
+const NODE: Millicores = Millicores(16_000);
+const SECOND: u64 = 1_000_000_000;
+
 /// How long each gang waits, in minutes.
-fn run(gangs: &[Gang], by: By) -> Result<Vec<f64>> {
-    let mut queue: Vec<usize> = Vec::new();
-    let mut running: Vec<(u64, usize)> = Vec::new();
-    let (mut next, mut free, mut waits) = (0, NODES, vec![None; gangs.len()]);
-    while next < gangs.len() || !queue.is_empty() {
-        let end = running.iter().map(|(until, _)| *until).min();
-        let arrival = gangs.get(next).map(|gang| gang.arrives);
-        let Some(now) = [end, arrival].into_iter().flatten().min() else {
-            bail!("{} gangs wait, and nothing runs", queue.len());
+fn run(gangs: &[Gang], config: Config) -> Result<Vec<f64>> {
+    let mut queue = Queue::new(config);
+    let any = queue.constraint(&Constraint::default());
+    let amounts = Demand { cpu: NODE, memory: Bytes(1), gpu_memory: None, network: None, storage_io: None };
+    for number in 0..NODES {
+        let capacity =
+            Capacity { cpu: NODE, memory: Bytes(1), gpu_memory: None, network: None, storage_io: None };
+        queue.handle(
+            Input::Node(NodeSpec {
+                name: format!("node-{number}"),
+                capacity,
+                gpus: Gpus::default(),
+                labels: BTreeMap::new(),
+                taints: BTreeSet::new(),
+            }),
+            0,
+        );
+    }
+    let mut ends: BTreeMap<(u64, TaskKey), u32> = BTreeMap::new();
+    let mut waits: Vec<Option<f64>> = vec![None; gangs.len()];
+    let mut arriving = gangs.iter().peekable();
+    loop {
+        let end = ends.first_key_value().map(|((at, task), attempt)| (*at, *task, *attempt));
+        let arrival = arriving.peek().map(|gang| gang.arrives);
+        let (now, input) = match (arrival, end) {
+            (Some(now), end) if end.is_none_or(|(at, ..)| now < at) => {
+                let Some(gang) = arriving.next() else { break };
+                let request = Request {
+                    demand: amounts,
+                    gpu: GpuRequest::None,
+                    constraint: any,
+                    priority: gang.priority,
+                };
+                let spec = JobSpec {
+                    namespace: "surf".to_owned(),
+                    request,
+                    tasks: Tasks::Gang(u32::try_from(gang.nodes)?),
+                    spread: None,
+                    floor: None,
+                    preempts: false,
+                    oversubscribes: false,
+                    runs_for: Some(gang.runs_for * OVERESTIMATE * SECOND),
+                    timeout: None,
+                    retries: 0,
+                    after_ok: Vec::new(),
+                };
+                (now, Input::Submit(spec))
+            }
+            (_, Some((now, task, attempt))) => {
+                ends.remove(&(now, task));
+                (now, Input::Ended { task, attempt, outcome: Outcome::Succeeded })
+            }
+            (None, None) => break,
+            (Some(_), None) => bail!("an arrival comes first where nothing runs"),
         };
-        running.retain(|(until, gang)| {
-            let runs = *until > now;
-            free += if runs { 0 } else { gangs[*gang].nodes };
-            runs
-        });
-        while gangs.get(next).is_some_and(|gang| gang.arrives <= now) {
-            queue.push(next);
-            next += 1;
-        }
-        if by == By::Priority {
-            queue.sort_by_key(|gang| (gangs[*gang].priority, *gang));
-        }
-        for gang in starts(gangs, by, now, free, &running, &queue) {
-            free -= gangs[gang].nodes;
-            running.push((now + gangs[gang].runs_for, gang));
-            waits[gang] = Some((now - gangs[gang].arrives) as f64 / 60.0);
-            queue.retain(|it| *it != gang);
+        for decision in queue.handle(input, now * SECOND) {
+            if let Decision::Start { task, attempt, .. } = decision {
+                let number = task.job.0 as usize;
+                let gang = gangs.get(number).context("a gang that was not submitted")?;
+                ends.insert((now + gang.runs_for, task), attempt);
+                waits[number] = Some((now - gang.arrives) as f64 / 60.0);
+            }
         }
     }
     waits.into_iter().map(|wait| wait.context("a gang never started")).collect()
-}
-
-fn starts(
-    gangs: &[Gang],
-    by: By,
-    now: u64,
-    free: u64,
-    running: &[(u64, usize)],
-    queue: &[usize],
-) -> Vec<usize> {
-    if by != By::Backfill {
-        let mut free = free;
-        let fits = move |gang: &&usize| {
-            let fits = gangs[**gang].nodes <= free;
-            free -= if fits { gangs[**gang].nodes } else { 0 };
-            fits
-        };
-        return queue.iter().take_while(fits).copied().collect();
-    }
-    let amounts = |gang: usize| [gangs[gang].nodes, 0, 0];
-    let holder = |(until, gang): &(u64, usize)| {
-        // As it was said when it began; who is over time ends any moment, which is now.
-        let began = until - gangs[*gang].runs_for;
-        Holder { amounts: amounts(*gang), until: (began + gangs[*gang].runs_for * OVERESTIMATE).max(now) }
-    };
-    let waiting = |gang: &usize| Waiting {
-        amounts: amounts(*gang),
-        runs_for: Some(gangs[*gang].runs_for * OVERESTIMATE),
-    };
-    let holders: Vec<_> = running.iter().map(holder).collect();
-    let waiting: Vec<_> = queue.iter().map(waiting).collect();
-    let plan = backfill::plan(now, [free, 0, 0], &holders, &waiting);
-    plan.start.into_iter().map(|index| queue[index]).collect()
 }
