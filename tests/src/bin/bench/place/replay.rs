@@ -59,14 +59,16 @@ fn empty(tasks: &[TaskShape]) -> (Queue, Vec<Request>) {
     (queue, requests)
 }
 
+/// What happened, and when.
+type Inputs = Vec<(Input, u64)>;
 /// What runs: the attempt, until when, and whether it is to stop.
 type Running = BTreeMap<TaskKey, (u32, bool)>;
 
 /// A cluster at work: jobs of all kinds come, tasks end well or not, nodes are drained and come back.
-fn live(shapes: &[NodeShape], tasks: &[TaskShape], count: usize) -> Result<(Vec<(Input, u64)>, (u64, u64))> {
+fn live(shapes: &[NodeShape], tasks: &[TaskShape], count: usize) -> Result<(Inputs, (u64, u64))> {
     let (mut queue, requests) = empty(tasks);
     let mut random = Random::new(99);
-    let mut inputs: Vec<(Input, u64)> = Vec::with_capacity(count);
+    let mut inputs: Inputs = Vec::with_capacity(count);
     let (mut running, mut shrinking): (Running, Vec<TaskKey>) = (Running::new(), Vec::new());
     let mut away: Vec<NodeId> = Vec::new();
     let (mut jobs, mut open, mut now) = (0u32, 0usize, 0u64);
