@@ -4,6 +4,7 @@ mod churn;
 mod data;
 mod packing;
 mod preempting;
+mod streams;
 mod waiting;
 
 pub(crate) use churn::measure as churn;
