@@ -28,7 +28,7 @@ use super::{Kinds, State};
 use crate::place::{
     class::{Classes, ConstraintId},
     mix::{Shape, TaskMix},
-    node::{Node, WHOLE},
+    node::{MAX_GPUS, Node, WHOLE},
     task::GpuRequest,
 };
 
@@ -65,6 +65,24 @@ pub(super) struct Group {
     gpu: GpuRequest,
     /// By CPU, ascending.
     kinds: Vec<Kind>,
+    /// The most that any of them wants, and all their weights.
+    cpu: u64,
+    memory: u64,
+    weight: i64,
+}
+
+impl Group {
+    /// Tasks that the GPUs suffice for.
+    fn count(&self, whole: u64, parts: &[u16]) -> u64 {
+        match self.gpu {
+            GpuRequest::None | GpuRequest::Share(0) | GpuRequest::Whole(0) => 0,
+            GpuRequest::Share(share) => {
+                let of_parts = parts.iter().filter(|free| **free >= share);
+                whole * u64::from(WHOLE / share) + of_parts.map(|free| u64::from(free / share)).sum::<u64>()
+            }
+            GpuRequest::Whole(count) => whole / u64::from(count),
+        }
+    }
 }
 
 impl Rooms {
@@ -98,7 +116,7 @@ impl Rooms {
             let state = State::of(node);
             for (room, kind) in rooms.iter_mut().zip(&self.kinds) {
                 if classes.decided(kind.constraint).suits(node.class) {
-                    *room += kind.room(&state, count(kind.gpu, state.shares())) as u64;
+                    *room += kind.gpu.thousandths() * kind.count(&state, count(kind.gpu, state.shares()));
                 }
             }
         }
@@ -135,15 +153,15 @@ fn count(gpu: GpuRequest, shares: &[u16]) -> u64 {
 }
 
 impl Kind {
-    /// GPU that tasks of this kind could use, thousandths, if the GPUs suffice for so many.
-    fn room(&self, node: &State, mut count: u64) -> i64 {
+    /// How many tasks of this kind there is room for, if the GPUs suffice for so many.
+    fn count(&self, node: &State, mut count: u64) -> u64 {
         if self.cpu.saturating_mul(count) > node.cpu {
             count = node.cpu / self.cpu;
         }
         if self.memory.saturating_mul(count) > node.memory {
             count = node.memory / self.memory;
         }
-        (count * self.gpu.thousandths()) as i64
+        count
     }
 }
 
@@ -159,8 +177,15 @@ impl Kinds for Rooms {
         for (kind, _) in self.kinds.iter().zip(suits).filter(|(_, suits)| **suits) {
             match groups.last_mut() {
                 Some(group) if group.gpu == kind.gpu => group.kinds.push(*kind),
-                _ => groups.push(Group { gpu: kind.gpu, kinds: vec![*kind] }),
+                _ => {
+                    groups.push(Group { gpu: kind.gpu, kinds: vec![*kind], cpu: 0, memory: 0, weight: 0 });
+                }
             }
+        }
+        for Group { gpu: _, kinds, cpu, memory, weight } in &mut groups {
+            *cpu = kinds.iter().map(|kind| kind.cpu).max().unwrap_or(0);
+            *memory = kinds.iter().map(|kind| kind.memory).max().unwrap_or(0);
+            *weight = kinds.iter().map(|kind| kind.weight).sum();
         }
         groups
     }
@@ -171,15 +196,26 @@ impl Kinds for Rooms {
         if free == 0 {
             return 0;
         }
+        let whole = shares.iter().filter(|share| **share == WHOLE).count() as u64;
+        let (mut parts, mut length) = ([0; MAX_GPUS], 0);
+        for share in shares.iter().filter(|share| (1..WHOLE).contains(*share)) {
+            parts[length] = *share;
+            length += 1;
+        }
         let mut room = 0;
-        for Group { gpu, kinds } in groups {
-            let count = count(*gpu, shares);
+        for group in groups {
+            let count = group.count(whole, &parts[..length]);
             if count == 0 {
                 continue;
             }
-            for kind in kinds.iter().take_while(|kind| kind.cpu <= node.cpu) {
-                room += kind.weight * kind.room(node, count);
-            }
+            let enough = |most: u64, free: u64| most.saturating_mul(count) <= free;
+            let tasks = if enough(group.cpu, node.cpu) && enough(group.memory, node.memory) {
+                group.weight * count as i64
+            } else {
+                let kinds = group.kinds.iter().take_while(|kind| kind.cpu <= node.cpu);
+                kinds.map(|kind| kind.weight * kind.count(node, count) as i64).sum()
+            };
+            room += tasks * group.gpu.thousandths() as i64;
         }
         STRANDED * ONE * self.stranded(node, free) - room
     }
