@@ -1,6 +1,6 @@
 //! What tasks are like: shapes, and how often each comes.
 
-use std::collections::HashMap;
+use std::{cmp::Reverse, collections::HashMap, hash::Hash};
 
 use super::{
     class::ConstraintId,
@@ -50,18 +50,41 @@ impl TaskMix {
         self.tasks
     }
 
-    /// The shapes that come most often, until they are so many thousandths of all; the most frequent first.
-    pub fn typical(&self, thousandths: u64) -> Vec<(Shape, u64)> {
-        let mut shapes: Vec<_> = self.counts.iter().map(|(shape, count)| (*shape, *count)).collect();
-        shapes.sort_unstable_by_key(|(shape, count)| (std::cmp::Reverse(*count), *shape));
+    /// Makes what came long ago count for less: every count is halved, and what came but once is forgotten.
+    pub(super) fn halve(&mut self) {
+        self.counts.retain(|_, count| {
+            *count /= 2;
+            *count > 0
+        });
+        self.tasks = self.counts.values().sum();
+    }
+
+    /// All shapes, in no order.
+    pub(super) fn shapes(&self) -> impl Iterator<Item = (&Shape, u64)> {
+        self.counts.iter().map(|(shape, count)| (shape, *count))
+    }
+
+    /// Shapes that are one to `alike` together, the most frequent first (of two as frequent the greater), until they
+    /// are so many thousandths of all tasks.
+    pub(super) fn typical<T: Ord + Hash>(
+        &self,
+        thousandths: u64,
+        alike: impl Fn(&Shape) -> T,
+    ) -> Vec<(T, u64)> {
+        let mut counts: HashMap<T, u64> = HashMap::new();
+        for (shape, count) in self.shapes() {
+            *counts.entry(alike(shape)).or_default() += count;
+        }
+        let mut found: Vec<(T, u64)> = counts.into_iter().collect();
+        found.sort_unstable_by(|a, b| (Reverse(a.1), Reverse(&a.0)).cmp(&(Reverse(b.1), Reverse(&b.0))));
         let mut covered = 0;
-        let mut is_enough = |count: u64| {
+        let is_enough = |(_, count): &(T, u64)| {
             let enough = covered * 1000 >= self.tasks * thousandths;
             covered += count;
             enough
         };
-        let length = shapes.iter().position(|(_, count)| is_enough(*count)).unwrap_or(shapes.len());
-        shapes.truncate(length);
-        shapes
+        let length = found.iter().position(is_enough).unwrap_or(found.len());
+        found.truncate(length);
+        found
     }
 }

@@ -17,10 +17,13 @@ pub enum Scorer {
     Seed,
     /// Least free CPU and GPU, as shares of the largest node's; CPU and memory where no node has a GPU.
     BestFit,
-    /// Fragmentation gradient descent: the least growth of what GPUs have free and typical tasks cannot use,
-    /// by the rule of Weng et al., ATC '23, for a mix of tasks that is known beforehand.
+    /// Fragmentation gradient descent (Weng et al., ATC '23): the most of ⌊100 / (1 + eˣ)⌋, where x is by how many GPUs
+    /// there grows what the node's GPUs have free and typical tasks cannot use, a mean over the tasks of a mix
+    /// that is told beforehand ([`Cluster::expect`](super::Cluster::expect)).
     Fgd,
-    /// The same aim by our rule, for the mix of the tasks that have come so far.
+    /// Our rule: the least loss, in thousandths of GPUs, of room for each kind of task that has come so far
+    /// ([`Cluster::learn`](super::Cluster::learn)), weighed by how often it comes by the room that all nodes have for it;
+    /// and twice what CPU or memory would not suffice for of the GPUs that are left free.
     Fragmentation,
 }
 

@@ -134,12 +134,21 @@ pub(super) fn tasks(workload: &str) -> Result<Vec<TaskShape>> {
     rows(&folder().join(format!("openb/openb_pod_list_{workload}.csv")), 5, task)
 }
 
-/// Published: by workload and policy, mean GPU allocation at arrivals of 100 and 130 %.
-pub(super) fn published() -> Result<BTreeMap<(String, String), [f64; 2]>> {
+/// Published GPU allocation, percent, at arrivals of 100 and 130 %: of ten seeds.
+#[derive(Clone, Copy)]
+pub(super) struct Published {
+    pub(super) means: [f64; 2],
+    pub(super) deviations: [f64; 2],
+}
+
+/// By workload and policy.
+pub(super) fn published() -> Result<BTreeMap<(String, String), Published>> {
     let path = folder().join("openb/published_gpu_allocation.csv");
     let row = |row: &[&str]| {
         let policy = row[1].split_once('-').map_or(row[1], |(_, name)| name);
-        Ok(((row[0].to_owned(), policy.to_owned()), [row[3].parse()?, row[5].parse()?]))
+        let means = [row[3].parse()?, row[5].parse()?];
+        let deviations = [row[4].parse()?, row[6].parse()?];
+        Ok(((row[0].to_owned(), policy.to_owned()), Published { means, deviations }))
     };
     Ok(rows(&path, 7, row)?.into_iter().collect())
 }

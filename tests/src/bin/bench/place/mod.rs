@@ -5,6 +5,7 @@ mod data;
 mod packing;
 mod preempting;
 mod replay;
+mod streams;
 mod waiting;
 
 pub(crate) use churn::measure as churn;
