@@ -292,6 +292,9 @@ impl Queue {
                 self.blocked.clear();
             }
             Input::Submit(spec) => self.submit(spec),
+            Input::Cancel(job) if self.jobs.len() <= job.0 as usize => {
+                self.out.push(Decision::Refused(format!("there is no job {} to cancel", job.0)));
+            }
             Input::Cancel(job) => self.end_job(job, Verdict::Cancelled),
             Input::Ended { task, attempt, outcome } => self.ended(task, attempt, outcome),
             Input::Shrunk { task, done } => self.shrunk(task, done),

@@ -435,6 +435,9 @@ fn what_waits_for_others_begins_after_them_or_never() {
     assert!(
         matches!(&world.tell(Input::Submit(unknown))[..], [Decision::Refused(why)] if why.contains("99"))
     );
+    assert!(
+        matches!(&world.tell(Input::Cancel(JobId(99)))[..], [Decision::Refused(why)] if why.contains("99"))
+    );
 }
 
 #[test]
