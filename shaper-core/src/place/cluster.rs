@@ -169,15 +169,20 @@ impl Cluster {
     ) -> Option<Placement> {
         match scoring.alone() {
             Some(Scorer::Seed) => {
+                let mut index = std::mem::take(&mut self.seed);
                 let key = |node| seed_key(&self.nodes, &self.divisors, node);
-                let node = self.walk(&self.seed, &key, request, walk, may)?;
+                let node = self.walk(&mut index, &key, request, walk, may);
+                self.seed = index;
+                let node = node?;
                 self.place(node, request, Scorer::Seed)
             }
             Some(Scorer::BestFit) => {
-                let node = match &self.best_fit {
-                    Some(index) => {
+                let node = match self.best_fit.take() {
+                    Some(mut index) => {
                         let key = |node| self.best_fit_key(NodeId(node));
-                        self.walk(index, &key, request, walk, may)?
+                        let node = self.walk(&mut index, &key, request, walk, may);
+                        self.best_fit = Some(index);
+                        node?
                     }
                     None => self.least_free(request, may)?,
                 };
@@ -191,7 +196,7 @@ impl Cluster {
 
     fn walk(
         &self,
-        index: &Index,
+        index: &mut Index,
         keys: &impl Keys,
         request: &Request,
         walk: &mut Walk,

@@ -21,6 +21,11 @@ const FEW: usize = 20;
 /// … that leaves the two with no more than this.
 const JOINED: usize = 44;
 
+/// With so few leaves, what a leaf has no more is found out by the first search that comes there in vain: a change costs a
+/// quarter less, and no search is long. With more of them it is found out at once, or those that look for what is
+/// rare would come to many leaves in vain. Tests have both.
+const FEW_LEAVES: usize = if cfg!(test) { 4 } else { 512 };
+
 /// So few places are compared one by one.
 const SINGLY: u32 = 16;
 
@@ -156,6 +161,14 @@ impl Summary {
     }
 }
 
+/// An entry that was at a place.
+struct Gone {
+    class: u8,
+    /// One more than its tier; 0: nobody was there.
+    tier: usize,
+    free: Row,
+}
+
 #[derive(Clone, Debug)]
 #[repr(align(64))]
 struct Leaf {
@@ -168,10 +181,10 @@ struct Leaf {
     group: u32,
     /// In its group.
     at: u8,
-    /// Kept as entries change, so that it is not often made anew.
+    /// At least what there is: what becomes less is found out when a search comes here in vain.
     known: Summary,
-    /// At how many places there is the most of a resource.
-    ties: Row,
+    /// For which tiers it may be less, one bit for each.
+    lowered: u8,
     classes: Column,
     /// 0 where nobody is, else one more than the tier.
     tiers: Column,
@@ -241,7 +254,7 @@ impl Leaf {
             group,
             at: 0,
             known: VOID,
-            ties: Row::splat(WIDTH as i16),
+            lowered: 0,
             classes: Column::of(0),
             tiers: Column::of(0),
             columns: [const { Column::of(-1) }; BESIDE],
@@ -260,73 +273,81 @@ impl Leaf {
         Entry { key, free: self.rows.get(place), class, tier }
     }
 
-    /// Writes an entry where nobody is, or another of the same node.
-    fn put(&mut self, place: usize, entry: &Entry) -> Changed {
+    /// Writes an entry where nobody is, or another of the same node: what was there before.
+    fn put(&mut self, place: usize, entry: &Entry) -> Gone {
         let Entry { key, free, class, tier } = *entry;
-        let known = self.known;
         self.nodes[place] = (key.digits, key.node);
         self.used |= 1 << place;
-        let numbered = i16::from(tier.0) + 1;
-        let gone =
-            (self.classes.replace(place, class.into()) as u8, self.tiers.replace(place, numbered) as usize);
+        let gone = Gone {
+            class: self.classes.replace(place, class.into()) as u8,
+            tier: self.tiers.replace(place, i16::from(tier.0) + 1) as usize,
+            free: self.rows.replace(place, free),
+        };
+        for (lane, column) in self.columns.iter_mut().enumerate() {
+            column.replace(place, free.as_array()[lane]);
+        }
+        self.known.most = self.known.most.max(free);
+        for (lane, beside) in self.known.beside.iter_mut().enumerate() {
+            *beside = beside.max(by_tier(tier.number() + 1, free.as_array()[lane]));
+        }
         for classes in &mut self.known.classes[..=tier.number()] {
             *classes |= 1 << class;
         }
-        for lane in 0..BESIDE {
-            let beside = &mut self.known.beside[lane];
-            *beside = beside.max(by_tier(tier.number() + 1, free.as_array()[lane]));
-            self.columns[lane].replace(place, free.as_array()[lane]);
-        }
-        let before = self.rows.replace(place, free);
-        self.raise(before, free);
-        self.forget(gone, before);
-        self.known.difference(&known)
+        gone
     }
 
     /// Puts an entry at a place that nobody has. There is one.
-    fn push(&mut self, entry: &Entry) -> (u8, Changed) {
+    fn push(&mut self, entry: &Entry) -> u8 {
         let place = self.used.trailing_ones();
-        (place as u8, self.put(place as usize, entry))
+        self.put(place as usize, entry);
+        place as u8
     }
 
-    fn take_out(&mut self, place: usize) -> Changed {
-        let known = self.known;
+    fn take_out(&mut self, place: usize) -> Gone {
         self.used &= !(1 << place);
-        let gone = (self.classes.get(place) as u8, self.tiers.replace(place, 0) as usize);
-        let before = self.rows.replace(place, NO_ROW);
-        self.raise(before, NO_ROW);
-        self.forget(gone, before);
-        self.known.difference(&known)
-    }
-
-    /// Keeps the most of each resource, where a row has changed.
-    fn raise(&mut self, before: Row, now: Row) {
-        let known = self.known.most;
-        // Comparisons give −1.
-        let ties = self.ties + before.simd_eq(known);
-        let is_higher = now.simd_gt(known);
-        let most = known.max(now);
-        self.ties = is_higher.select(Row::ZERO, ties) - now.simd_eq(most);
-        self.known.most = most;
-        if self.ties.simd_eq(Row::ZERO).any() {
-            (self.known.most, self.ties) = self.rows.most();
+        Gone {
+            class: self.classes.get(place) as u8,
+            tier: self.tiers.replace(place, 0) as usize,
+            free: self.rows.replace(place, NO_ROW),
         }
     }
 
-    /// Takes what an entry added out of what is known of tiers: its class, its tier plus one, what was free.
-    fn forget(&mut self, (class, tier): (u8, usize), before: Row) {
-        let left = self.tiers.most_where(&self.classes, class.into()) as usize;
-        for classes in &mut self.known.classes[left.min(tier)..tier] {
-            *classes &= !(1 << class);
+    /// Takes what an entry added out of what is known; or leaves that to a search that comes here in vain.
+    fn forget(&mut self, gone: &Gone, at_once: bool) {
+        if !at_once {
+            self.lowered |= ((1u16 << gone.tier) - 1) as u8;
+            return;
+        }
+        if gone.free.simd_eq(self.known.most).any() {
+            self.known.most = self.rows.most();
+        }
+        let left = self.tiers.most_where(&self.classes, gone.class.into()) as usize;
+        for classes in &mut self.known.classes[left.min(gone.tier)..gone.tier] {
+            *classes &= !(1 << gone.class);
         }
         for (lane, column) in self.columns.iter().enumerate() {
-            let had = by_tier(tier, before.as_array()[lane]);
-            let lost = (self.known.beside[lane].simd_eq(had) & AT_LEAST[tier]).to_bitmask();
+            let had = by_tier(gone.tier, gone.free.as_array()[lane]);
+            let lost = (self.known.beside[lane].simd_eq(had) & AT_LEAST[gone.tier]).to_bitmask();
             for tier in lanes::each(lost.into()) {
                 self.known.beside[lane].as_mut_array()[tier] =
                     column.most_where_above(&self.tiers, tier as i16);
             }
         }
+    }
+
+    /// Finds out anew what is known for a tier, if it may be less than is known.
+    fn settle(&mut self, tier: Tier) {
+        let (bit, number) = (1 << tier.0, tier.number());
+        if self.lowered & bit == 0 {
+            return;
+        }
+        self.lowered &= !bit;
+        self.known.most = self.rows.most();
+        for (beside, column) in self.known.beside.iter_mut().zip(&self.columns) {
+            beside.as_mut_array()[number] = column.most_where_above(&self.tiers, tier.0.into());
+        }
+        let with_tier = lanes::each(self.tiers.above(tier.0.into()));
+        self.known.classes[number] = with_tier.fold(0, |all, place| all | 1 << self.classes.get(place));
     }
 
     /// The places that may have what is wanted.
@@ -474,22 +495,30 @@ fn not_behind(key: &Key, digits: &[u64], bound: impl Fn(usize) -> Key) -> usize 
 impl Index {
     /// The first node in order that `accepts`, of those that may have what is wanted.
     pub(super) fn first(
-        &self,
+        &mut self,
         wanted: &Wanted,
         keys: &impl Keys,
         walk: &mut Walk,
         mut accepts: impl FnMut(u32) -> bool,
     ) -> Option<u32> {
-        for (group, summary) in self.order.iter().zip(&self.summaries) {
-            if !summary.may_hold(wanted) {
+        for at in 0..self.order.len() {
+            if !self.summaries[at].may_hold(wanted) {
                 continue;
             }
-            let group = &self.groups[*group as usize];
+            let number = self.order[at] as usize;
             walk.compared += 1;
-            for place in lanes::each(group.mask(wanted)) {
-                let leaf = &self.leaves[group.leaves[place] as usize];
+            for place in lanes::each(self.groups[number].mask(wanted)) {
+                let leaf = self.groups[number].leaves[place];
+                let leaf = &mut self.leaves[leaf as usize];
                 walk.compared += 1;
                 let mut found = leaf.mask(wanted);
+                if found == 0 {
+                    let known = leaf.known;
+                    leaf.settle(wanted.tier);
+                    let leaf = self.groups[number].leaves[place];
+                    self.refresh(leaf, &known);
+                    continue;
+                }
                 while found != 0 {
                     let place = first_of(leaf, found, keys);
                     let (_, node) = leaf.nodes[place];
@@ -515,8 +544,11 @@ impl Index {
             let leaf = &self.leaves[seat.leaf as usize];
             let belongs = if leaf.surely_has(&entry.key) { seat.leaf } else { self.leaf_for(&entry.key) };
             if belongs == seat.leaf {
-                let changed = self.leaves[seat.leaf as usize].put(usize::from(seat.place), entry);
-                self.refresh(seat.leaf, changed);
+                let (at_once, leaf) = (self.has_many(), &mut self.leaves[seat.leaf as usize]);
+                let known = leaf.known;
+                let gone = leaf.put(usize::from(seat.place), entry);
+                leaf.forget(&gone, at_once);
+                self.refresh(seat.leaf, &known);
                 return;
             }
             // Unless leaves were joined.
@@ -527,18 +559,24 @@ impl Index {
             self.split(at, keys);
             at = self.leaf_for(&entry.key);
         }
-        let (place, changed) = self.leaves[at as usize].push(entry);
+        let leaf = &mut self.leaves[at as usize];
+        let known = leaf.known;
+        let place = leaf.push(entry);
         self.seats[node] = Some(Seat { leaf: at, place });
-        self.refresh(at, changed);
+        self.refresh(at, &known);
     }
 
     /// Takes a node out. Whether leaves are others than before.
     pub(super) fn remove(&mut self, node: u32) -> bool {
         let Some(seat) = self.seats.get_mut(node as usize).and_then(Option::take) else { return false };
-        let leaf = &mut self.leaves[seat.leaf as usize];
-        let changed = leaf.take_out(usize::from(seat.place));
+        let (at_once, leaf) = (self.has_many(), &mut self.leaves[seat.leaf as usize]);
+        let known = leaf.known;
+        let gone = leaf.take_out(usize::from(seat.place));
+        leaf.forget(&gone, at_once);
         let is_few = leaf.length() < FEW;
-        self.refresh(seat.leaf, changed);
+        if at_once {
+            self.refresh(seat.leaf, &known);
+        }
         if is_few {
             self.join(seat.leaf);
         }
@@ -563,15 +601,28 @@ impl Index {
         group.leaves[group.place_for(key)]
     }
 
-    /// Tells the group above what has become of a leaf.
-    fn refresh(&mut self, leaf: u32, changed: Changed) {
-        if changed == Changed::default() {
-            return;
-        }
+    fn has_many(&self) -> bool {
+        self.leaves.len() > FEW_LEAVES
+    }
+
+    /// Tells the group above what has become of a leaf of which this was known.
+    fn refresh(&mut self, leaf: u32, known: &Summary) {
         let leaf = &self.leaves[leaf as usize];
-        let number = leaf.group;
-        if self.groups[number as usize].note(usize::from(leaf.at), &leaf.known, changed) {
-            self.tell_of_group(number);
+        let changed = leaf.known.difference(known);
+        if changed != Changed::default() {
+            self.note(leaf.group, usize::from(leaf.at), leaf.known, changed);
+        }
+    }
+
+    /// The same, of all that is known of it.
+    fn refresh_all_of(&mut self, leaf: u32) {
+        let leaf = &self.leaves[leaf as usize];
+        self.note(leaf.group, usize::from(leaf.at), leaf.known, Changed::ALL);
+    }
+
+    fn note(&mut self, group: u32, place: usize, known: Summary, changed: Changed) {
+        if self.groups[group as usize].note(place, &known, changed) {
+            self.tell_of_group(group);
         }
     }
 
@@ -640,7 +691,7 @@ impl Index {
             let mut fresh = Leaf::new(number);
             (fresh.from, fresh.to, fresh.at) = (from, to, at);
             for entry in entries {
-                let (place, _) = fresh.push(entry);
+                let place = fresh.push(entry);
                 self.seats[entry.key.node as usize] = Some(Seat { leaf, place });
             }
             self.leaves[leaf as usize] = fresh;
@@ -648,7 +699,7 @@ impl Index {
         let summary = self.leaves[new as usize].known;
         self.groups[number as usize].insert(usize::from(at) + 1, new, bound, &summary);
         self.renumber_leaves(number);
-        self.refresh(full, Changed::ALL);
+        self.refresh_all_of(full);
         self.tell_of_group(number);
     }
 
@@ -695,14 +746,14 @@ impl Index {
             let (digits, node) = other.nodes[place];
             // Where it goes, its exact key is not asked for.
             let entry = other.entry(place, Key::rough(digits, node));
-            let (place, _) = self.leaves[stays as usize].push(&entry);
+            let place = self.leaves[stays as usize].push(&entry);
             self.seats[node as usize] = Some(Seat { leaf: stays, place });
         }
         self.leaves[stays as usize].to = other.to;
         self.groups[number as usize].remove(left + 1);
         self.spare.push(goes);
         self.renumber_leaves(number);
-        self.refresh(stays, Changed::ALL);
+        self.refresh_all_of(stays);
         self.tell_of_group(number);
     }
 
