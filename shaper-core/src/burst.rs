@@ -11,7 +11,7 @@
 //! # The window: who may be lent anything
 //!
 //! A task's **ceiling** is a mean over [`WINDOW`], 10 s. Its [`Account`] remembers what it used in each of the last
-//! 101 slots of 100 ms: any real window of 10 s lies within 101 of them. What it uses in 101 slots must not exceed
+//! 101 slots of 100 ms: any real window of 10 s lies within 101 of them, if turns come on time. What it uses in 101 slots must not exceed
 //! 101 periods' worth of its ceiling. That is the ceiling plus 1 % over 10 s, and just what a plain quota admits.
 //!
 //! What is used beyond the ceiling has to be made good within the window, after it as well as before it: of the

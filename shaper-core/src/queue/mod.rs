@@ -50,8 +50,8 @@ pub use self::{
 };
 use crate::{
     place::{
-        Cluster, Constraint, ConstraintId, NodeError, NodeId, NodeSpec, Placement, Readiness, Reservation,
-        Scorer, Scoring,
+        Cluster, Constraint, ConstraintId, NodeId, NodeSpec, Placement, Readiness, Reservation, Scorer,
+        Scoring,
     },
     spec::Priority,
     task::UnixNanos,
@@ -289,7 +289,7 @@ impl Queue {
             Input::Quota(name, quota) => {
                 let number = self.namespace(&name) as usize;
                 self.namespaces[number].quota = quota;
-                self.blocked.clear();
+                self.something_is_free();
             }
             Input::Submit(spec) => self.submit(spec),
             Input::Cancel(job) if self.jobs.len() <= job.0 as usize => {
@@ -300,7 +300,7 @@ impl Queue {
             Input::Shrunk { task, done } => self.shrunk(task, done),
             Input::Peak(node, peak) => {
                 if self.books.predict(node, peak, self.now) {
-                    self.blocked.clear();
+                    self.something_is_free();
                 }
             }
             Input::Tick => {}
@@ -324,9 +324,7 @@ impl Queue {
                 self.out.push(Decision::Node(id));
                 self.something_is_free();
             }
-            Err(error @ (NodeError::TooManyGpus { .. } | NodeError::Exists(_))) => {
-                self.out.push(Decision::Refused(error.to_string()));
-            }
+            Err(error) => self.out.push(Decision::Refused(error.to_string())),
         }
     }
 
