@@ -10,9 +10,18 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+    thread::{CpuSet, sched_setaffinity},
 };
 
 use crate::time::PATIENCE;
+
+/// Lets the first thread of a process run on one CPU only.
+pub fn pin(pid: u32, cpu: usize) {
+    let mut there = CpuSet::new();
+    there.set(cpu);
+    let pid = Pid::from_raw(pid.cast_signed()).expect("a process has a number");
+    sched_setaffinity(Some(pid), &there).expect("it runs");
+}
 
 /// Starts `command` as the process `pid`, which must be free. Other work of this machine may take the number first: then it
 /// is tried again.

@@ -106,6 +106,7 @@ fn io(options: &IoOptions) -> Result<ExitCode> {
         contents: &contents,
         profile: vm::Profile::Bare,
         timeout: vm::DEFAULT_TIMEOUT,
+        again: false,
         filter: &filter,
     };
     let series = if options.quick { &vm::SERIES[..1] } else { &vm::SERIES[..2] };

@@ -102,6 +102,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         contents: &contents,
         profile: Profile::Bare,
         timeout: Duration::from_secs(args.timeout),
+        again: false,
         filter: &filter,
     };
     let verdicts = match args.kernel.is_empty() {

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::iter;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
@@ -55,6 +56,8 @@ pub(crate) struct Job<'a> {
     pub(crate) profile: Profile,
     /// For one machine.
     pub(crate) timeout: Duration,
+    /// Whether what fails is tried once more, in a machine of its own, and counts as failed only if it fails there too.
+    pub(crate) again: bool,
     pub(crate) filter: &'a [String],
 }
 
@@ -72,6 +75,9 @@ const FEATURE: &str = "shaper-vm: feature ";
 const FIGURE: &str = "shaper-vm: figure ";
 /// … and how the tests ended, then their exit code.
 const EXIT: &str = "shaper-vm: exit ";
+
+/// libtest's: the filters are whole names.
+const EXACT: &str = "--exact";
 
 /// How many of the console's last lines are repeated when a machine ends without a verdict.
 const TAIL: usize = 30;
@@ -109,12 +115,34 @@ pub(crate) struct Verdict {
     /// The release that ran, and how; none if it never came to that.
     machine: Option<(String, Accel)>,
     failure: Option<String>,
+    /// The names of the tests that failed, where libtest came to say them.
+    failed: Vec<String>,
     pub(crate) tally: Tally,
     boot: Option<Duration>,
     pub(crate) total: Duration,
     features: Features,
     /// A JSON object each.
     pub(crate) figures: Vec<String>,
+}
+
+impl Verdict {
+    /// What is to be said of both, where `second` tried again what had failed in this one.
+    fn followed_by(self, second: Self) -> Self {
+        let mut tally = second.tally;
+        tally.second_try = tally.passed;
+        tally.passed += self.tally.passed;
+        let mut features = self.features;
+        features.extend(second.features);
+        Self {
+            failure: second.failure,
+            failed: second.failed,
+            tally,
+            total: self.total + second.total,
+            features,
+            figures: self.figures.into_iter().chain(second.figures).collect(),
+            ..self
+        }
+    }
 }
 
 impl fmt::Display for Verdict {
@@ -149,6 +177,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         contents: &contents,
         profile: args.profile,
         timeout: Duration::from_secs(args.timeout),
+        again: false,
         filter: &args.filter,
     };
     let verdicts = match (&args.kernel_image, &args.modules) {
@@ -184,6 +213,7 @@ impl Job<'_> {
                     series: series.to_owned(),
                     machine: None,
                     failure: Some(format!("{error:#}")),
+                    failed: Vec::new(),
                     tally: Tally::FAILURE,
                     boot: None,
                     total: start.elapsed(),
@@ -198,13 +228,25 @@ impl Job<'_> {
     }
 
     fn run_kernel(&self, kernel: &Kernel) -> Result<Verdict> {
+        let first = self.boot(kernel, "")?;
+        if !self.again || first.failed.is_empty() {
+            return Ok(first);
+        }
+        println!("vm {kernel}: once more, in another machine: {}", first.failed.join(", "));
+        let filter: Vec<String> = iter::once(EXACT.to_owned()).chain(first.failed.iter().cloned()).collect();
+        let second = Job { filter: &filter, ..*self }.boot(kernel, "-again")?;
+        Ok(first.followed_by(second))
+    }
+
+    /// Boots it once; `suffix` tells the files of this run from those of another.
+    fn boot(&self, kernel: &Kernel, suffix: &str) -> Result<Verdict> {
         if std::env::consts::ARCH != "x86_64" {
             bail!("the VM runs this machine's own binaries, on x86_64 so far");
         }
         let accel = qemu::accel(kernel, &self.contents.init())?;
         let folder = workspace::target().join("vm");
         let initrd = folder.join(format!("{}.cpio", kernel.release));
-        let log = folder.join(format!("{}.log", kernel.release));
+        let log = folder.join(format!("{}{suffix}.log", kernel.release));
         let host_root = [host_root::ARGUMENT.to_owned()];
         let init_args = match self.profile {
             Profile::Bare => {
@@ -250,6 +292,7 @@ impl Job<'_> {
         let verdict = Verdict {
             series: kernel.series.clone(),
             machine: Some((kernel.release.clone(), accel)),
+            failed: if transcript.exit.is_some() { transcript.failed } else { Vec::new() },
             failure,
             tally,
             boot: transcript.up,
@@ -286,6 +329,9 @@ pub(crate) struct Transcript {
     exit: Option<i32>,
     panic: bool,
     tally: Tally,
+    /// The names in the list of failures that is being read, or was read last.
+    failed: Vec<String>,
+    in_failures: bool,
     features: Features,
     figures: Vec<String>,
     tail: VecDeque<String>,
@@ -303,6 +349,16 @@ impl Transcript {
             self.exit = code.trim().parse().ok();
         } else if let Some(tally) = Tally::of_libtest(line) {
             self.tally += tally;
+            self.in_failures = false;
+        } else if line.trim_end() == "failures:" {
+            // libtest prints what failed tests have printed below such a line, and then their names below another.
+            self.failed.clear();
+            self.in_failures = true;
+        } else if self.in_failures
+            && let Some(name) = line.trim_end().strip_prefix("    ")
+            && !name.contains(' ')
+        {
+            self.failed.push(name.to_owned());
         }
         self.panic |= line.contains("Kernel panic - not syncing");
         if self.tail.len() == TAIL {
@@ -367,7 +423,8 @@ mod tests {
         let lines = ["shaper-vm: up 1.50 6.1.0-56-cloud-amd64", RESULT, "shaper-vm: exit 0"];
         assert_eq!(failure(&lines, End::Exited(ExitStatus::from_raw(0))), None);
         let transcript = transcript(&lines);
-        assert_eq!(transcript.tally, Tally { passed: 3, failed: 0 });
+        assert_eq!(transcript.tally, Tally { passed: 3, ..Tally::default() });
+        assert!(transcript.failed.is_empty());
         assert!(transcript.up.is_some());
     }
 
@@ -385,12 +442,57 @@ mod tests {
     }
 
     #[test]
+    fn the_names_of_what_failed_are_in_the_last_list() {
+        let lines = [
+            "test cpu::one ... FAILED",
+            "test two ... FAILED",
+            "",
+            "failures:",
+            "",
+            "---- cpu::one stdout ----",
+            "    something",
+            "",
+            "failures:",
+            "    cpu::one\r",
+            "    two",
+            "",
+            "test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s",
+            "shaper-vm: exit 101",
+        ];
+        assert_eq!(transcript(&lines).failed, ["cpu::one", "two"]);
+    }
+
+    #[test]
+    fn what_passes_at_a_second_try_has_passed_and_is_told() {
+        let verdict = |failed: &[&str], tally| Verdict {
+            series: "6.1".into(),
+            machine: None,
+            failure: (!failed.is_empty()).then(|| "what ran exited with 101".to_owned()),
+            failed: failed.iter().map(|&name| name.to_owned()).collect(),
+            tally,
+            boot: None,
+            total: Duration::from_secs(40),
+            features: Features::new(),
+            figures: Vec::new(),
+        };
+        let first = || verdict(&["a", "b"], Tally { passed: 10, failed: 2, second_try: 0 });
+        let both = first().followed_by(verdict(&[], Tally { passed: 2, ..Tally::default() }));
+        assert_eq!(both.to_string(), "vm 6.1: ok, 12 passed (2 at a second try), 0 failed, 80 s");
+        let both = first().followed_by(verdict(&["b"], Tally { passed: 1, failed: 1, second_try: 0 }));
+        assert!(
+            both.to_string()
+                .contains("FAILED (what ran exited with 101), 11 passed (1 at a second try), 1 failed")
+        );
+    }
+
+    #[test]
     fn the_verdict_is_one_line() {
         let mut verdict = Verdict {
             series: "6.1".into(),
             machine: Some(("6.1.0-56-cloud-amd64".into(), Accel::Tcg)),
             failure: None,
-            tally: Tally { passed: 12, failed: 0 },
+            failed: Vec::new(),
+            tally: Tally { passed: 12, ..Tally::default() },
             boot: Some(Duration::from_millis(3_210)),
             total: Duration::from_millis(41_400),
             features: Features::new(),

@@ -26,7 +26,7 @@ use shaper_tests::{
     assert_close,
     cgroup::{TestCgroup, cpu_group, cpu_time, mounts, read, unique_name, write},
     knobs::{NoPacing, grant},
-    process::{Process, spawn_as},
+    process::{Process, pin, spawn_as},
     shaper::in_force,
     time::eventually,
 };
@@ -226,8 +226,10 @@ fn a_process_that_moves_is_counted_where_it_is() {
     let hog = spin_in(groups[0].path());
     eventually("it runs", || kernels()[0] > 0.5);
     write(groups[1].path(), "cgroup.procs", &hog.0.id().to_string());
+    // Until it is switched out once, what it uses counts where it was, and where it has a CPU to itself that may take long.
+    pin(hog.0.id(), 0);
+    pin(hog.0.id(), 1);
     eventually("it runs where it is", || kernels()[1] > 1.0);
-    // Until it is switched out once, what it uses is where it was: a slice of the scheduler, in which others wait.
     let (counted, kernels) = (counted(), kernels());
     for (counted, kernels) in counted.iter().zip(kernels) {
         assert!(

@@ -20,6 +20,7 @@ use shaper_tests::{
     assert_close,
     cgroup::{TestCgroup, cpu_time, mounts, unique_name},
     net::{DEVICE, NetPair},
+    process::pin,
     sink::Sink,
     time::{Window, eventually},
 };
@@ -485,12 +486,4 @@ fn a_v1_group_with_the_number_of_a_v2_cgroup_is_not_taken_for_it() {
     table.remove(&id).unwrap();
     fs::remove_dir(&foreign).unwrap();
     assert_eq!(written, IoCount::default());
-}
-
-/// Lets a process run on one CPU only.
-fn pin(pid: u32, cpu: usize) {
-    let mut there = rustix::thread::CpuSet::new();
-    there.set(cpu);
-    let pid = Pid::from_raw(pid.cast_signed()).expect("a process has a number");
-    rustix::thread::sched_setaffinity(Some(pid), &there).expect("it runs");
 }
