@@ -4,7 +4,7 @@
 use crate::hist::Histogram;
 
 /// Version of everything below; the pins live under `<bpffs-dir>/v<LAYOUT>/`.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 /// Slots unless the agent is told otherwise: the managed cgroups that it can hold at once, plus the reserved
 /// ones. Maps of one entry per slot and CPU hold it at `cpu * slots + slot`: each CPU writes pages of its own,
@@ -64,8 +64,9 @@ pub struct Control {
     /// Which of the tracing programs count: those that were loaded with this number. (Where a new agent replaces
     /// them, both are attached for an instant.) Written by the agent.
     pub instance: u32,
-    /// Nothing.
-    pub reserved: u32,
+    /// Not 0: a pacing rate on a socket that is met for the first time is not its program's but an earlier agent's, of
+    /// another layout. Written by the agent.
+    pub rates_are_ours: u32,
 }
 
 /// When a slot was last active: [`Control::epoch`] of that moment. One word a slot, so that the agent sees in a few
@@ -290,12 +291,44 @@ pub struct Pace {
     pub active: u64,
 }
 
+/// The clocks of a slot, see [`crate::clock`]: what no socket paces. Two cache lines, shared by all CPUs.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Clock {
+    /// [`crate::clock::price`] of the ceiling; 0: there is none. Written by the agent.
+    pub price: u64,
+    /// [`crate::clock::credit`]. Written by the agent.
+    pub credit: u64,
+    /// [`crate::clock::stream_slack`]. Written by the agent.
+    pub stream_slack: u64,
+    /// When the datagrams are due, ticks.
+    pub datagrams_due: u64,
+    /// When TCP is due, ticks.
+    pub streams_due: u64,
+    /// What datagrams have claimed of half of the ceiling, as a clock of its own …
+    pub datagrams_half: u64,
+    /// … and what TCP has.
+    pub streams_half: u64,
+    /// When a datagram was last seen, ticks.
+    pub datagram_at: u64,
+    /// What was held back, of datagrams …
+    pub datagrams_held: PacketCount,
+    /// … and of TCP.
+    pub streams_held: PacketCount,
+    /// Nothing.
+    pub reserved: [u64; 4],
+}
+
 /// What a socket remembers, in its socket storage.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SocketState {
     /// The last epoch of its slot in which it was counted as active.
     pub epoch: u64,
+    /// The pacing rate that we have set last, bytes a second; 0: none of ours is on it.
+    pub ours: u64,
+    /// The pacing rate that its program has set itself, bytes a second; `u64::MAX`: none.
+    pub own: u64,
 }
 
 const _: () = {
@@ -312,5 +345,6 @@ const _: () = {
     assert!(size_of::<PacketCount>() == 16);
     assert!(size_of::<NetStat>() == 64);
     assert!(size_of::<Pace>() == 64 && align_of::<Pace>() == 64);
-    assert!(size_of::<SocketState>() == 8);
+    assert!(size_of::<Clock>() == 128 && align_of::<Clock>() == 64);
+    assert!(size_of::<SocketState>() == 24);
 };

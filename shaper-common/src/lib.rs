@@ -9,6 +9,7 @@
 #![warn(missing_docs)]
 
 pub mod abi;
+pub mod clock;
 pub mod hist;
 pub mod pace;
 pub mod period;

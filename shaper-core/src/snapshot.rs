@@ -173,8 +173,12 @@ pub struct NetUsage {
     pub ingress: NetCount,
     /// Of what was sent: what left through the node's uplinks.
     pub uplink_egress: Traffic,
-    /// Buffers of its sockets that the kernel threw away on their way out, in all: a buffer that would have become
-    /// several segments counts once.
+    /// Of TCP: what was beyond its ceiling and held back, in all. Its senders wait and send it again.
+    pub streams_held: Traffic,
+    /// The same of all else, which is lost.
+    pub datagrams_held: Traffic,
+    /// Buffers of its sockets that the kernel threw away on their way out, those held back included, in all: a buffer that
+    /// would have become several segments counts once.
     pub drops: Option<u64>,
     /// TCP segments that were sent again, in all.
     pub retransmits: Option<u64>,

@@ -16,6 +16,8 @@ mod maps;
 #[cfg(target_arch = "bpf")]
 mod programs;
 #[cfg(target_arch = "bpf")]
+mod shaping;
+#[cfg(target_arch = "bpf")]
 mod slots;
 
 #[cfg(target_arch = "bpf")]

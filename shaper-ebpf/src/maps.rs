@@ -1,5 +1,5 @@
-//! The maps. All but the socket storage are pinned by name, so that a new agent finds them as they
-//! are. (A socket that is forgotten is only counted as active once more.)
+//! The maps. They are pinned by name, so that a new agent finds them as they are. (The socket storage, which cannot say so
+//! itself, is pinned by the agent.)
 //!
 //! The agent has most of them in its memory and reads without a system call. A map with an entry per slot and
 //! CPU is an array that is laid out by CPU; the agent gives it its size before the load.
@@ -14,9 +14,9 @@ use aya_ebpf::{
 use core::{arch::asm, ptr::read_volatile};
 use shaper_common::{
     abi::{
-        Activity, Budget, CGROUPS, CgroupSlot, Control, CpuStat, CpuState, EVENT_BYTES, Event, IO_ENTRIES,
-        IoKey, IoStat, NetStat, PAIRS, Pace, PacketCount, REMEMBERED, RememberedPair, SLOT_AGENT, SLOTS,
-        SocketState,
+        Activity, Budget, CGROUPS, CgroupSlot, Clock, Control, CpuStat, CpuState, EVENT_BYTES, Event,
+        IO_ENTRIES, IoKey, IoStat, NetStat, PAIRS, Pace, PacketCount, REMEMBERED, RememberedPair, SLOT_AGENT,
+        SLOTS, SocketState,
     },
     hist::{self, BUCKETS, Histogram},
 };
@@ -103,6 +103,10 @@ pub static UPLINK_STAT: Array<PacketCount> = Array::pinned(SLOTS, BPF_F_MMAPABLE
 /// TCP pacing by slot.
 #[map]
 pub static PACE: Array<Pace> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
+
+/// The clocks of what no socket paces, by slot.
+#[map]
+pub static CLOCK: Array<Clock> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
 
 /// What a socket remembers.
 #[btf_map]
@@ -199,6 +203,7 @@ pub struct Layouts {
     io_stat: IoStat,
     net_stat: NetStat,
     pace: Pace,
+    clock: Clock,
 }
 
 #[used]

@@ -1,7 +1,7 @@
 //! Network namespaces: two, with a cable between them.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsFd,
@@ -53,6 +53,15 @@ impl Netns {
     pub fn connect(&self, device: &str, other: &Netns, other_device: &str) {
         let peer = ["peer", "name", other_device, "netns", &other.name];
         self.ip(&[&["link", "add", device, "type", "veth"], &peer[..]].concat());
+    }
+
+    /// Bytes that have arrived at a device here, as the device counts them.
+    pub fn received(&self, device: &str) -> u64 {
+        let counts = self.within(|| fs::read_to_string("/proc/thread-self/net/dev"));
+        let counts = counts.expect("every process has it");
+        let found = counts.lines().find_map(|line| line.trim().strip_prefix(&format!("{device}:")));
+        let bytes = found.and_then(|counts| counts.split_whitespace().next()?.parse().ok());
+        bytes.unwrap_or_else(|| panic!("no device {device} in {counts}"))
     }
 
     /// What `tc` prints here.

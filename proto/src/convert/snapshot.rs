@@ -206,11 +206,22 @@ impl From<v1::NetCount> for NetCount {
 
 impl From<NetUsage> for v1::NetUsage {
     fn from(usage: NetUsage) -> v1::NetUsage {
-        let NetUsage { egress, ingress, uplink_egress, drops, retransmits, round_trip } = usage;
+        let NetUsage {
+            egress,
+            ingress,
+            uplink_egress,
+            streams_held,
+            datagrams_held,
+            drops,
+            retransmits,
+            round_trip,
+        } = usage;
         v1::NetUsage {
             egress: Some(egress.into()),
             ingress: Some(ingress.into()),
             uplink_egress: Some(uplink_egress.into()),
+            streams_held: Some(streams_held.into()),
+            datagrams_held: Some(datagrams_held.into()),
             drops,
             retransmits,
             round_trip: round_trip.map(Into::into),
@@ -220,11 +231,22 @@ impl From<NetUsage> for v1::NetUsage {
 
 impl From<v1::NetUsage> for NetUsage {
     fn from(wire: v1::NetUsage) -> NetUsage {
-        let v1::NetUsage { egress, ingress, uplink_egress, drops, retransmits, round_trip } = wire;
+        let v1::NetUsage {
+            egress,
+            ingress,
+            uplink_egress,
+            streams_held,
+            datagrams_held,
+            drops,
+            retransmits,
+            round_trip,
+        } = wire;
         NetUsage {
             egress: egress.map(Into::into).unwrap_or_default(),
             ingress: ingress.map(Into::into).unwrap_or_default(),
             uplink_egress: traffic(uplink_egress),
+            streams_held: traffic(streams_held),
+            datagrams_held: traffic(datagrams_held),
             drops,
             retransmits,
             round_trip: round_trip.map(Into::into),
@@ -521,6 +543,8 @@ mod tests {
                     egress: net,
                     ingress: net,
                     uplink_egress: traffic,
+                    streams_held: traffic,
+                    datagrams_held: traffic,
                     drops: Some(1),
                     retransmits: None,
                     round_trip: Some(latency),

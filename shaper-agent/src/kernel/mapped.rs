@@ -11,7 +11,7 @@ use std::{
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use shaper_common::{
-    abi::{Budget, Control, CpuCount, CpuStat, CpuState, NetStat, Pace, PacketCount},
+    abi::{Budget, Clock, Control, CpuCount, CpuStat, CpuState, NetStat, Pace, PacketCount},
     hist::Histogram,
 };
 
@@ -29,7 +29,7 @@ macro_rules! words {
     )+};
 }
 
-words!(Budget, Control, CpuCount, CpuStat, CpuState, Histogram, NetStat, Pace, PacketCount);
+words!(Budget, Clock, Control, CpuCount, CpuStat, CpuState, Histogram, NetStat, Pace, PacketCount);
 
 /// A mapped array of `T`, or of `u32` (see [`Mapped::half`]).
 pub struct Mapped<T> {

@@ -1,5 +1,5 @@
-//! The pacing table, mapped into the agent: single fields are written while the kernel works on the
-//! others. (Replacing a whole value would reset its loop and give away a burst.)
+//! The tables of the ceilings on what leaves, mapped into the agent: single fields are written while the kernel works on the
+//! others. (Replacing a whole value would reset its loop or its clocks and give away a burst.)
 
 use std::{
     mem::offset_of,
@@ -7,14 +7,20 @@ use std::{
 };
 
 use shaper_common::{
-    abi::{PACE_OFF, PACE_ON, PACE_OPEN, Pace},
-    pace,
+    abi::{Clock, PACE_OFF, PACE_ON, PACE_OPEN, Pace, PacketCount},
+    clock, pace,
 };
+use shaper_core::task::Traffic;
 
 use super::mapped::{Mapped, monotonic_ns};
 
-/// The mapped array.
-pub struct PaceTable(pub(super) Mapped<Pace>);
+/// The mapped arrays.
+pub struct PaceTable {
+    /// How the sockets of TCP are paced.
+    pub(super) pace: Mapped<Pace>,
+    /// What holds the rest.
+    pub(super) clocks: Mapped<Clock>,
+}
 
 impl PaceTable {
     /// Gives the slot a ceiling, or another one; the loop goes on where it is.
@@ -33,19 +39,40 @@ impl PaceTable {
             self.word(slot, offset_of!(Pace, epoch)).fetch_add(1, SeqCst);
             self.mode(slot).store(PACE_ON, SeqCst);
         }
+        let price = clock::price(rate);
+        self.clock(slot, offset_of!(Clock, credit)).store(clock::credit(price), SeqCst);
+        self.clock(slot, offset_of!(Clock, stream_slack)).store(clock::stream_slack(price), SeqCst);
+        // Sockets follow one after the other: what they send meanwhile is not held against them.
+        self.clock(slot, offset_of!(Clock, streams_due)).store(clock::ticks(monotonic_ns()), SeqCst);
+        self.clock(slot, offset_of!(Clock, price)).store(price, SeqCst);
     }
 
     /// Lifts the ceiling: sockets are opened when they are next met.
     pub fn open(&self, slot: u32) {
+        self.clock(slot, offset_of!(Clock, price)).store(0, SeqCst);
         self.mode(slot).store(PACE_OPEN, SeqCst);
     }
 
     /// Leaves the slot's sockets alone.
     pub fn off(&self, slot: u32) {
+        self.clock(slot, offset_of!(Clock, price)).store(0, SeqCst);
         self.mode(slot).store(PACE_OFF, SeqCst);
     }
 
-    /// The slot as it is now.
+    /// What was held back of the slot so far, of TCP and of all else.
+    pub fn held(&self, slot: u32) -> (Traffic, Traffic) {
+        let Clock { streams_held, datagrams_held, .. } = self.clocks.read(slot as usize);
+        let traffic = |count: PacketCount| Traffic { bytes: count.bytes, packets: count.packets };
+        (traffic(streams_held), traffic(datagrams_held))
+    }
+
+    /// Forgets what was held back of whoever had the slot before.
+    pub fn clear(&self, slot: u32) {
+        self.off(slot);
+        self.clocks.clear(slot as usize);
+    }
+
+    /// The pacing of the slot as it is now.
     pub fn read(&self, slot: u32) -> Pace {
         let load = |offset| self.word(slot, offset).load(SeqCst);
         Pace {
@@ -63,11 +90,15 @@ impl PaceTable {
     }
 
     fn word(&self, slot: u32, offset: usize) -> &AtomicU64 {
-        self.0.word(slot as usize, offset)
+        self.pace.word(slot as usize, offset)
+    }
+
+    fn clock(&self, slot: u32, offset: usize) -> &AtomicU64 {
+        self.clocks.word(slot as usize, offset)
     }
 
     fn half(&self, slot: u32, offset: usize) -> &AtomicU32 {
-        self.0.half(slot as usize, offset)
+        self.pace.half(slot as usize, offset)
     }
 
     fn mode(&self, slot: u32) -> &AtomicU32 {

@@ -243,6 +243,8 @@ fn network(
         egress: count(now.egress, then.egress, now.egress_marks),
         ingress: count(now.ingress, then.ingress, now.ingress_marks),
         uplink_egress: now.uplink_egress,
+        streams_held: now.streams_held,
+        datagrams_held: now.datagrams_held,
         drops: None,
         retransmits: Some(now.retransmits),
         round_trip: Some(latency(&task.stock.histograms.round_trip, round_trip_before, RTT_SHIFT)),

@@ -184,8 +184,8 @@ impl Node {
         }
         if task.record.limits.net_egress.at().is_some() && task.is_running() {
             notes.push(
-                "the network limit holds for TCP, but not for the first ten segments of a connection, nor for \
-                 connections within this machine; UDP and other protocols are counted, not limited"
+                "the network limit holds for what leaves this machine. Beyond it TCP waits; of other protocols what is \
+                 too much is dropped"
                     .into(),
             );
         }

@@ -380,7 +380,7 @@ fn a_change_is_shown_as_it_was_read_back() {
     let expected = "\
 cpu: max cores → 2 cores (cpu.max)
 net_egress: max → 5 Mbit/s
-note: `net_egress` holds TCP only
+note: `net_egress` holds for what leaves this machine
 ";
     assert_eq!(texts(&output), (expected, "", Some(0)));
     let output = host.shaper(&["set", "web", "--cpu", "max", "-o", "json"]);

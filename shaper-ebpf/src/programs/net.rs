@@ -1,34 +1,39 @@
-//! Traffic of every managed socket, both ways, as bytes on the wire; and what TCP had to send again.
+//! Traffic of every managed socket, both ways, as bytes on the wire, and what TCP had to send again; and the ceiling of what
+//! leaves, for what no socket paces.
 
 use aya_ebpf::{
-    helpers::generated::bpf_skc_to_tcp_sock,
+    helpers::generated::{bpf_sk_fullsock, bpf_skb_ecn_set_ce, bpf_skc_to_tcp_sock},
     macros::{btf_tracepoint, cgroup_skb},
     programs::{BtfTracePointContext, SkBuffContext},
 };
 use shaper_common::{
-    abi::{PACE_ON, SLOT_AGENT},
+    abi::{Clock, SLOT_AGENT},
     wire::{wire_bytes, wire_packets},
 };
 
 use crate::{
     atomic,
     kernel::{self, TcpSock},
-    maps::{NET_STAT, PACE, is_on_duty, of_slot, touch},
+    maps::{CLOCK, NET_STAT, is_on_duty, of_slot, touch},
+    shaping::{self, Kind, Verdict},
     slots,
 };
 
 /// cgroup_skb: let the packet pass.
 const PASS: i32 = 1;
+/// cgroup_skb/egress: drop it, as a full queue would: TCP slows down, and the sender of a datagram is told nothing. (With 0
+/// it would have an EPERM.)
+const DROP: i32 = 2;
 
 /// Index of the loopback device, in every network namespace.
 const LOOPBACK: u32 = 1;
-const IPPROTO_TCP: u8 = 6;
+const TCP: u8 = 6;
 const UDP_HEADER: u64 = 8;
 const IPV6_HEADER: u64 = 40;
 /// ECN field of a packet that met congestion.
 const CE: u8 = 3;
 
-/// Counts what leaves, and charges it to the pacing loop.
+/// Counts what leaves, and charges it to the pacing loop and to the clocks; holds back what is beyond them.
 #[cgroup_skb(egress)]
 pub fn net_egress(ctx: SkBuffContext) -> i32 {
     // SAFETY: the context is an skb; a socket is attached to it at this hook.
@@ -36,7 +41,20 @@ pub fn net_egress(ctx: SkBuffContext) -> i32 {
     if slot < SLOT_AGENT {
         return PASS;
     }
-    let seen = look_at(&ctx);
+    let mut seen = look_at(&ctx);
+    touch(slot);
+    if let Some(clock) = CLOCK.get_ptr_mut(slot) {
+        // SAFETY: a word of a live map value, and a field of the context.
+        let (price, device) = unsafe { (atomic::load(&raw const (*clock).price), (*ctx.skb.skb).ifindex) };
+        if price != 0 && device != LOOPBACK {
+            match verdict(&ctx, slot, clock, price, &seen) {
+                Verdict::Pass => {}
+                // SAFETY: the context.
+                Verdict::Mark => seen.marked |= unsafe { bpf_skb_ecn_set_ce(ctx.skb.skb) } == 1,
+                Verdict::Hold => return DROP,
+            }
+        }
+    }
     if let Some(stat) = of_slot(&NET_STAT, slot) {
         // SAFETY: aligned words of a live map value. Here a packet may come in between: the count of a
         // process that sends can be interrupted by one that acknowledges.
@@ -48,16 +66,34 @@ pub fn net_egress(ctx: SkBuffContext) -> i32 {
             }
         }
     }
-    if let Some(pace) = PACE.get_ptr_mut(slot) {
-        // SAFETY: a field of the context; a live map value, whose `sent` is only ever changed atomically.
-        unsafe {
-            if (*ctx.skb.skb).ifindex != LOOPBACK && atomic::load(&raw const (*pace).mode) == PACE_ON {
-                atomic::fetch_add(&raw mut (*pace).sent, seen.bytes);
-            }
-        }
-    }
-    touch(slot);
     PASS
+}
+
+/// Of a slot with a ceiling.
+#[inline(always)]
+fn verdict(ctx: &SkBuffContext, slot: u32, clock: *mut Clock, price: u64, seen: &Seen) -> Verdict {
+    // SAFETY: the context; a live map value.
+    unsafe {
+        let kind = if is_tcp(ctx) { Kind::Stream } else { Kind::Datagram };
+        shaping::verdict(slot, clock, price, kind, seen.bytes, seen.packets)
+    }
+}
+
+/// Whether a socket of TCP sends it. (What a packet says of itself proves nothing: a raw socket writes its own headers.)
+///
+/// # Safety
+/// `ctx` is the context of the program.
+#[inline(always)]
+unsafe fn is_tcp(ctx: &SkBuffContext) -> bool {
+    // SAFETY: the caller's promise; the verifier demands the null checks.
+    unsafe {
+        let socket = (*ctx.skb.skb).__bindgen_anon_2.sk;
+        if socket.is_null() {
+            return false;
+        }
+        let socket = bpf_sk_fullsock(socket);
+        !socket.is_null() && (*socket).protocol == TCP as u32
+    }
 }
 
 /// Counts what arrives.
@@ -189,5 +225,5 @@ fn copied_headers(ctx: &SkBuffContext, is_v4: bool, network: u64) -> u64 {
 /// `data_offset` reads the byte of a TCP header that says how long that is.
 #[inline(always)]
 fn transport_header(protocol: u8, data_offset: impl FnOnce() -> u8) -> u64 {
-    if protocol == IPPROTO_TCP { (data_offset() >> 4) as u64 * 4 } else { UDP_HEADER }
+    if protocol == TCP { (data_offset() >> 4) as u64 * 4 } else { UDP_HEADER }
 }

@@ -2,6 +2,9 @@
 //!
 //! Everything happens when an acknowledgement gives an RTT sample, on whichever socket of the task
 //! that is: the epoch is closed if it is over, the socket is counted, and follows its share.
+//!
+//! A program may have set a pacing rate of its own: then the lower of the two holds, and its own comes back when the ceiling
+//! is lifted. What stands on a socket and is not what was written there last is its program's.
 
 use aya_ebpf::{
     EbpfContext,
@@ -24,7 +27,7 @@ use shaper_common::{
 use crate::{
     atomic,
     kernel::TcpSock,
-    maps::{PACE, ROUND_TRIP, SOCKET_STATE, record},
+    maps::{CONTROL, PACE, ROUND_TRIP, SOCKET_STATE, record},
     slots,
 };
 
@@ -79,9 +82,11 @@ pub fn pace_tcp(ctx: SockOpsContext) -> u32 {
         }
         if atomic::load(&raw const (*pace).mode) == PACE_ON {
             close_epoch_if_over(pace, ((*ctx.ops).srtt_us >> 3) as u64);
-            count_as_active(sk, pace);
         }
-        follow(ctx.as_ptr(), socket, pace);
+        if let Some(state) = state_of(sk, pace) {
+            count_as_active(state, pace);
+            follow(ctx.as_ptr(), socket, pace, state);
+        }
     }
     1
 }
@@ -122,7 +127,11 @@ pub extern "C" fn walk_tcp(ctx: *mut TcpIterator) -> i32 {
     unsafe { bpf_setsockopt(tcp, SOL_TCP, TCP_BPF_SOCK_OPS_CB_FLAGS, (&raw mut flags).cast(), 4) };
     if let Some(pace) = PACE.get_ptr_mut(slot) {
         // SAFETY: a live map value, and the socket, which is what bpf_setsockopt takes here.
-        unsafe { follow(tcp, socket, pace) };
+        unsafe {
+            if let Some(state) = state_of(tcp, pace) {
+                follow(tcp, socket, pace, state);
+            }
+        }
     }
     0
 }
@@ -134,23 +143,73 @@ fn slot_of_socket(socket: TcpSock) -> Option<u32> {
     if slot < SLOT_AGENT { None } else { Some(slot) }
 }
 
-/// Brings one socket to what its task may send now. `target` is what `bpf_setsockopt` takes.
+/// What is remembered of a socket. Nothing needs to be while its task has no ceiling and had none.
+///
+/// # Safety
+/// `sk` is the socket, in a form that the helper takes here; `pace` a live map value.
 #[inline(always)]
-unsafe fn follow(target: *mut c_void, socket: TcpSock, pace: *mut Pace) {
+unsafe fn state_of(sk: *mut c_void, pace: *mut Pace) -> Option<*mut SocketState> {
+    // SAFETY: the caller's promise.
     unsafe {
-        let mode = atomic::load(&raw const (*pace).mode);
+        if atomic::load(&raw const (*pace).mode) == PACE_OFF {
+            return None;
+        }
+        let storage = (&raw const SOCKET_STATE).cast_mut().cast::<c_void>();
+        let create = BPF_SK_STORAGE_GET_F_CREATE as u64;
+        let state = bpf_sk_storage_get(storage, sk, ptr::null_mut(), create).cast::<SocketState>();
+        if state.is_null() { None } else { Some(state) }
+    }
+}
+
+/// Brings one socket to what its task may send now. `target` is what `bpf_setsockopt` takes.
+///
+/// # Safety
+/// `pace` and `state` are live map values, and the state is the socket's.
+#[inline(always)]
+unsafe fn follow(target: *mut c_void, socket: TcpSock, pace: *mut Pace, state: *mut SocketState) {
+    // SAFETY: the caller's promise. A socket's acknowledgements come one after the other, and its program sets options of it
+    // while none does.
+    unsafe {
         let current = socket.max_pacing_rate();
-        let mut wanted = UNPACED;
-        if mode == PACE_ON {
+        let ours = (*state).ours;
+        if ours == 0 || current != ours {
+            // Another layout of ours had sockets, too, and its states are not known.
+            let of_another_agent = ours == 0 && (*state).own == 0 && rates_are_ours();
+            (*state).own = if of_another_agent { u64::MAX } else { current };
+        }
+        let own = (*state).own;
+        let mode = atomic::load(&raw const (*pace).mode);
+        let wanted = if mode == PACE_ON {
             let share = share(pace);
-            if !pace::worth_changing(current, share) {
+            let wanted = if own < share { own } else { share };
+            if ours != 0 && current == ours && !pace::worth_changing(current, wanted) {
                 return;
             }
-            wanted = if share < UNPACED as u64 { share as u32 } else { UNPACED - 1 };
-        } else if mode == PACE_OFF || current == u64::MAX {
+            wanted
+        } else if ours != 0 && current == ours || current != own {
+            own
+        } else {
+            (*state).ours = 0;
             return;
-        }
+        };
+        let mut wanted = if wanted < UNPACED as u64 {
+            wanted as u32
+        } else if mode == PACE_ON {
+            UNPACED - 1
+        } else {
+            UNPACED
+        };
+        (*state).ours = if mode == PACE_ON { wanted as u64 } else { 0 };
         bpf_setsockopt(target, SOL_SOCKET, SO_MAX_PACING_RATE, (&raw mut wanted).cast(), 4);
+    }
+}
+
+#[inline(always)]
+fn rates_are_ours() -> bool {
+    match CONTROL.get_ptr(0) {
+        // SAFETY: a word of a live map value.
+        Some(control) => unsafe { atomic::load(&raw const (*control).rates_are_ours) != 0 },
+        None => false,
     }
 }
 
@@ -202,16 +261,11 @@ unsafe fn close_epoch_if_over(pace: *mut Pace, rtt_us: u64) {
 
 /// Counts the socket, once an epoch.
 #[inline(always)]
-unsafe fn count_as_active(sk: *mut c_void, pace: *mut Pace) {
+unsafe fn count_as_active(state: *mut SocketState, pace: *mut Pace) {
+    // SAFETY: live map values.
     unsafe {
-        let storage = (&raw const SOCKET_STATE).cast_mut().cast::<c_void>();
-        let create = BPF_SK_STORAGE_GET_F_CREATE as u64;
-        let state = bpf_sk_storage_get(storage, sk, ptr::null_mut(), create).cast::<SocketState>();
-        if state.is_null() {
-            return;
-        }
         let epoch = atomic::load(&raw const (*pace).epoch);
-        if (*state).epoch != epoch {
+        if atomic::load(&raw const (*pace).mode) == PACE_ON && (*state).epoch != epoch {
             (*state).epoch = epoch;
             atomic::fetch_add(&raw mut (*pace).active, 1);
         }

@@ -6,7 +6,7 @@ use object::{File, Object, ObjectSection};
 use shaper_agent::kernel::btf::Btf;
 use shaper_common::{
     abi::{
-        Budget, CgroupSlot, Control, CpuCount, CpuStat, CpuState, Event, IoKey, IoStat, NetStat, Pace,
+        Budget, CgroupSlot, Clock, Control, CpuCount, CpuStat, CpuState, Event, IoKey, IoStat, NetStat, Pace,
         PacketCount, SocketState,
     },
     hist::Histogram,
@@ -48,7 +48,7 @@ fn the_kernel_programs_have_the_layout_of_the_agents_structs() {
             events_lost,
             io_uncounted,
             instance,
-            reserved
+            rates_are_ours
         }
     );
     assert_same_layout!(
@@ -80,5 +80,21 @@ fn the_kernel_programs_have_the_layout_of_the_agents_structs() {
         btf,
         Pace { rate, mode, active_before, gain, aim, debt, epoch_start_ns, epoch, sent, active }
     );
-    assert_same_layout!(btf, SocketState { epoch });
+    assert_same_layout!(btf, SocketState { epoch, ours, own });
+    assert_same_layout!(
+        btf,
+        Clock {
+            price,
+            credit,
+            stream_slack,
+            datagrams_due,
+            streams_due,
+            datagrams_half,
+            streams_half,
+            datagram_at,
+            datagrams_held,
+            streams_held,
+            reserved
+        }
+    );
 }

@@ -3,6 +3,7 @@
 mod abi;
 mod adopt;
 mod burst;
+mod ceiling;
 mod corners;
 mod cpu;
 mod identity;

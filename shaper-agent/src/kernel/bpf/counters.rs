@@ -54,6 +54,10 @@ pub struct Counters {
     pub retransmits: u64,
     /// Thrown away on their way out.
     pub drops: u64,
+    /// Of TCP: beyond the ceiling and held back.
+    pub streams_held: Traffic,
+    /// The same of all else.
+    pub datagrams_held: Traffic,
     /// Sent through the uplinks.
     pub uplink_egress: Traffic,
     /// The slot that last took a CPU from it; 0 if none has.
@@ -170,6 +174,7 @@ impl Bpf {
             sum.drops += net.drops;
         }
         sum.uplink_egress = self.uplink_traffic(slot);
+        (sum.streams_held, sum.datagrams_held) = self.pace.held(slot);
         sum
     }
 

@@ -211,6 +211,8 @@ const TRACING: [&str; 3] = ["sched_switch", "cgroup_mkdir", "cgroup_release"];
 const OPTIONAL: [&str; 4] = [BLOCK_IO, DROPS, "tcp_retransmit_skb", "cgroup_rmdir"];
 const BLOCK_IO: &str = "block_rq_complete";
 const DROPS: &str = "kfree_skb";
+/// The storage of sockets, of a kind whose definition has no place for a pin.
+const SOCKETS: &str = "SOCKET_STATE";
 const BUDGET_PROGRAM: &str = "sched_stat_runtime";
 
 /// What the programs measure, as far as it can be tested.
@@ -243,10 +245,11 @@ enum Size {
     Remembered,
 }
 
-const SIZES: [(&str, Size); 10] = [
+const SIZES: [(&str, Size); 11] = [
     ("ACTIVITY", Size::Slots),
     ("BUDGET", Size::Slots),
     ("PACE", Size::Slots),
+    ("CLOCK", Size::Slots),
     ("CPU_STATE", Size::Cpus),
     ("SWITCH_MEMORY", Size::Pairs),
     ("PACKET_MEMORY", Size::Remembered),
@@ -347,6 +350,7 @@ impl Bpf {
         for (global, offset) in &offsets {
             loader.override_global(global, offset, true);
         }
+        loader.map_pin_path(SOCKETS, maps.join(SOCKETS));
         for (name, size) in &SIZES {
             loader.map_max_entries(name, entries(size));
         }
@@ -470,6 +474,8 @@ impl Bpf {
             };
         }
         let control: Mapped<Control> = mapped!("CONTROL");
+        let has_others = !attach::other_layouts(&config.directory).is_empty();
+        control.half(0, offset_of!(Control, rates_are_ours)).store(has_others.into(), SeqCst);
         // From here on the new tracing programs count, and the old ones do not.
         control.half(0, offset_of!(Control, instance)).store(instance, SeqCst);
         for attached in beside {
@@ -487,7 +493,7 @@ impl Bpf {
             net_stat: mapped!("NET_STAT"),
             round_trip: mapped!("ROUND_TRIP"),
             uplink_stat: mapped!("UPLINK_STAT"),
-            pace: PaceTable(mapped!("PACE")),
+            pace: PaceTable { pace: mapped!("PACE"), clocks: mapped!("CLOCK") },
             config,
             slots,
             cpus,
@@ -574,8 +580,8 @@ impl Bpf {
         RingBuf::try_from(map).map_err(|source| BpfError::Map { map: "EVENTS", source })
     }
 
-    /// Sets or lifts the ceiling on what the TCP sockets of a slot send. In force when this returns:
-    /// sockets follow at their next acknowledgement, and a walk brings those along that have none.
+    /// Sets or lifts the ceiling on what a slot sends. In force when this returns: TCP sockets follow at their next
+    /// acknowledgement, and a walk brings those along that have none; what no socket paces is held to a clock.
     /// `has_sockets` is false for a cgroup in which nothing has run.
     pub fn limit_egress(
         &mut self,

@@ -74,7 +74,7 @@ impl Bpf {
             self.uplink_stat.clear(index);
         }
         self.activity.half(slot as usize, 0).store(0, SeqCst);
-        self.pace.off(slot);
+        self.pace.clear(slot);
         let error = |source| BpfError::Map { map: "IO_STAT", source };
         let keys: Vec<IoKey> = self.io_stat.keys().filter_map(Result::ok).map(|Abi(key)| key).collect();
         for key in keys.into_iter().filter(|key| key.slot == slot) {

@@ -141,7 +141,16 @@ fn memory_fields(reading: &Reading<'_>, memory: &MemoryUsage, field: &mut impl F
 }
 
 fn network_fields(reading: &Reading<'_>, network: &NetUsage, field: &mut impl FnMut(&str, &[String])) {
-    let NetUsage { egress, ingress, uplink_egress, drops, retransmits, round_trip: _ } = network;
+    let NetUsage {
+        egress,
+        ingress,
+        uplink_egress,
+        streams_held,
+        datagrams_held,
+        drops,
+        retransmits,
+        round_trip: _,
+    } = network;
     for (name, way, usage) in [("Sent", Way::Out, egress), ("Received", Way::In, ingress)] {
         let NetCount { total, now: _, packets_per_sec: _, congestion_marks } = usage;
         let now = match way {
@@ -159,6 +168,15 @@ fn network_fields(reading: &Reading<'_>, network: &NetUsage, field: &mut impl Fn
         );
     }
     field("By uplinks", &[traffic(reading, uplink_egress)]);
+    if *streams_held != Traffic::default() || *datagrams_held != Traffic::default() {
+        field(
+            "Held back",
+            &[
+                format!("datagrams {}", traffic(reading, datagrams_held)),
+                format!("TCP {}", traffic(reading, streams_held)),
+            ],
+        );
+    }
     field(
         "TCP",
         &[
@@ -243,6 +261,7 @@ Memory       120MiB/512MiB  peak 256MiB  OOM kills 0
 Sent         9.8Mbit/10Mbit  984 packets a second  9.3MiB in 9840 packets in all  congestion marks 9
 Received     128kbit  12 packets a second  125KiB in 128 packets in all  congestion marks 0
 By uplinks   8.5MiB in 9000 packets in all
+Held back    datagrams 1.9MiB in 1400 packets in all  TCP 0B in 0 packets in all
 TCP          round trip p50/p99 400µs/2.1ms of 50  retransmits 7  drops 0
 IO           PSI some 3.00% full 0.50%, 0.300 s / 0.050 s in all
   nvme0n1    259:0
@@ -272,6 +291,7 @@ Memory       -
 Sent         9.8Mbit/10Mbit  984 packets a second  9.3MiB in 9840 packets in all  congestion marks 9
 Received     128kbit  12 packets a second  125KiB in 128 packets in all  congestion marks 0
 By uplinks   8.5MiB in 9000 packets in all
+Held back    datagrams 1.9MiB in 1400 packets in all  TCP 0B in 0 packets in all
 TCP          round trip -  retransmits -  drops -
 IO           PSI -
   nvme0n1    259:0  read 12MiB/s in 120 operations, -, 12GiB in 120000 in all

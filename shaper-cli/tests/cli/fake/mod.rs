@@ -279,7 +279,7 @@ impl agent_server::Agent for Service {
             });
             return answer(task);
         }
-        task.notes.push("`net_egress` holds TCP only".into());
+        task.notes.push("`net_egress` holds for what leaves this machine".into());
         self.0.add(task.clone());
         answer(task)
     }

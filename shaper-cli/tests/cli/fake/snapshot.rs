@@ -158,6 +158,8 @@ fn etl() -> TaskSnapshot {
             egress: net(9_840_000),
             ingress: net(128_000),
             uplink_egress: Traffic { bytes: 9_000_000, packets: 9000 },
+            streams_held: Traffic::default(),
+            datagrams_held: Traffic { bytes: 2_000_000, packets: 1400 },
             drops: Some(0),
             retransmits: Some(7),
             round_trip: latency(50, 400_000, 2_100_000),

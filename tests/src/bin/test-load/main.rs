@@ -1,5 +1,7 @@
 //! What the tests run as a task: something that uses one resource, in a known way, until it is ended.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
+
+mod sockets;
 
 use std::{
     env,
@@ -19,7 +21,7 @@ use std::{
 };
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-use rustix::net::sockopt;
+use rustix::net::{netdevice, sockopt};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 const USAGE: &str = "\
@@ -32,7 +34,11 @@ usage: test-load spin                 uses one CPU
                                       then computes for that long around the end of a period, half of it before, that often;
                                       notes in LOG that it did, and stays
        test-load fork                 starts processes that end at once, one after the other
-       test-load send ADDRESS FLOWS   sends zeros on that many connections
+       test-load send ADDRESS FLOWS [RATE|greedy]
+                                      sends zeros on that many connections; that have a pacing rate of their own (bytes a
+                                      second); or that unset it a thousand times a second
+       test-load flood ADDRESS BYTES  sends datagrams of that many bytes without end
+       test-load frames DEVICE BYTES  sends frames of that many bytes without end, past the kernel's protocols
        test-load datagrams ADDRESS COUNT BYTES TOS
                                       sends that many datagrams of that many bytes at once, with that type of
                                       service, and stays
@@ -79,8 +85,24 @@ fn main() -> ExitCode {
         },
         ["fork"] => fork(),
         ["send", address, flows] => match (address.parse(), flows.parse()) {
-            (Ok(address), Ok(flows)) => send(address, flows),
+            (Ok(address), Ok(flows)) => send(address, flows, Pacing::Default),
             _ => return usage(),
+        },
+        ["send", address, flows, "greedy"] => match (address.parse(), flows.parse()) {
+            (Ok(address), Ok(flows)) => send(address, flows, Pacing::Greedy),
+            _ => return usage(),
+        },
+        ["send", address, flows, rate] => match (address.parse(), flows.parse(), rate.parse()) {
+            (Ok(address), Ok(flows), Ok(rate)) => send(address, flows, Pacing::At(rate)),
+            _ => return usage(),
+        },
+        ["flood", address, bytes] => match (address.parse(), bytes.parse()) {
+            (Ok(address), Ok(bytes)) => flood(address, bytes),
+            _ => return usage(),
+        },
+        ["frames", device, bytes] => match bytes.parse() {
+            Ok(bytes) => frames(device, bytes),
+            Err(_) => return usage(),
         },
         ["datagrams", address, count, bytes, tos] => {
             match (address.parse(), count.parse(), bytes.parse(), tos.parse()) {
@@ -205,11 +227,34 @@ fn fork() -> io::Result<ExitCode> {
     Err(Command::new("/bin/sh").args(["-c", "while :; do /bin/true; done"]).exec())
 }
 
+/// What a program does to the pacing of its connections.
+#[derive(Clone, Copy)]
+enum Pacing {
+    /// Nothing.
+    Default,
+    /// Sets a rate, bytes a second.
+    At(u32),
+    /// Unsets the rate, again and again.
+    Greedy,
+}
+
 /// Ends when the first of the connections does.
-fn send(address: SocketAddr, flows: usize) -> io::Result<ExitCode> {
+fn send(address: SocketAddr, flows: usize, pacing: Pacing) -> io::Result<ExitCode> {
     let (failed, failures) = std::sync::mpsc::channel();
     for _ in 0..flows {
         let mut stream = TcpStream::connect(address)?;
+        match pacing {
+            Pacing::Default => {}
+            Pacing::At(rate) => sockets::set_pacing_rate(&stream, rate)?,
+            Pacing::Greedy => {
+                let stream = stream.try_clone()?;
+                thread::spawn(move || {
+                    while sockets::set_pacing_rate(&stream, sockets::UNPACED).is_ok() {
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                });
+            }
+        }
         let failed = failed.clone();
         thread::spawn(move || {
             let zeros = vec![0; 128 << 10];
@@ -246,6 +291,33 @@ fn datagrams(address: SocketAddr, count: usize, bytes: usize, tos: u8) -> io::Re
     }
     loop {
         thread::park();
+    }
+}
+
+fn flood(address: SocketAddr, bytes: usize) -> io::Result<ExitCode> {
+    let socket = UdpSocket::bind(if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
+    let zeros = vec![0; bytes];
+    loop {
+        // Whatever is refused, the next one may not be.
+        match socket.send_to(&zeros, address) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
+            _ => {}
+        }
+    }
+}
+
+fn frames(device: &str, bytes: usize) -> io::Result<ExitCode> {
+    let number = netdevice::name_to_index(UdpSocket::bind("0.0.0.0:0")?, device)?;
+    let socket = sockets::PacketSocket::on(number)?;
+    // To everybody, from nobody, of a protocol for experiments (IEEE 802).
+    let mut frame = vec![0; bytes.max(60)];
+    frame[..6].fill(0xff);
+    frame[12..14].copy_from_slice(&[0x88, 0xb5]);
+    loop {
+        match socket.send(&frame) {
+            Err(error) if error.raw_os_error() != Some(libc::ENOBUFS) => return Err(error),
+            _ => {}
+        }
     }
 }
 
