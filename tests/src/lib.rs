@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod arrivals;
 pub mod bins;
 pub mod broker;
 pub mod burst;
@@ -14,9 +15,11 @@ pub mod cluster;
 pub mod cut;
 pub mod disk;
 pub mod figures;
+pub mod iperf;
 pub mod kills;
 pub mod knobs;
 pub mod leftovers;
+pub mod machine;
 pub mod net;
 pub mod pins;
 pub mod process;
@@ -26,6 +29,7 @@ pub mod shaper;
 pub mod sink;
 pub mod slow_disk;
 pub mod soak;
+pub mod statistics;
 pub mod swap;
 pub mod systemd;
 pub mod time;

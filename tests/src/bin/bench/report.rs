@@ -4,6 +4,7 @@ use std::{fmt::Write, process::ExitCode, time::Instant};
 
 use anyhow::Result;
 use serde::Serialize;
+pub(crate) use shaper_tests::statistics::{median, quantile};
 
 use crate::rig;
 
@@ -49,6 +50,11 @@ impl Report {
     /// A figure that is to be at least `goal`.
     pub(crate) fn at_least(&mut self, goal: f64, metric: &str, value: f64, unit: &'static str) {
         self.add(metric, value, unit, format!(">= {goal}"), value >= goal);
+    }
+
+    /// A figure whose goal is more than a bound, in words.
+    pub(crate) fn judge(&mut self, goal: &str, ok: bool, metric: &str, value: f64, unit: &'static str) {
+        self.add(metric, value, unit, goal.to_owned(), ok);
     }
 
     /// A figure that is to be at most so far from 0.
@@ -111,23 +117,4 @@ fn line(row: &Row) -> String {
 
 fn rounded(value: f64) -> f64 {
     (value * 1e4).round() / 1e4
-}
-
-/// That which so many thousandths of the values are at most.
-pub(crate) fn quantile(values: &[f64], thousandths: usize) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let index = (sorted.len() * thousandths).div_ceil(1000).max(1) - 1;
-    sorted.get(index).copied().unwrap_or(f64::NAN)
-}
-
-/// The middle one; of an even number, the mean of the two.
-pub(crate) fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    match sorted.len() {
-        0 => f64::NAN,
-        length if length % 2 == 1 => sorted[length / 2],
-        length => (sorted[length / 2 - 1] + sorted[length / 2]) / 2.0,
-    }
 }
