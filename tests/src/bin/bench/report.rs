@@ -66,7 +66,9 @@ impl Report {
     pub(crate) fn of(&mut self, values: &[f64]) {
         let least = values.iter().copied().fold(f64::INFINITY, f64::min);
         let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        if let Some(row) = self.rows.last_mut() {
+        if values.len() > 1
+            && let Some(row) = self.rows.last_mut()
+        {
             row.range = Some([rounded(least), rounded(most)]);
         }
     }

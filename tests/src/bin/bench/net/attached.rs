@@ -23,7 +23,7 @@ struct Turn {
 
 pub(crate) fn measure(plan: Plan, report: &mut Report) -> Result<()> {
     let (pairs, window) =
-        if plan.is_quick { (2, Duration::from_millis(300)) } else { (24, Duration::from_secs(1)) };
+        if plan.is_quick { (2, Duration::from_millis(300)) } else { (16, Duration::from_secs(1)) };
     let bed = Bed::make()?;
     let [near, far] = [&bed.task, &bed.far].map(|group| group.display().to_string());
     let mut udp = Traffic::start("udp", &bed.pair, &near, &far)?;

@@ -70,7 +70,7 @@ pub(super) fn measure(plan: Plan, report: &mut Report, rate: BitsPerSec) -> Resu
     let times = if plan.is_quick {
         Times { rounds: 1, length: 1, steady: 0.3 }
     } else {
-        Times { rounds: 5, length: 4, steady: 1.0 }
+        Times { rounds: 5, length: 3, steady: 1.0 }
     };
     let bed = Bed::make()?;
     let mut table = Table::default();
