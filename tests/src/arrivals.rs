@@ -34,6 +34,17 @@ pub struct Received {
 }
 
 impl Received {
+    /// What `device` in `namespace` has received so far.
+    pub fn of(namespace: &Netns, device: &str) -> Received {
+        namespace.within(|| Received::here(device))
+    }
+
+    /// The same, where this thread is.
+    fn here(device: &str) -> Received {
+        let text = fs::read_to_string("/proc/thread-self/net/dev").expect("/proc is mounted");
+        Received::parse(&text, device).unwrap_or_else(|| panic!("no counts of {device} in {text}"))
+    }
+
     /// From `/proc/net/dev`.
     pub fn parse(text: &str, device: &str) -> Option<Received> {
         let counts = text.lines().find_map(|line| line.trim().strip_prefix(device)?.strip_prefix(':'))?;
@@ -67,17 +78,13 @@ impl Recorder {
         let told = ends.clone();
         // A thread is in the namespace of the one that started it.
         let thread = namespace.within(|| {
-            let read = move || {
-                let text = fs::read_to_string("/proc/thread-self/net/dev").expect("/proc is mounted");
-                Received::parse(&text, device).unwrap_or_else(|| panic!("no counts of {device} in {text}"))
-            };
             thread::spawn(move || {
                 let mut samples = Vec::new();
                 while !told.load(Relaxed) {
-                    samples.push((monotonic_ns(), read()));
+                    samples.push((monotonic_ns(), Received::here(device)));
                     thread::sleep(EVERY);
                 }
-                samples.push((monotonic_ns(), read()));
+                samples.push((monotonic_ns(), Received::here(device)));
                 Series { samples }
             })
         });

@@ -12,6 +12,7 @@ pub mod burst;
 pub mod cgroup;
 pub mod checker;
 pub mod cluster;
+pub mod connections;
 pub mod cut;
 pub mod disk;
 pub mod figures;

@@ -80,8 +80,9 @@ fn turn(bed: &Bed, by: By, rate: BitsPerSec, times: &Times) -> Result<Turn> {
     loads[1].run(times.window)?;
     let unloaded = p99(&files[1], 0)?;
     let before = pulse::records(&files[1])?.len();
-    let _load = Endless::begin(bed, LOAD, rate)?;
+    let load = Endless::begin(bed, LOAD, rate)?;
     Load::run_all(&mut loads, times.window)?;
+    load.end(bed)?;
     Ok(Turn { unloaded, same: p99(&files[0], 0)?, other: p99(&files[1], before)? })
 }
 

@@ -12,11 +12,12 @@ use std::{
 use anyhow::{Context, Error, Result, ensure};
 use shaper_core::units::BitsPerSec;
 use shaper_tests::{
-    arrivals::{Frames, Recorder, Series},
+    arrivals::{Frames, Received, Recorder, Series},
+    connections,
     iperf::Outcome,
     machine,
     net::{DEVICE, Netns},
-    time::Window,
+    time::{Window, happens},
 };
 
 use super::bed::Bed;
@@ -84,7 +85,7 @@ impl Run {
     }
 
     fn once(bed: &Bed, traffic: Traffic, rate: BitsPerSec, seconds: u64) -> Result<Run> {
-        let server = Server::start(bed)?;
+        let mut server = Server::start(bed)?;
         let recorder = Recorder::begin(&bed.pair.far, DEVICE);
         let before = machine::cpu_time();
         let (patience, length) = ((seconds + PATIENCE).to_string(), seconds.to_string());
@@ -95,6 +96,7 @@ impl Run {
         let output = bed.pair.near.within(|| client.output()).context("cannot start iperf3")?;
         let machine_cpu = machine::cpu_time() - before;
         let arrived = recorder.end();
+        server.end(bed)?;
         let outcome = Outcome::parse(&String::from_utf8_lossy(&output.stdout)).map_err(Error::msg);
         let outcome = outcome.with_context(|| {
             format!("{} at {rate}: {}", traffic.name(), String::from_utf8_lossy(&output.stderr).trim())
@@ -115,10 +117,10 @@ impl Run {
     }
 }
 
-/// A load that goes on until it is dropped.
+/// A load that goes on until it is ended.
 pub(super) struct Endless {
     client: Child,
-    _server: Server,
+    server: Server,
 }
 
 impl Endless {
@@ -129,13 +131,21 @@ impl Endless {
         let mut client = server.client(&[]);
         client.args(["-t", "600"]).args(traffic.arguments(rate)).stdout(Stdio::null());
         let client = bed.pair.near.within(|| client.spawn()).context("cannot start iperf3")?;
-        let endless = Endless { client, _server: server };
+        let endless = Endless { client, server };
         Window::pass(ARRIVAL);
         ensure!(recorder.end().beginning().is_some(), "no data arrived of {} at {rate}", traffic.name());
         Ok(endless)
     }
+
+    /// Ends it, and returns once nothing of it is on its way any more.
+    pub(super) fn end(mut self, bed: &Bed) -> Result<()> {
+        end(&mut self.client);
+        self.server.end(bed)
+    }
 }
 
+/// Longer than there is between two frames at any rate.
+const REST: Duration = Duration::from_millis(100);
 /// How long a load has to fill its queue.
 const ARRIVAL: Duration = Duration::from_secs(1);
 
@@ -148,7 +158,7 @@ impl Drop for Endless {
 /// iperf3 at the far end, for one test.
 struct Server {
     process: Child,
-    port: String,
+    port: u16,
     task: PathBuf,
 }
 
@@ -156,8 +166,9 @@ impl Server {
     /// Starts it, and waits until it listens.
     fn start(bed: &Bed) -> Result<Server> {
         static NEXT: AtomicU16 = AtomicU16::new(5201);
-        let port = NEXT.fetch_add(1, Relaxed).to_string();
-        let mut command = inside(&bed.far, &["iperf3", "-s", "-1", "--forceflush", "-p", &port]);
+        let port = NEXT.fetch_add(1, Relaxed);
+        let arguments = ["iperf3", "-s", "-1", "--forceflush", "-p", &port.to_string()];
+        let mut command = inside(&bed.far, &arguments);
         command.stdout(Stdio::piped()).stderr(Stdio::null());
         let process = spawn(&bed.pair.far, &mut command)?;
         let mut server = Server { process, port, task: bed.task.clone() };
@@ -172,7 +183,21 @@ impl Server {
 
     /// A client of it in the task's cgroup.
     fn client(&self, before: &[&str]) -> Command {
-        inside(&self.task, &[before, &["iperf3", "-c", FAR, "-p", &self.port]].concat())
+        inside(&self.task, &[before, &["iperf3", "-c", FAR, "-p", &self.port.to_string()]].concat())
+    }
+
+    /// Ends it, and returns once nothing that was sent to it is on its way any more: what waits in a queue would
+    /// arrive in the next test.
+    fn end(&mut self, bed: &Bed) -> Result<()> {
+        end(&mut self.process);
+        let gone = happens(|| {
+            let before = Received::of(&bed.pair.far, DEVICE);
+            Window::pass(REST);
+            connections::to_port(&bed.pair.near, self.port) == 0
+                && Received::of(&bed.pair.far, DEVICE) == before
+        });
+        ensure!(gone, "what was sent to an iperf3 that has ended is still on its way");
+        Ok(())
     }
 }
 
