@@ -5,18 +5,22 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod arrivals;
 pub mod bins;
 pub mod broker;
 pub mod burst;
 pub mod cgroup;
 pub mod checker;
 pub mod cluster;
+pub mod connections;
 pub mod cut;
 pub mod disk;
 pub mod figures;
+pub mod iperf;
 pub mod kills;
 pub mod knobs;
 pub mod leftovers;
+pub mod machine;
 pub mod net;
 pub mod pins;
 pub mod process;
@@ -26,6 +30,7 @@ pub mod shaper;
 pub mod sink;
 pub mod slow_disk;
 pub mod soak;
+pub mod statistics;
 pub mod swap;
 pub mod systemd;
 pub mod time;

@@ -35,6 +35,8 @@ enum Subject {
     Actuators(InVm),
     /// In the VM: what a bursty service has of loans, and what they cost others
     Shape(InVm),
+    /// How well the network is shaped, by us, by TBF and by HTB: rates, latencies, fairness, CPU time
+    Net(Net),
     /// How many placements are decided a second, with arrivals and departures, each the node of the plain formula
     Place(Options),
     /// How well GPUs are packed: the trace openb by its published protocol, every workload
@@ -68,6 +70,15 @@ struct InVm {
     parts: Vec<String>,
 }
 
+#[derive(ClapArgs)]
+struct Net {
+    #[command(flatten)]
+    options: Options,
+    /// Only these parts: 1mbit, 10mbit, 100mbit, 1gbit, 5gbit (every load at that rate), latency, attached, packet
+    #[arg(value_name = "PART")]
+    parts: Vec<String>,
+}
+
 impl Options {
     fn arguments(&self) -> Vec<String> {
         let options = [(self.json, "--json"), (self.quick, "--quick")];
@@ -87,11 +98,15 @@ struct IoOptions {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     match &args.subject {
-        Subject::Measure(options) => here("measure", options),
+        Subject::Measure(options) => here("measure", options, &[]),
         Subject::Actuators(options) => in_vm("actuators", options),
         Subject::Shape(options) => in_vm("shape", options),
-        Subject::Place(options) => here("place", options),
-        Subject::Openb(options) => here("openb", options),
+        Subject::Net(Net { options, parts }) => {
+            setup::ensure(Need::Traffic)?;
+            here("net", options, parts)
+        }
+        Subject::Place(options) => here("place", options, &[]),
+        Subject::Openb(options) => here("openb", options, &[]),
         Subject::Io(options) => io(options),
     }
 }
@@ -144,7 +159,7 @@ struct Figure {
     ok: bool,
 }
 
-fn here(subject: &str, options: &Options) -> Result<ExitCode> {
+fn here(subject: &str, options: &Options, parts: &[String]) -> Result<ExitCode> {
     setup::ensure(Need::Native)?;
     let objects = ebpf::build()?;
     let bins = bins::build_release()?;
@@ -153,6 +168,7 @@ fn here(subject: &str, options: &Options) -> Result<ExitCode> {
     command
         .arg(subject)
         .args(options.arguments())
+        .args(parts)
         .env("SHAPER_BIN_DIR", bins.path())
         .env("SHAPER_BPF_OBJECT", &objects.programs)
         .env("SHAPER_BENCH_OBJECT", &objects.bench);

@@ -26,6 +26,7 @@ enum Purpose {
     Demo,
     Vm,
     Ebpf,
+    Bench,
 }
 
 /// A set of system packages that serve one end.
@@ -39,6 +40,8 @@ pub(crate) enum Need {
     Vm,
     /// Network namespaces and qdiscs on this machine.
     Native,
+    /// Loads of the network that others measure with, too.
+    Traffic,
 }
 
 /// How a package shows that it is there.
@@ -81,6 +84,7 @@ const REQUIREMENTS: &[Requirement] = &[
     program(Need::Vm, "chrt", "util-linux"),
     program(Need::Native, "ip", "iproute2"),
     program(Need::Native, "tc", "iproute2"),
+    program(Need::Traffic, "iperf3", "iperf3"),
 ];
 
 impl Need {
@@ -89,6 +93,7 @@ impl Need {
             Self::BpfRust => "a Rust toolchain with its library sources, to build the kernel programs",
             Self::BpfLinker => "LLVM, to build bpf-linker, which links the kernel programs",
             Self::Vm => "QEMU, kernel tools and mkfs, to run the VM tests",
+            Self::Traffic => "iperf3, to load the network for `bench net`",
             Self::Native => "ip and tc, to set up network namespaces for tests and the demo",
         }
     }
@@ -107,6 +112,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let needs: &[Need] = match args.purpose {
         Purpose::Test | Purpose::Vm => &[Need::Native, Need::Vm],
         Purpose::Demo => &[Need::Native],
+        Purpose::Bench => &[Need::Native, Need::Traffic, Need::Vm],
         Purpose::Ebpf => &[],
     };
     toolchain::prepare()?; // every purpose runs the kernel programs
@@ -193,7 +199,7 @@ mod tests {
     #[test]
     fn requirements_of_one_package_stand_together() {
         // `missing` names each package once by comparing neighbours.
-        for need in [Need::BpfRust, Need::BpfLinker, Need::Vm, Need::Native] {
+        for need in [Need::BpfRust, Need::BpfLinker, Need::Vm, Need::Native, Need::Traffic] {
             let mut packages: Vec<_> =
                 REQUIREMENTS.iter().filter(|r| r.need == need).map(|r| r.package).collect();
             packages.dedup();

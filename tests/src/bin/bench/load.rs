@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::pulse;
+use crate::{net, pulse};
 use anyhow::{Context, Result, bail};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -49,11 +49,12 @@ pub(crate) fn run(kind: &str, arguments: &[&str]) -> Result<()> {
         ("spin", []) => serve(|time| Ok(spin(time))),
         ("wake", [micros]) => wake(micros.parse()?),
         ("poll", [directory]) => poll_files(Path::new(directory)),
+        ("ping" | "pong" | "scatter", _) => net::load(kind, &rest),
         _ => pulse::run(kind, &rest),
     }
 }
 
-fn join(group: &Path) -> Result<()> {
+pub(crate) fn join(group: &Path) -> Result<()> {
     let file = group.join("cgroup.procs");
     fs::write(&file, "0").with_context(|| format!("cannot write {}", file.display()))
 }
@@ -65,7 +66,7 @@ pub(crate) fn pin(cpu: &str) -> Result<()> {
 }
 
 /// Works whenever there is a line: `work` returns how much it did.
-fn serve(mut work: impl FnMut(Duration) -> Result<u64>) -> Result<()> {
+pub(crate) fn serve(mut work: impl FnMut(Duration) -> Result<u64>) -> Result<()> {
     let mut output = io::stdout();
     writeln!(output, "ready").context("nobody listens")?;
     for line in io::stdin().lock().lines() {

@@ -1,5 +1,5 @@
 //! `cargo xtask bench`: what the kernel programs and the agent cost, and how right they are; how exact limits are, and
-//! what loans are worth; how fast and how well tasks are placed. This file only wires; each part of a subject has its module.
+//! what loans are worth; how well the network is shaped; how fast and how well tasks are placed. This file only wires; each part of a subject has its module.
 #![forbid(unsafe_code)]
 
 mod accuracy;
@@ -12,6 +12,7 @@ mod greedy;
 mod kernel;
 mod ledger;
 mod load;
+mod net;
 mod peer;
 mod place;
 mod pulse;
@@ -32,6 +33,8 @@ use report::Report;
 #[derive(Clone, Copy)]
 struct Plan {
     is_quick: bool,
+    /// No part was named.
+    is_whole: bool,
     /// Rounds of interleaved measurements.
     rounds: usize,
     /// One measurement of a load.
@@ -54,6 +57,7 @@ struct Plan {
 
 const QUICK: Plan = Plan {
     is_quick: true,
+    is_whole: true,
     rounds: 3,
     window: Duration::from_millis(200),
     long_window: Duration::from_secs(5),
@@ -66,6 +70,7 @@ const QUICK: Plan = Plan {
 };
 const FULL: Plan = Plan {
     is_quick: false,
+    is_whole: true,
     rounds: 9,
     window: Duration::from_millis(500),
     long_window: Duration::from_secs(15),
@@ -105,6 +110,7 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
                     other => bail!("{name} has neither option nor part {other}"),
                 }
             }
+            plan.is_whole = parts.is_empty();
             let mut report = Report::new(name)?;
             for (name, part) in *all {
                 if parts.is_empty() || parts.contains(name) {
@@ -117,11 +123,11 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
     }
 }
 
-const USAGE: &str = "usage: bench measure|actuators|shape|place|openb [--json] [--quick] [PART…]";
+const USAGE: &str = "usage: bench measure|actuators|shape|net|place|openb [--json] [--quick] [PART…]";
 
 type Part = fn(Plan, &mut Report) -> Result<()>;
 
-const SUBJECTS: [(&str, &[(&str, Part)]); 5] = [
+const SUBJECTS: [(&str, &[(&str, Part)]); 6] = [
     (
         "measure",
         &[
@@ -136,6 +142,19 @@ const SUBJECTS: [(&str, &[(&str, Part)]); 5] = [
     // On cgroup v2 with the controller for CPU time, so in the VM.
     ("actuators", &[("shares", shares::measure), ("budget", budget::measure)]),
     ("shape", &[("service", service::measure), ("greedy", greedy::measure)]),
+    (
+        "net",
+        &[
+            ("1mbit", net::at::<1>),
+            ("10mbit", net::at::<10>),
+            ("100mbit", net::at::<100>),
+            ("1gbit", net::at::<1000>),
+            ("5gbit", net::at::<5000>),
+            ("latency", net::latency),
+            ("attached", net::attached),
+            ("packet", net::packet),
+        ],
+    ),
     // Pure: no kernel is needed, only the traces.
     (
         "place",

@@ -46,15 +46,15 @@ pub(crate) fn records(file: &Path) -> Result<Vec<Record>> {
 
 /// Adds records; those of several threads do not mix.
 #[derive(Clone)]
-struct Records(std::sync::Arc<File>);
+pub(crate) struct Records(std::sync::Arc<File>);
 
 impl Records {
-    fn open(file: &Path) -> Result<Records> {
+    pub(crate) fn open(file: &Path) -> Result<Records> {
         let opened = OpenOptions::new().create(true).append(true).open(file);
         Ok(Records(opened.with_context(|| format!("cannot open {}", file.display()))?.into()))
     }
 
-    fn add(&self, (first, second): Record) -> Result<()> {
+    pub(crate) fn add(&self, (first, second): Record) -> Result<()> {
         let bytes = [first.to_ne_bytes(), second.to_ne_bytes()].concat();
         (&*self.0).write_all(&bytes).context("cannot note what happened")
     }

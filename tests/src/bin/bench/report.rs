@@ -4,6 +4,7 @@ use std::{fmt::Write, process::ExitCode, time::Instant};
 
 use anyhow::Result;
 use serde::Serialize;
+pub(crate) use shaper_tests::statistics::{median, quantile};
 
 use crate::rig;
 
@@ -51,6 +52,11 @@ impl Report {
         self.add(metric, value, unit, format!(">= {goal}"), value >= goal);
     }
 
+    /// A figure whose goal is more than a bound, in words.
+    pub(crate) fn judge(&mut self, goal: &str, ok: bool, metric: &str, value: f64, unit: &'static str) {
+        self.add(metric, value, unit, goal.to_owned(), ok);
+    }
+
     /// A figure that is to be at most so far from 0.
     pub(crate) fn within(&mut self, goal: f64, metric: &str, value: f64, unit: &'static str) {
         self.add(metric, value, unit, format!("+- {goal}"), value.abs() <= goal);
@@ -60,7 +66,9 @@ impl Report {
     pub(crate) fn of(&mut self, values: &[f64]) {
         let least = values.iter().copied().fold(f64::INFINITY, f64::min);
         let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        if let Some(row) = self.rows.last_mut() {
+        if values.len() > 1
+            && let Some(row) = self.rows.last_mut()
+        {
             row.range = Some([rounded(least), rounded(most)]);
         }
     }
@@ -111,23 +119,4 @@ fn line(row: &Row) -> String {
 
 fn rounded(value: f64) -> f64 {
     (value * 1e4).round() / 1e4
-}
-
-/// That which so many thousandths of the values are at most.
-pub(crate) fn quantile(values: &[f64], thousandths: usize) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let index = (sorted.len() * thousandths).div_ceil(1000).max(1) - 1;
-    sorted.get(index).copied().unwrap_or(f64::NAN)
-}
-
-/// The middle one; of an even number, the mean of the two.
-pub(crate) fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    match sorted.len() {
-        0 => f64::NAN,
-        length if length % 2 == 1 => sorted[length / 2],
-        length => (sorted[length / 2 - 1] + sorted[length / 2]) / 2.0,
-    }
 }

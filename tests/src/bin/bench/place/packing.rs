@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, thread, time::Instant};
 
 use anyhow::{Context, Result};
 use shaper_core::place::{Cluster, GpuRequest, NodeId, Placement, Request, Scorer, Scoring, Shape, TaskMix};
+use shaper_tests::statistics::{error_of, mean};
 
 use super::{
     data::{self, NodeShape, Random, TaskShape},
@@ -131,17 +132,6 @@ impl Table {
         let runs = self.0.get(&(workload.to_owned(), by));
         runs.into_iter().flatten().map(|allocated| allocated[at]).collect()
     }
-}
-
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len() as f64
-}
-
-/// The standard error of the mean.
-fn error_of(values: &[f64]) -> f64 {
-    let (mean, count) = (mean(values), values.len() as f64);
-    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-    (squares / (count - 1.0) / count).sqrt()
 }
 
 /// Runs everything, on all CPUs.
