@@ -2,6 +2,8 @@
 
 use std::{cmp::Reverse, collections::HashMap};
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     class::{Class, Classes, Constraint, ConstraintId, fold},
     exact::{Divisor, Key},
@@ -15,7 +17,8 @@ use super::{
 };
 
 /// Why a node cannot be one.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
 pub enum NodeError {
     /// More GPUs than placement keeps.
     #[error("the node {name} has {gpus} GPUs; placement knows at most {MAX_GPUS}")]

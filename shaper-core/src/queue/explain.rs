@@ -7,6 +7,7 @@ use super::{
     books::Claim,
     fair::OverQuota,
     job::{JobId, Stage, Stop, TaskKey, Verdict},
+    jobs::Known,
 };
 use crate::{
     place::{Considered, Explanation, Placement},
@@ -74,17 +75,22 @@ pub enum Why {
     },
     /// It is over.
     Over(Verdict),
+    /// Its job was over long ago ([`Config::remembers`](super::Config::remembers)).
+    Forgotten,
 }
 
 impl Queue {
     /// Where a task is, and why. `None`: there is no such task. Of one that waits it looks at every node.
     pub fn why(&mut self, task: TaskKey) -> Option<Why> {
-        let job = self.jobs.get(task.job.0 as usize)?;
+        if self.jobs.what_of(task.job) == Known::Forgotten {
+            return Some(Why::Forgotten);
+        }
+        let job = self.jobs.get(task.job)?;
         let stage = job.tasks.get(task.index as usize)?.stage.clone();
         let leader = self.leader(task);
         Some(match stage {
             Stage::Held if job.waits_for > 0 => {
-                let is_open = |it: &&JobId| self.job(**it).verdict.is_none();
+                let is_open = |it: &&JobId| self.jobs.get(**it).is_some_and(|job| job.verdict.is_none());
                 Why::After(job.spec.after_ok.iter().filter(is_open).copied().collect())
             }
             Stage::Held => Why::AtOnce,

@@ -124,7 +124,7 @@ impl Queue {
         if self.promised.as_ref().is_some_and(|(to, at)| *to == key && at.at() > self.now) {
             return;
         }
-        let job = &self.jobs[key.job.0 as usize];
+        let job = &self.jobs[key.job];
         let claim = Claim::of(&job.spec, &job.spec.request);
         let spread = job.spec.spread.clone();
         let count = job.spec.tasks.together() as usize;
@@ -174,7 +174,7 @@ impl Queue {
         if is_plain {
             hopeless.push(shape);
         }
-        let job = &mut self.jobs[key.job.0 as usize];
+        let job = &mut self.jobs[key.job];
         if !job.asked_for_nodes {
             job.asked_for_nodes = true;
             self.out.push(Decision::ScaleOut { job: key.job, tasks: count });
@@ -185,7 +185,7 @@ impl Queue {
     /// A place for each that starts together, by these means. The books have it all, or nothing.
     fn plan(&mut self, key: TaskKey, means: Means, head: Option<TaskKey>) -> Option<Plan> {
         let now = self.now;
-        let job = &self.jobs[key.job.0 as usize];
+        let job = &self.jobs[key.job];
         let spec = &job.spec;
         let (claim, count) = (Claim::of(spec, &spec.request), spec.tasks.together());
         let until = spec.runs_for.map(|it| now.saturating_add(it));
@@ -250,7 +250,7 @@ impl Queue {
 
     fn carry_out(&mut self, key: TaskKey, plan: Plan) {
         self.leave_queue(key);
-        let job = &self.jobs[key.job.0 as usize];
+        let job = &self.jobs[key.job];
         let (claim, namespace) = (Claim::of(&job.spec, &job.spec.request), job.namespace as usize);
         for _ in &plan.places {
             self.namespaces[namespace].take(&claim.request);
