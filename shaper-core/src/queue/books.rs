@@ -152,7 +152,7 @@ impl Books {
     }
 
     /// Who could be shrunk for it at all, and who ended.
-    pub(super) fn considered(&self, claim: &Claim) -> [Considered; 2] {
+    pub(super) fn considered(&self, claim: &Claim) -> [Considered<u64>; 2] {
         let anybody = Request { priority: Priority::High, ..claim.request };
         [
             self.slack.considered(&self.cluster, &anybody),

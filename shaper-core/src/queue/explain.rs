@@ -10,7 +10,7 @@ use super::{
     jobs::Known,
 };
 use crate::{
-    place::{Considered, Explanation, Placement},
+    place::{Considered, Explanation, Placement, Victim},
     spec::Priority,
     task::UnixNanos,
 };
@@ -53,9 +53,9 @@ pub enum Why {
         /// When it is promised to start, if it is the first that found no place.
         promised: Option<UnixNanos>,
         /// Who could be shrunk to make room for it.
-        shrinkable: Considered,
+        shrinkable: Considered<TaskKey>,
         /// Who could be ended for it; `None`: it has nobody ended.
-        victims: Option<Considered>,
+        victims: Option<Considered<TaskKey>>,
         /// How each node is for it.
         nodes: Box<Explanation>,
     },
@@ -99,7 +99,7 @@ impl Queue {
                 let claim = Claim::of(&job.spec, &job.spec.request);
                 let share = self.namespaces[job.namespace as usize].share(&self.books.total);
                 let promised = self.promised.as_ref().filter(|(to, _)| *to == leader);
-                let [shrinkable, victims] = self.books.considered(&claim);
+                let [shrinkable, victims] = self.books.considered(&claim).map(|it| self.named(it));
                 let may_preempt = job.spec.preempts && job.spec.request.priority > Priority::Low;
                 Why::Waits {
                     shrinkable,
@@ -119,6 +119,18 @@ impl Queue {
             Stage::Running { at, stopping, .. } => Why::Runs { at, stopping },
             Stage::Over(verdict) => Why::Over(verdict),
         })
+    }
+
+    /// The same by the names of this queue. The books have everybody who could be shrunk below all.
+    fn named(&self, considered: Considered<u64>) -> Considered<TaskKey> {
+        let Considered { victims, nodes, suffice, named } = considered;
+        let name = |it: Victim<u64>| {
+            let task = TaskKey::of(it.task);
+            let Victim { task: _, node, priority: _, since, frees, frees_gpu, suffices } = it;
+            let priority = self.job(task.job).spec.request.priority;
+            Victim { task, node, priority, since, frees, frees_gpu, suffices }
+        };
+        Considered { victims, nodes, suffice, named: named.into_iter().map(name).collect() }
     }
 
     /// How many are before one, as things are.

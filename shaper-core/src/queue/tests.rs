@@ -1,12 +1,15 @@
 //! Each promise of the queue, against a world that keeps its own books.
 
+mod refused;
+mod told;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    place::{Considered, GpuRequest, Gpus, Request},
+    place::{GpuRequest, Gpus, Request},
     spec::{Capacity, Demand},
     units::{Bytes, Millicores},
 };
@@ -319,22 +322,6 @@ fn who_cannot_be_shrunk_is_not_counted_on() {
 }
 
 #[test]
-fn why_nobody_makes_room_is_told() {
-    let mut world = World::with_nodes(Config::default(), &[4000, 3000]);
-    world.submit(JobSpec { floor: Some(demand(2500)), ..world.job(3000, Priority::Medium) });
-    let low = world.submit(world.job(1000, Priority::Low));
-    world.submit(world.job(2000, Priority::High));
-    assert!(world.runs(low));
-    let waits = world.submit(JobSpec { preempts: true, ..world.job(3000, Priority::Medium) });
-    let Some(Why::Waits { shrinkable, victims, behind, nodes, .. }) = world.queue.why(single(waits)) else {
-        panic!("it waits");
-    };
-    assert_eq!(shrinkable, Considered { victims: 1, nodes: 1, suffice: 0 });
-    assert_eq!(victims, Some(Considered { victims: 1, nodes: 1, suffice: 0 }));
-    assert_eq!((behind, nodes.feasible, nodes.nodes), (0, 0, 2));
-}
-
-#[test]
 fn a_gang_starts_as_a_whole_and_begins_again_as_a_whole() {
     let mut world = World::with_nodes(Config::default(), &[2000, 2000]);
     let gang = JobSpec { tasks: Tasks::Gang(3), retries: 1, ..world.job(1000, Priority::Medium) };
@@ -436,88 +423,6 @@ fn what_waits_for_others_begins_after_them_or_never() {
     assert_eq!(refused.to_string(), "there is no job 99; the latest is 3");
     assert_eq!(world.tell(Input::Submit(unknown)), [Decision::Refused(refused.clone())]);
     assert_eq!(world.tell(Input::Cancel(JobId(99))), [Decision::Refused(refused)]);
-}
-
-#[test]
-fn what_cannot_be_is_refused_with_its_numbers() {
-    let mut world = World::with_nodes(Config::default(), &[1000]);
-    let job = |tasks| JobSpec { tasks, ..world.job(1, Priority::High) };
-    let borrows = JobSpec { oversubscribes: true, ..job(Tasks::One) };
-    let cases = [
-        (job(Tasks::Gang(0)), Refusal::NoTasks),
-        (job(Tasks::Gang(u32::MAX)), Refusal::TooManyTasks { asked: u32::MAX, most: MAX_TASKS }),
-        (job(Tasks::Array { count: 7, at_once: Some(0) }), Refusal::NoneAtOnce { tasks: 7 }),
-        (borrows, Refusal::NotLow { priority: Priority::High }),
-        (
-            JobSpec { after_ok: vec![JobId(0)], ..job(Tasks::One) },
-            Refusal::NoSuchJob { job: JobId(0), submitted: 0 },
-        ),
-    ];
-    for (spec, why) in cases {
-        assert_eq!(world.tell(Input::Submit(spec)), [Decision::Refused(why)]);
-    }
-    let again = world.tell(Input::Node(node("node-0", 1, "zone-0")));
-    assert!(
-        matches!(&again[..], [Decision::Refused(why @ Refusal::Node(_))] if why.to_string().contains("node-0"))
-    );
-}
-
-#[test]
-fn what_ended_long_ago_is_forgotten() {
-    let mut world = World::with_nodes(Config { remembers: 8, ..Config::default() }, &[3000]);
-    let stays = world.submit(world.job(1000, Priority::Medium));
-    let first = world.submit(world.job(1000, Priority::Medium));
-    world.end(single(first), Outcome::Succeeded);
-    let after = |world: &World, job| JobSpec { after_ok: vec![job], ..world.job(1000, Priority::Medium) };
-    let mut latest = first;
-    for number in 0..500 {
-        // One waits for who stays and is cancelled; one runs after the one before it.
-        let waits = world.submit(after(&world, stays));
-        world.tell(Input::Cancel(waits));
-        let array = JobSpec { tasks: Tasks::Array { count: 2, at_once: None }, ..after(&world, latest) };
-        latest = world.submit(array);
-        for index in 0..2 {
-            let outcome = if number % 3 == 0 { Outcome::Lost } else { Outcome::Succeeded };
-            world.end(TaskKey { job: latest, index }, outcome);
-        }
-        // Those of eight tasks, and who stays.
-        assert!(world.queue.jobs.len() <= 9, "{} after {number}", world.queue.jobs.len());
-        assert!(world.queue.jobs[stays].dependents.is_empty());
-        if number % 3 == 0 {
-            latest = world.submit(world.job(1000, Priority::Medium));
-            world.end(single(latest), Outcome::Succeeded);
-        }
-    }
-    assert_eq!(world.queue.why(single(first)), Some(Why::Forgotten));
-    assert_eq!(world.queue.why(single(latest)), Some(Why::Over(Verdict::Succeeded)));
-    let refused = Refusal::Forgotten { job: first, remembers: 8 };
-    assert_eq!(world.tell(Input::Submit(after(&world, first))), [Decision::Refused(refused)]);
-    assert_eq!(world.tell(Input::Cancel(first)), []);
-    // Of more tasks than are remembered, the latest is.
-    let wide = Tasks::Array { count: 20, at_once: None };
-    let wide = world.submit(JobSpec { tasks: wide, ..world.job(1, Priority::Medium) });
-    for index in 0..20 {
-        world.end(TaskKey { job: wide, index }, Outcome::Succeeded);
-    }
-    assert_eq!(world.queue.jobs.len(), 2);
-    let next = world.submit(after(&world, wide));
-    assert!(world.runs(next) && world.runs(stays));
-}
-
-#[test]
-fn a_long_chain_ends_with_its_first() {
-    let mut world = World::with_nodes(Config { remembers: 4, ..Config::default() }, &[1000]);
-    let first = world.submit(world.job(1000, Priority::Medium));
-    let mut before = first;
-    for _ in 0..20_000 {
-        before = JobId(before.0 + 1);
-        let spec = JobSpec { after_ok: vec![JobId(before.0 - 1)], ..world.job(1, Priority::Low) };
-        assert_eq!(world.queue.handle(Input::Submit(spec), 0), [Decision::Accepted(before)]);
-    }
-    let ended = world.queue.handle(Input::Cancel(first), 0);
-    assert_eq!(ended.len(), 20_002, "the stop of the first, its end, and theirs");
-    assert_eq!(ended.last(), Some(&Decision::Over(before, Verdict::Skipped)));
-    assert_eq!(world.queue.jobs.len(), 5);
 }
 
 #[test]
