@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Queue,
-    books::Claim,
+    books::{Claim, Yields},
     fair::OverQuota,
     job::{JobId, Stage, Stop, TaskKey, Verdict},
     jobs::Known,
@@ -99,7 +99,8 @@ impl Queue {
                 let claim = Claim::of(&job.spec, &job.spec.request);
                 let share = self.namespaces[job.namespace as usize].share(&self.books.total);
                 let promised = self.promised.as_ref().filter(|(to, _)| *to == leader);
-                let [shrinkable, victims] = self.books.considered(&claim).map(|it| self.named(it));
+                let [shrinkable, victims] = [Yields::ByShrinking, Yields::ByEnding]
+                    .map(|yields| self.named(self.books.considered(yields, &claim)));
                 let may_preempt = job.spec.preempts && job.spec.request.priority > Priority::Low;
                 Why::Waits {
                     shrinkable,

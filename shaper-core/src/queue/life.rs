@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use super::{
     Decision, MAX_BACKOFF, Nomination, Queue, SECOND,
-    books::Claim,
+    books::{Claim, Yields},
     job::{JobId, JobSpec, Outcome, Stage, Stop, TaskKey, Tasks, Verdict},
 };
 use crate::{
@@ -23,7 +23,7 @@ impl Queue {
             return;
         }
         *stopping = Some(why);
-        self.books.spare(key.number());
+        self.books.spare(Yields::ByEnding, key.number());
         self.out.push(Decision::Stop { task: key, attempt, why });
     }
 
@@ -225,7 +225,7 @@ impl Queue {
         self.books.take_ahead(&Claim::of(&spec, &after), at);
         self.books.start(key, &JobSpec { floor: None, ..spec }, &after, at, since);
         if is_stopping {
-            self.books.spare(key.number());
+            self.books.spare(Yields::ByEnding, key.number());
         }
         self.something_is_free();
         self.made_room(key, false);

@@ -8,12 +8,12 @@ use std::{
 
 use super::{
     Decision, Nomination, Order, Queue,
-    books::Claim,
+    books::{Claim, Spared, Yields},
     explain::Blocked,
     job::{JobId, Spread, Stage, Stop, TaskKey},
 };
 use crate::{
-    place::{NodeId, Placement, Preemption, Request, Resident, Wanted},
+    place::{NodeId, Placement, Preemption, Request, Wanted},
     spec::Priority,
     task::UnixNanos,
 };
@@ -25,14 +25,13 @@ struct Plan {
     victims: BTreeSet<u64>,
     shrinks: BTreeSet<u64>,
     /// Who is spared, to undo it.
-    spared: Vec<[Option<Resident>; 2]>,
+    spared: Vec<Spared>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Means {
     Fit,
-    Reshape,
-    Preempt,
+    Room(Yields),
 }
 
 /// Those of one priority in one namespace.
@@ -154,8 +153,8 @@ impl Queue {
         if is_plain && hopeless.contains(&shape) {
             return Err(Blocked::NoRoom);
         }
-        for means in [Means::Fit, Means::Reshape, Means::Preempt] {
-            if means == Means::Preempt && !may_preempt {
+        for means in [Means::Fit, Means::Room(Yields::ByShrinking), Means::Room(Yields::ByEnding)] {
+            if means == Means::Room(Yields::ByEnding) && !may_preempt {
                 continue;
             }
             if let Some(plan) = self.plan(key, means, head) {
@@ -208,21 +207,18 @@ impl Queue {
                 let may = |node: NodeId| apart.admits(node) && keeps_promise(node, false);
                 let found = match means {
                     Means::Fit => None,
-                    Means::Reshape => self.books.reshape(&claim, now, may),
-                    Means::Preempt => self.books.preempt(&claim, now, may),
+                    Means::Room(yields) => {
+                        self.books.make_room(yields, &claim, now, may).map(|found| (yields, found))
+                    }
                 };
-                let Some(Preemption { at, victims, .. }) = found else {
+                let Some((yields, Preemption { at, victims, .. })) = found else {
                     self.undo(&claim, plan);
                     return None;
                 };
-                for task in victims {
-                    if means == Means::Reshape {
-                        plan.spared.push(self.books.spare_slack(task));
-                        plan.shrinks.insert(task);
-                    } else {
-                        plan.spared.push(self.books.spare(task));
-                        plan.victims.insert(task);
-                    }
+                plan.spared.extend(victims.iter().map(|task| self.books.spare(yields, *task)));
+                match yields {
+                    Yields::ByShrinking => plan.shrinks.extend(victims),
+                    Yields::ByEnding => plan.victims.extend(victims),
                 }
                 self.books.take_ahead(&claim, at);
                 at
