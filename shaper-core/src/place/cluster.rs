@@ -2,6 +2,8 @@
 
 use std::{cmp::Reverse, collections::HashMap};
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     class::{Class, Classes, Constraint, ConstraintId, fold},
     exact::{Divisor, Key},
@@ -15,7 +17,8 @@ use super::{
 };
 
 /// Why a node cannot be one.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
 pub enum NodeError {
     /// More GPUs than placement keeps.
     #[error("the node {name} has {gpus} GPUs; placement knows at most {MAX_GPUS}")]
@@ -169,21 +172,16 @@ impl Cluster {
     ) -> Option<Placement> {
         match scoring.alone() {
             Some(Scorer::Seed) => {
-                let mut index = std::mem::take(&mut self.seed);
-                let key = |node| seed_key(&self.nodes, &self.divisors, node);
-                let node = self.walk(&mut index, &key, request, walk, may);
-                self.seed = index;
-                let node = node?;
+                let Cluster { seed, nodes, divisors, classes, units, .. } = self;
+                let key = |node| seed_key(nodes, divisors, node);
+                let node = Cluster::walk((nodes, classes, units), seed, &key, request, walk, may)?;
                 self.place(node, request, Scorer::Seed)
             }
             Some(Scorer::BestFit) => {
-                let node = match self.best_fit.take() {
-                    Some(mut index) => {
-                        let key = |node| self.best_fit_key(NodeId(node));
-                        let node = self.walk(&mut index, &key, request, walk, may);
-                        self.best_fit = Some(index);
-                        node?
-                    }
+                let Cluster { best_fit, nodes, classes, units, largest, best_fit_divisor, .. } = self;
+                let key = |node| scorer::best_fit_key(&nodes[node as usize], largest, best_fit_divisor, node);
+                let node = match best_fit {
+                    Some(index) => Cluster::walk((nodes, classes, units), index, &key, request, walk, may)?,
                     None => self.least_free(request, may)?,
                 };
                 self.place(node, request, Scorer::BestFit)
@@ -195,21 +193,18 @@ impl Cluster {
     }
 
     fn walk(
-        &self,
+        (nodes, classes, units): (&[Node], &Classes, &Units),
         index: &mut Index,
         keys: &impl Keys,
         request: &Request,
         walk: &mut Walk,
         may: impl Fn(NodeId) -> bool,
     ) -> Option<NodeId> {
-        let decided = self.classes.decided(request.constraint);
-        let wanted = Wanted {
-            amounts: lanes::row(&request.lanes(&self.units)),
-            classes: decided.folded(),
-            tier: request.tier(),
-        };
+        let decided = classes.decided(request.constraint);
+        let amounts = lanes::row(&request.lanes(units));
+        let wanted = Wanted::new(amounts, decided.folded(), request.tier());
         let found = index.first(&wanted, keys, walk, |number| {
-            let node = &self.nodes[number as usize];
+            let node = &nodes[number as usize];
             decided.suits(node.class) && node.has(request) && may(NodeId(number))
         });
         found.map(NodeId)

@@ -49,6 +49,18 @@ const BLOCK: usize = 64;
 /// The score of a node that has no room.
 const NO_ROOM: i64 = i64::MAX;
 
+/// Of these kinds, which are in the order of what they ask of GPUs, those that suit: a group for each such request.
+fn by_gpu<K: Copy, G>(
+    kinds: &[K],
+    suits: &[bool],
+    gpu: impl Fn(&K) -> GpuRequest,
+    group: impl Fn(GpuRequest, &[K]) -> G,
+) -> Vec<G> {
+    let suiting: Vec<K> =
+        kinds.iter().zip(suits).filter(|(_, suits)| **suits).map(|(kind, _)| *kind).collect();
+    suiting.chunk_by(|one, other| gpu(one) == gpu(other)).map(|kinds| group(gpu(&kinds[0]), kinds)).collect()
+}
+
 /// A node's free amounts, as rules see them.
 #[derive(Clone, Copy, Debug)]
 struct State {

@@ -47,60 +47,80 @@ impl Units {
 /// 64 places, lane by lane.
 #[derive(Clone, Debug)]
 pub(super) struct Lanes<const N: usize = LANES> {
-    of: [[i16; WIDTH]; N],
+    of: [Column; N],
 }
 
 impl<const N: usize> Lanes<N> {
-    pub(super) const EMPTY: Lanes<N> = Lanes { of: [[-1; WIDTH]; N] };
+    pub(super) const EMPTY: Lanes<N> = Lanes { of: [const { Column::of(-1) }; N] };
 
     pub(super) fn set(&mut self, place: usize, amounts: &[i16; N]) {
         for (lane, amount) in self.of.iter_mut().zip(amounts) {
-            lane[place] = *amount;
+            lane.replace(place, *amount);
         }
     }
 
-    /// Writes a lane of a place, and keeps the most of all places right: it is looked for only where it goes.
-    pub(super) fn set_and_raise(&mut self, most: &mut [i16; N], lane: usize, place: usize, amount: i16) {
-        let before = std::mem::replace(&mut self.of[lane][place], amount);
+    /// Writes a lane of a place, and keeps the most of all places right: it is looked for only where it goes. Whether it is
+    /// another than before.
+    pub(super) fn set_and_raise(
+        &mut self,
+        most: &mut [i16; N],
+        lane: usize,
+        place: usize,
+        amount: i16,
+    ) -> bool {
+        let before = self.of[lane].replace(place, amount);
         let most = &mut most[lane];
-        if amount >= *most {
-            *most = amount;
-        } else if before == *most {
-            *most = self.most(lane);
+        if before < *most && amount <= *most {
+            return false;
         }
+        let now = if amount >= *most { amount } else { self.of[lane].most() };
+        std::mem::replace(most, now) != now
     }
 
     pub(super) fn get(&self, place: usize) -> [i16; N] {
-        self.of.each_ref().map(|lane| lane[place])
+        self.of.each_ref().map(|lane| lane.get(place))
     }
 
-    /// The most of one resource at any place.
-    pub(super) fn most(&self, lane: usize) -> i16 {
-        // Side by side, so that all but the last few steps are vectors.
-        let mut most = [i16::MIN; 8];
-        for chunk in self.of[lane].as_chunks::<8>().0 {
-            for (most, value) in most.iter_mut().zip(chunk) {
-                *most = (*most).max(*value);
+    pub(super) fn lane(&self, lane: usize) -> &Column {
+        &self.of[lane]
+    }
+
+    /// Leaves out the places where, by these numbers, there is not so much.
+    pub(super) fn narrow(&self, wanted: &[i16; N], enough: &mut Enough) {
+        for (lane, wanted) in self.of.iter().zip(wanted) {
+            if *wanted > 0 {
+                enough.narrow(lane, *wanted);
             }
         }
-        most.into_iter().fold(i16::MIN, i16::max)
     }
 
     /// The places where, by these numbers, there may be so much: one bit for each.
     pub(super) fn mask(&self, wanted: &[i16; N]) -> u64 {
-        let mut short = [0i16; WIDTH];
-        for (lane, wanted) in self.of.iter().zip(wanted) {
-            if *wanted > 0 {
-                for (short, free) in short.iter_mut().zip(lane) {
-                    *short |= if free < wanted { -1 } else { 0 };
-                }
-            }
+        let mut enough = Enough::everywhere();
+        self.narrow(wanted, &mut enough);
+        enough.mask()
+    }
+}
+
+/// Where there is enough of all that has been compared.
+pub(super) struct Enough([Row; WIDTH / 8]);
+
+impl Enough {
+    pub(super) fn everywhere() -> Enough {
+        Enough([Row::ZERO; WIDTH / 8])
+    }
+
+    /// Leaves out the places with less than this.
+    pub(super) fn narrow(&mut self, column: &Column, wanted: i16) {
+        let wanted = Row::splat(wanted);
+        for (short, has) in self.0.iter_mut().zip(&column.0) {
+            *short |= has.simd_lt(wanted);
         }
-        let mut fits = [0u8; WIDTH];
-        for (fits, short) in fits.iter_mut().zip(short) {
-            *fits = (short + 1) as u8;
-        }
-        gather(&fits)
+    }
+
+    /// One bit for each place.
+    pub(super) fn mask(&self) -> u64 {
+        !self.0.iter().rev().fold(0, |mask, short| mask << 8 | u64::from(short.to_bitmask()))
     }
 }
 
@@ -117,6 +137,12 @@ pub(super) fn row(amounts: &Amounts) -> Row {
 /// In which lanes two rows are not the same: one bit for each.
 pub(super) fn difference(a: Row, b: Row) -> u64 {
     u64::from(!a.simd_eq(b).to_bitmask() & 0xff)
+}
+
+/// Raises each lane to what the other has: in which that was more.
+pub(super) fn raise(most: &mut Row, other: Row) -> u64 {
+    let before = std::mem::replace(most, most.max(other));
+    difference(before, *most)
 }
 
 /// 64 places, place by place: a place is written with one write, and compared with one instruction.
@@ -140,15 +166,6 @@ impl Rows {
     /// The most of each resource at any place.
     pub(super) fn most(&self) -> Row {
         self.of.iter().fold(NO_ROW, |most, row| most.max(*row))
-    }
-
-    /// The places where, by these numbers, there may be so much: one bit for each.
-    pub(super) fn mask(&self, wanted: Row) -> u64 {
-        let mut mask = 0;
-        for (place, row) in self.of.iter().enumerate() {
-            mask |= u64::from(!row.simd_lt(wanted).any()) << place;
-        }
-        mask
     }
 
     pub(super) fn fits(&self, place: usize, wanted: Row) -> bool {
@@ -179,6 +196,11 @@ impl Column {
         self.0.iter().rev().fold(0, |mask, it| mask << 8 | u64::from(it.simd_gt(least).to_bitmask()))
     }
 
+    /// The most at any place.
+    pub(super) fn most(&self) -> i16 {
+        self.0.iter().fold(Row::splat(i16::MIN), |most, it| most.max(*it)).reduce_max()
+    }
+
     /// The most of the places at which `other` is more than `least`; without any −1.
     pub(super) fn most_where_above(&self, other: &Column, least: i16) -> i16 {
         let (least, nothing) = (Row::splat(least), Row::splat(-1));
@@ -188,11 +210,11 @@ impl Column {
             .reduce_max()
     }
 
-    /// The most of the places at which `other` is just this; without any 0.
-    pub(super) fn most_where(&self, other: &Column, value: i16) -> i16 {
-        let value = Row::splat(value);
-        let pairs = self.0.iter().zip(&other.0);
-        pairs.fold(Row::ZERO, |most, (it, other)| most.max(other.simd_eq(value) & *it)).reduce_max()
+    /// The most of those of which these bits are the value; without any 0.
+    pub(super) fn most_with(&self, bits: i16, value: i16) -> i16 {
+        let (bits, value) = (Row::splat(bits), Row::splat(value));
+        let with = |it: Row| (it & bits).simd_eq(value) & it;
+        self.0.iter().fold(Row::ZERO, |most, it| most.max(with(*it))).reduce_max()
     }
 }
 
@@ -248,18 +270,17 @@ mod tests {
                 prop_assert_eq!(rows.get(place), row(free));
             }
             let mask = lanes.mask(&wanted);
-            let in_rows = rows.mask(row(&wanted));
             for (place, free) in free.iter().enumerate() {
                 let fits = free.iter().zip(&wanted).all(|(free, wanted)| *wanted == 0 || free >= wanted);
                 prop_assert_eq!(mask >> place & 1 == 1, fits, "place {}", place);
                 // A place in which nobody is has less than nothing, of whatever is not asked for, too.
                 let has_all = free.iter().zip(&wanted).all(|(free, wanted)| free >= wanted);
-                prop_assert_eq!(in_rows >> place & 1 == 1, has_all, "place {}", place);
+                prop_assert_eq!(rows.fits(place, row(&wanted)), has_all, "place {}", place);
             }
             let most = rows.most().to_array();
             for lane in 0..LANES {
                 let expected = free.iter().map(|free| free[lane]).max().unwrap_or(-1);
-                prop_assert_eq!((lanes.most(lane), most[lane]), (expected, expected));
+                prop_assert_eq!((lanes.lane(lane).most(), most[lane]), (expected, expected));
             }
         }
 
@@ -275,7 +296,8 @@ mod tests {
             }
             let most = |of: &dyn Fn(i16) -> bool| values.iter().filter(|it| of(it.1)).map(|it| it.0).max();
             prop_assert_eq!(column.most_where_above(&other, least), most(&|it| it > least).unwrap_or(-1));
-            prop_assert_eq!(column.most_where(&other, least), most(&|it| it == least).unwrap_or(0));
+            let with = values.iter().map(|it| it.0).filter(|it| it & 3 == least & 3).max();
+            prop_assert_eq!(column.most_with(3, least & 3), with.unwrap_or(0));
             for (place, (value, _)) in values.iter().enumerate() {
                 prop_assert_eq!(column.above(least) >> place & 1 == 1, *value > least);
             }

@@ -32,7 +32,7 @@ pub use self::{
     judge::{Candidate, Choice, NOTHING, best, choose, could_ever_hold, fits, judge},
     mix::{Shape, TaskMix},
     node::{Gpus, MAX_GPUS, NodeId, NodeSpec, Placement, Readiness, WHOLE},
-    preempt::{Considered, Cost, Preemption, Resident, Residents, WAYS},
+    preempt::{Considered, Cost, NAMED, Preemption, Resident, Residents, Victim, WAYS},
     scorer::{POINTS, ParseScoringError, Scorer, Scoring},
     task::{GpuRequest, Request},
 };

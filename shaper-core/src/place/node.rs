@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     class::{ClassId, Taint},
-    lanes::LANES,
+    lanes::{self, LANES},
     task::{GpuRequest, Request},
 };
 use crate::{spec::Capacity, units::Bytes};
@@ -212,7 +212,7 @@ impl Node {
         if plain.iter().enumerate().any(|(resource, wanted)| *wanted > self.free(resource)) {
             return false;
         }
-        let mut given = (0..MAX_GPUS).filter(|gpu| gpus >> gpu & 1 == 1);
+        let mut given = lanes::each(gpus.into());
         let is_there = |gpu: usize| gpu < usize::from(self.gpus);
         match request.gpu {
             GpuRequest::Whole(count) => {
@@ -252,7 +252,7 @@ impl Node {
             GpuRequest::Share(share) => (share, request.gpu_memory()),
             GpuRequest::Whole(_) => (WHOLE, request.gpu_memory()),
         };
-        for gpu in (0..MAX_GPUS).filter(|gpu| gpus >> gpu & 1 == 1) {
+        for gpu in lanes::each(gpus.into()) {
             let taken = self.taken[gpu];
             self.taken[gpu] =
                 if give_back { taken.saturating_sub(share) } else { taken.saturating_add(share) };

@@ -20,9 +20,9 @@ use super::{
     lanes::{self, Lanes, NOBODY, Units, WIDTH},
     node::{Node, NodeId, PLAIN, Placement},
     scorer::Scorer,
-    task::Request,
+    task::{GpuRequest, Request},
 };
-use crate::spec::Priority;
+use crate::spec::{Demand, Priority};
 
 /// A task that runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,15 +59,45 @@ pub struct Preemption {
     pub cost: Cost,
 }
 
-/// Who was looked at to make room for a task.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Considered {
+/// Who was looked at to make room for a task, which `T` names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Considered<T> {
     /// Tasks of a lower priority, on nodes that suit it.
     pub victims: u32,
     /// On how many nodes they are.
     pub nodes: u32,
     /// On how many of those it would fit without all of them.
     pub suffice: u32,
+    /// The first [`NAMED`] of them: those first on whose node they would do, in the order in which they would be taken.
+    pub named: Vec<Victim<T>>,
+}
+
+/// Victims that are told one by one.
+pub const NAMED: usize = 16;
+
+/// A task that was looked at, and what speaks for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Victim<T> {
+    /// The task.
+    pub task: T,
+    /// Its node.
+    pub node: String,
+    /// Its priority: the lower goes first.
+    pub priority: Priority,
+    /// Since when it runs: of one priority the latest goes first.
+    pub since: u64,
+    /// What it would free.
+    pub frees: Demand,
+    /// What of GPUs.
+    pub frees_gpu: GpuRequest,
+    /// Whether the task would fit without all who are considered on this node.
+    pub suffices: bool,
+}
+
+impl<T> Default for Considered<T> {
+    fn default() -> Considered<T> {
+        Considered { victims: 0, nodes: 0, suffice: 0, named: Vec::new() }
+    }
 }
 
 /// Ways that have as few victims as there can be are compared until there are so many.
@@ -254,18 +284,29 @@ impl Residents {
     }
 
     /// Who could be ended for a task at all. It looks at every node.
-    pub fn considered(&self, cluster: &Cluster, request: &Request) -> Considered {
+    pub fn considered(&self, cluster: &Cluster, request: &Request) -> Considered<u64> {
         let suits = cluster.classes.decided(request.constraint);
-        let mut found = Considered::default();
+        let (mut found, mut others) = (Considered::default(), Vec::new());
         for (number, node) in cluster.nodes.iter().enumerate().take(self.nodes.len()) {
             let victims = self.candidates(number, request);
             if victims.is_empty() || !node.is_open() || !suits.suits(node.class) {
                 continue;
             }
+            let suffices = self.fits_without(node, number, &victims, request);
             found.victims += victims.len() as u32;
             found.nodes += 1;
-            found.suffice += u32::from(self.fits_without(node, number, &victims, request));
+            found.suffice += u32::from(suffices);
+            let named = if suffices { &mut found.named } else { &mut others };
+            let room = NAMED.saturating_sub(named.len());
+            named.extend(victims.iter().take(room).map(|index| {
+                let Resident { task, request, at: _, since } = self.nodes[number][*index];
+                let node = cluster.specs[number].name.clone();
+                let (frees, frees_gpu) = (request.demand, request.gpu);
+                Victim { task, node, priority: request.priority, since, frees, frees_gpu, suffices }
+            }));
         }
+        found.named.extend(others);
+        found.named.truncate(NAMED);
         found
     }
 

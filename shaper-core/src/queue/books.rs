@@ -54,12 +54,33 @@ fn slack(holds: &Request, floor: &Demand) -> Option<Request> {
     is_some.then_some(Request { demand, gpu: GpuRequest::None, priority: Priority::Low, ..*holds })
 }
 
+/// How a task makes room for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Yields {
+    ByShrinking,
+    ByEnding,
+}
+
+impl Yields {
+    /// For what they are looked through. `None`: nobody makes room for what is lent.
+    fn request(self, claim: &Claim) -> Option<Request> {
+        let priority = match self {
+            // Anybody may be shrunk to his floor.
+            Yields::ByShrinking => Priority::High,
+            Yields::ByEnding => claim.request.priority,
+        };
+        (claim.lent == 0).then_some(Request { priority, ..claim.request })
+    }
+}
+
+/// What was taken out of the books of who could make room, by [`Yields`].
+pub(super) type Spared = [Option<Resident>; 2];
+
 #[derive(Clone, Debug, Default)]
 pub(super) struct Books {
     pub(super) cluster: Cluster,
-    residents: Residents,
-    /// Of the tasks that have a floor, what they would give back.
-    slack: Residents,
+    /// By [`Yields`]: of the tasks that have a floor, what is above it; and what each has.
+    yielding: [Residents; 2],
     holders: Vec<Vec<Holder>>,
     reclaimed: Vec<Reclaimed>,
     /// The nodes that lend something.
@@ -95,8 +116,9 @@ impl Books {
     }
 
     fn touch(&mut self, node: NodeId) {
-        self.residents.changed(node);
-        self.slack.changed(node);
+        for those in &mut self.yielding {
+            those.changed(node);
+        }
     }
 
     /// Of each node, its place by a label: nodes of one value have the same.
@@ -130,34 +152,22 @@ impl Books {
             .decide_and_tell(&claim.request, scoring, &mut Walk::default(), |node| lends(node) && may(node))
     }
 
-    /// Whom to shrink so that it fits.
-    pub(super) fn reshape(
+    /// Who is to give something up so that it fits.
+    pub(super) fn make_room(
         &mut self,
+        yields: Yields,
         claim: &Claim,
         now: UnixNanos,
         may: impl Fn(NodeId) -> bool,
     ) -> Option<Preemption> {
-        let anybody = Request { priority: Priority::High, ..claim.request };
-        (claim.lent == 0).then(|| self.slack.preempt(&self.cluster, &anybody, now, may)).flatten()
+        let request = yields.request(claim)?;
+        self.yielding[yields as usize].preempt(&self.cluster, &request, now, may)
     }
 
-    /// Whom to end so that it fits.
-    pub(super) fn preempt(
-        &mut self,
-        claim: &Claim,
-        now: UnixNanos,
-        may: impl Fn(NodeId) -> bool,
-    ) -> Option<Preemption> {
-        (claim.lent == 0).then(|| self.residents.preempt(&self.cluster, &claim.request, now, may)).flatten()
-    }
-
-    /// Who could be shrunk for it at all, and who ended.
-    pub(super) fn considered(&self, claim: &Claim) -> [Considered; 2] {
-        let anybody = Request { priority: Priority::High, ..claim.request };
-        [
-            self.slack.considered(&self.cluster, &anybody),
-            self.residents.considered(&self.cluster, &claim.request),
-        ]
+    /// Who could give something up for it at all.
+    pub(super) fn considered(&self, yields: Yields, claim: &Claim) -> Considered<u64> {
+        let considered = |request| self.yielding[yields as usize].considered(&self.cluster, &request);
+        yields.request(claim).map(considered).unwrap_or_default()
     }
 
     /// When so many will fit together.
@@ -218,39 +228,37 @@ impl Books {
         since: UnixNanos,
     ) {
         let (claim, task) = (Claim::of(spec, holds), task.number());
-        self.residents.start(Resident { task, request: claim.request, at, since });
+        let [above_floor, all] = &mut self.yielding;
+        all.start(Resident { task, request: claim.request, at, since });
         let until = spec.runs_for.map(|it| since.saturating_add(it));
         self.holders[at.node.0 as usize].push(Holder { task, request: claim.request, at, until });
         let slack = spec.floor.and_then(|floor| slack(&claim.request, &floor));
         if let Some(request) = slack.filter(|_| claim.lent == 0) {
-            self.slack.start(Resident { task, request, at: Placement { gpus: 0, ..at }, since });
+            above_floor.start(Resident { task, request, at: Placement { gpus: 0, ..at }, since });
         }
     }
 
     /// It runs no more.
     pub(super) fn stop(&mut self, task: TaskKey, at: Placement) {
         let task = task.number();
-        self.residents.stop(task);
-        self.slack.stop(task);
+        self.spare(Yields::ByEnding, task);
         self.holders[at.node.0 as usize].retain(|holder| holder.task != task);
     }
 
-    /// It is to end, or to shrink: nobody else counts on that. What [`Books::spare_again`] undoes.
-    pub(super) fn spare(&mut self, task: u64) -> [Option<Resident>; 2] {
-        [self.residents.stop(task), self.slack.stop(task)]
-    }
-
-    /// It is to shrink: nobody else counts on that.
-    pub(super) fn spare_slack(&mut self, task: u64) -> [Option<Resident>; 2] {
-        [None, self.slack.stop(task)]
-    }
-
-    pub(super) fn spare_again(&mut self, [resident, slack]: [Option<Resident>; 2]) {
-        if let Some(resident) = resident {
-            self.residents.start(resident);
+    /// It is to shrink, or to end: nobody else counts on that, nor that who is to end shrinks. What [`Books::spare_again`] undoes.
+    pub(super) fn spare(&mut self, yields: Yields, task: u64) -> Spared {
+        let mut spared = Spared::default();
+        for (those, spared) in self.yielding.iter_mut().zip(&mut spared).take(yields as usize + 1) {
+            *spared = those.stop(task);
         }
-        if let Some(slack) = slack {
-            self.slack.start(slack);
+        spared
+    }
+
+    pub(super) fn spare_again(&mut self, spared: Spared) {
+        for (those, resident) in self.yielding.iter_mut().zip(spared) {
+            if let Some(resident) = resident {
+                those.start(resident);
+            }
         }
     }
 

@@ -4,12 +4,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Queue,
-    books::Claim,
+    books::{Claim, Yields},
     fair::OverQuota,
     job::{JobId, Stage, Stop, TaskKey, Verdict},
+    jobs::Known,
 };
 use crate::{
-    place::{Considered, Explanation, Placement},
+    place::{Considered, Explanation, Placement, Victim},
     spec::Priority,
     task::UnixNanos,
 };
@@ -52,9 +53,9 @@ pub enum Why {
         /// When it is promised to start, if it is the first that found no place.
         promised: Option<UnixNanos>,
         /// Who could be shrunk to make room for it.
-        shrinkable: Considered,
+        shrinkable: Considered<TaskKey>,
         /// Who could be ended for it; `None`: it has nobody ended.
-        victims: Option<Considered>,
+        victims: Option<Considered<TaskKey>>,
         /// How each node is for it.
         nodes: Box<Explanation>,
     },
@@ -74,17 +75,22 @@ pub enum Why {
     },
     /// It is over.
     Over(Verdict),
+    /// Its job was over long ago ([`Config::remembers`](super::Config::remembers)).
+    Forgotten,
 }
 
 impl Queue {
     /// Where a task is, and why. `None`: there is no such task. Of one that waits it looks at every node.
     pub fn why(&mut self, task: TaskKey) -> Option<Why> {
-        let job = self.jobs.get(task.job.0 as usize)?;
+        if self.jobs.what_of(task.job) == Known::Forgotten {
+            return Some(Why::Forgotten);
+        }
+        let job = self.jobs.get(task.job)?;
         let stage = job.tasks.get(task.index as usize)?.stage.clone();
         let leader = self.leader(task);
         Some(match stage {
             Stage::Held if job.waits_for > 0 => {
-                let is_open = |it: &&JobId| self.job(**it).verdict.is_none();
+                let is_open = |it: &&JobId| self.jobs.get(**it).is_some_and(|job| job.verdict.is_none());
                 Why::After(job.spec.after_ok.iter().filter(is_open).copied().collect())
             }
             Stage::Held => Why::AtOnce,
@@ -93,7 +99,8 @@ impl Queue {
                 let claim = Claim::of(&job.spec, &job.spec.request);
                 let share = self.namespaces[job.namespace as usize].share(&self.books.total);
                 let promised = self.promised.as_ref().filter(|(to, _)| *to == leader);
-                let [shrinkable, victims] = self.books.considered(&claim);
+                let [shrinkable, victims] = [Yields::ByShrinking, Yields::ByEnding]
+                    .map(|yields| self.named(self.books.considered(yields, &claim)));
                 let may_preempt = job.spec.preempts && job.spec.request.priority > Priority::Low;
                 Why::Waits {
                     shrinkable,
@@ -113,6 +120,18 @@ impl Queue {
             Stage::Running { at, stopping, .. } => Why::Runs { at, stopping },
             Stage::Over(verdict) => Why::Over(verdict),
         })
+    }
+
+    /// The same by the names of this queue. The books have everybody who could be shrunk below all.
+    fn named(&self, considered: Considered<u64>) -> Considered<TaskKey> {
+        let Considered { victims, nodes, suffice, named } = considered;
+        let name = |it: Victim<u64>| {
+            let task = TaskKey::of(it.task);
+            let Victim { task: _, node, priority: _, since, frees, frees_gpu, suffices } = it;
+            let priority = self.job(task.job).spec.request.priority;
+            Victim { task, node, priority, since, frees, frees_gpu, suffices }
+        };
+        Considered { victims, nodes, suffice, named: named.into_iter().map(name).collect() }
     }
 
     /// How many are before one, as things are.

@@ -1,6 +1,6 @@
 //! What is submitted: jobs of tasks.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use serde::{Deserialize, Serialize};
 
@@ -200,7 +200,8 @@ pub(super) struct Job {
     pub(super) tasks: Vec<Task>,
     /// Jobs that it still waits for.
     pub(super) waits_for: u32,
-    pub(super) dependents: Vec<JobId>,
+    /// Those that wait for it.
+    pub(super) dependents: BTreeSet<JobId>,
     /// The next of an array that is not in the queue yet.
     pub(super) next: u32,
     /// Tasks that are not over.

@@ -1,8 +1,10 @@
 //! What becomes of tasks and jobs that run: they end, begin again, shrink, and make room for others.
 
+use std::collections::{BTreeSet, VecDeque};
+
 use super::{
     Decision, MAX_BACKOFF, Nomination, Queue, SECOND,
-    books::Claim,
+    books::{Claim, Yields},
     job::{JobId, JobSpec, Outcome, Stage, Stop, TaskKey, Tasks, Verdict},
 };
 use crate::{
@@ -21,7 +23,7 @@ impl Queue {
             return;
         }
         *stopping = Some(why);
-        self.books.spare(key.number());
+        self.books.spare(Yields::ByEnding, key.number());
         self.out.push(Decision::Stop { task: key, attempt, why });
     }
 
@@ -32,7 +34,7 @@ impl Queue {
         if task.attempt != attempt {
             return;
         }
-        let job = &self.jobs[key.job.0 as usize];
+        let job = &self.jobs[key.job];
         let claim = Claim::of(&job.spec, &holds);
         if let Some(timeout) = job.spec.timeout {
             self.timeouts.remove(&(since.saturating_add(timeout), key));
@@ -43,7 +45,7 @@ impl Queue {
         self.books.give_back(&claim, at);
         self.something_is_free();
         self.made_room(key, true);
-        let failures = self.jobs[key.job.0 as usize].tasks[key.index as usize].failures;
+        let failures = self.jobs[key.job].tasks[key.index as usize].failures;
         let over = match (verdict, stopping, outcome) {
             (Some(verdict), ..) => Some(verdict),
             (None, _, Outcome::Succeeded) => Some(Verdict::Succeeded),
@@ -85,14 +87,14 @@ impl Queue {
             let not_before = latest.max().unwrap_or(0).max(not_before);
             // Those that had succeeded run again with the others.
             let again = members.iter().filter(|it| matches!(self.stage(**it), Some(Stage::Over(_)))).count();
-            self.jobs[key.job.0 as usize].left += again as u32;
+            self.jobs[key.job].left += again as u32;
             self.wait(leader, not_before);
         }
     }
 
     fn task_over(&mut self, key: TaskKey, verdict: Verdict) {
         self.set_stage(key, Stage::Over(verdict));
-        let job = &mut self.jobs[key.job.0 as usize];
+        let job = &mut self.jobs[key.job];
         job.left -= 1;
         if job.verdict.is_none() && verdict != Verdict::Succeeded {
             // The others of a gang are of no use; those of an array go on.
@@ -123,19 +125,43 @@ impl Queue {
                 Stage::Over(verdict) if verdict != Verdict::Succeeded => Some(verdict),
                 _ => None,
             });
-            self.close_job(key.job, failed.unwrap_or(Verdict::Succeeded));
+            let verdict = failed.unwrap_or(Verdict::Succeeded);
+            let dependents = self.close_job(key.job, verdict);
+            self.tell(dependents, verdict);
+        } else if job.left == 0 {
+            self.jobs.is_done(key.job);
         }
     }
 
-    /// Ends all tasks of a job. Those that run hold what they have until they have ended.
+    /// Ends a job, and those that wait for it.
     pub(super) fn end_job(&mut self, id: JobId, verdict: Verdict) {
-        let Some(job) = self.jobs.get(id.0 as usize) else { return };
-        if job.verdict.is_some() {
-            return;
+        let dependents = self.end_tasks(id, verdict);
+        self.tell(dependents, verdict);
+    }
+
+    /// Tells those that waited for a job how it ended; those that cannot begin any more end, and so on.
+    fn tell(&mut self, dependents: BTreeSet<JobId>, verdict: Verdict) {
+        let mut next: VecDeque<(JobId, Verdict)> = dependents.into_iter().map(|id| (id, verdict)).collect();
+        while let Some((id, verdict)) = next.pop_front() {
+            if verdict != Verdict::Succeeded {
+                let dependents = self.end_tasks(id, Verdict::Skipped);
+                next.extend(dependents.into_iter().map(|id| (id, Verdict::Skipped)));
+                continue;
+            }
+            let Some(job) = self.jobs.get_mut(id) else { continue };
+            job.waits_for -= 1;
+            if job.waits_for == 0 && job.verdict.is_none() {
+                self.release_job(id);
+            }
         }
+    }
+
+    /// Ends all tasks of a job. Those that run hold what they have until they have ended. Who waited for it.
+    fn end_tasks(&mut self, id: JobId, verdict: Verdict) -> BTreeSet<JobId> {
+        let Some(job) = self.jobs.get(id).filter(|job| job.verdict.is_none()) else { return BTreeSet::new() };
         let keys = (0..job.spec.tasks.count()).map(|index| TaskKey { job: id, index });
         let why = if verdict == Verdict::TimedOut { Stop::TimedOut } else { Stop::Cancelled };
-        self.jobs[id.0 as usize].verdict = Some(verdict);
+        self.jobs[id].verdict = Some(verdict);
         for key in keys {
             match self.stage(key) {
                 Some(Stage::Held) => self.set_stage(key, Stage::Over(verdict)),
@@ -153,30 +179,25 @@ impl Queue {
                 }
                 Some(Stage::Over(_)) | None => continue,
             }
-            self.jobs[id.0 as usize].left -= 1;
+            self.jobs[id].left -= 1;
         }
-        self.close_job(id, verdict);
+        self.close_job(id, verdict)
     }
 
-    fn close_job(&mut self, id: JobId, verdict: Verdict) {
-        let job = &mut self.jobs[id.0 as usize];
+    /// A job is over. Who waited for it.
+    fn close_job(&mut self, id: JobId, verdict: Verdict) -> BTreeSet<JobId> {
+        let job = &mut self.jobs[id];
         job.verdict = Some(verdict);
         self.out.push(Decision::Over(id, verdict));
-        for dependent in std::mem::take(&mut job.dependents) {
-            if verdict != Verdict::Succeeded {
-                self.end_job(dependent, Verdict::Skipped);
-                continue;
-            }
-            let job = &mut self.jobs[dependent.0 as usize];
-            job.waits_for -= 1;
-            if job.waits_for == 0 && job.verdict.is_none() {
-                self.release_job(dependent);
-            }
+        let dependents = std::mem::take(&mut job.dependents);
+        if job.left == 0 {
+            self.jobs.is_done(id);
         }
+        dependents
     }
 
     pub(super) fn shrunk(&mut self, key: TaskKey, done: bool) {
-        let Some(job) = self.jobs.get(key.job.0 as usize) else { return };
+        let Some(job) = self.jobs.get(key.job) else { return };
         let (Some(floor), namespace) = (job.spec.floor, job.namespace as usize) else { return };
         if job.spec.oversubscribes {
             return;
@@ -204,7 +225,7 @@ impl Queue {
         self.books.take_ahead(&Claim::of(&spec, &after), at);
         self.books.start(key, &JobSpec { floor: None, ..spec }, &after, at, since);
         if is_stopping {
-            self.books.spare(key.number());
+            self.books.spare(Yields::ByEnding, key.number());
         }
         self.something_is_free();
         self.made_room(key, false);
@@ -238,7 +259,7 @@ impl Queue {
 
     pub(super) fn withdraw_nomination(&mut self, key: TaskKey) {
         let Some(nomination) = self.nominations.remove(&key) else { return };
-        let job = &self.jobs[key.job.0 as usize];
+        let job = &self.jobs[key.job];
         let (claim, namespace) = (Claim::of(&job.spec, &job.spec.request), job.namespace as usize);
         for at in nomination.places {
             self.books.give_back(&claim, at);

@@ -23,8 +23,10 @@ mod books;
 mod explain;
 pub mod fair;
 mod job;
+mod jobs;
 mod life;
 mod reclaim;
+mod refusal;
 mod search;
 #[cfg(test)]
 mod tests;
@@ -41,12 +43,14 @@ use self::{
     books::{Books, Claim},
     fair::Namespace,
     job::{Job, Stage, Task},
+    jobs::{Jobs, Known},
     search::Line,
 };
 pub use self::{
     explain::{Blocked, Why},
     fair::{Amounts, OverQuota, Quota},
     job::{JobId, JobSpec, Outcome, Spread, Stop, TaskKey, Tasks, Verdict},
+    refusal::{MAX_TASKS, Refusal},
 };
 use crate::{
     place::{
@@ -88,6 +92,9 @@ pub struct Config {
     pub ages_after: u64,
     /// A predicted peak is believed for so long, ns.
     pub fresh_for: u64,
+    /// Jobs that have ended are remembered while they have no more tasks than this together, and the latest always. One that is
+    /// to begin after a forgotten one is refused ([`Refusal::Forgotten`]).
+    pub remembers: u32,
 }
 
 impl Default for Config {
@@ -99,6 +106,7 @@ impl Default for Config {
             depth: 64,
             ages_after: 30 * 60 * SECOND,
             fresh_for: 30 * SECOND,
+            remembers: 100_000,
         }
     }
 }
@@ -147,7 +155,7 @@ pub enum Decision {
     /// A job has this number.
     Accepted(JobId),
     /// It is not taken, and why.
-    Refused(String),
+    Refused(Refusal),
     /// A task starts.
     Start {
         /// The task.
@@ -210,8 +218,7 @@ pub struct Queue {
     books: Books,
     namespaces: Vec<Namespace>,
     by_name: HashMap<String, u32>,
-    /// By number.
-    jobs: Vec<Job>,
+    jobs: Jobs,
     /// Those that could start, by priority and namespace, the oldest first. A gang is here by its first task.
     waiting: BTreeMap<Line, BTreeSet<(UnixNanos, TaskKey)>>,
     /// Those that may not start yet.
@@ -235,7 +242,7 @@ impl Queue {
             now: 0,
             namespaces: Vec::new(),
             by_name: HashMap::new(),
-            jobs: Vec::new(),
+            jobs: Jobs::default(),
             waiting: BTreeMap::new(),
             sleeping: BTreeSet::new(),
             timeouts: BTreeSet::new(),
@@ -270,10 +277,7 @@ impl Queue {
         self.digest.hash(&mut hasher);
         self.namespaces.hash(&mut hasher);
         self.books.reclaimed().hash(&mut hasher);
-        for job in &self.jobs {
-            (job.submitted, &job.tasks, job.waits_for, job.left, job.verdict).hash(&mut hasher);
-        }
-        (&self.waiting, &self.sleeping, &self.timeouts).hash(&mut hasher);
+        (&self.jobs, &self.waiting, &self.sleeping, &self.timeouts).hash(&mut hasher);
         for id in self.books.cluster.ids() {
             self.books.cluster.taken(id).map(|it| (it.cpu, it.memory, it.gpu)).hash(&mut hasher);
         }
@@ -292,10 +296,12 @@ impl Queue {
                 self.something_is_free();
             }
             Input::Submit(spec) => self.submit(spec),
-            Input::Cancel(job) if self.jobs.len() <= job.0 as usize => {
-                self.out.push(Decision::Refused(format!("there is no job {} to cancel", job.0)));
-            }
-            Input::Cancel(job) => self.end_job(job, Verdict::Cancelled),
+            Input::Cancel(job) => match self.jobs.what_of(job) {
+                Known::Here => self.end_job(job, Verdict::Cancelled),
+                // It is over, as whoever cancels it wants it.
+                Known::Forgotten => {}
+                Known::Never => self.out.push(Decision::Refused(self.no_such_job(job))),
+            },
             Input::Ended { task, attempt, outcome } => self.ended(task, attempt, outcome),
             Input::Shrunk { task, done } => self.shrunk(task, done),
             Input::Peak(node, peak) => {
@@ -308,6 +314,7 @@ impl Queue {
         self.wake();
         self.call_in_loans();
         self.schedule();
+        self.jobs.forget(self.config.remembers);
         let out = std::mem::take(&mut self.out);
         for decision in &out {
             let mut hasher = DefaultHasher::new();
@@ -324,7 +331,7 @@ impl Queue {
                 self.out.push(Decision::Node(id));
                 self.something_is_free();
             }
-            Err(error) => self.out.push(Decision::Refused(error.to_string())),
+            Err(error) => self.out.push(Decision::Refused(Refusal::Node(error))),
         }
     }
 
@@ -366,21 +373,29 @@ impl Queue {
         number
     }
 
-    fn refusal(&self, spec: &JobSpec) -> Option<String> {
-        if spec.tasks.count() == 0 {
-            return Some("a job has at least one task".to_owned());
+    fn no_such_job(&self, job: JobId) -> Refusal {
+        Refusal::NoSuchJob { job, submitted: self.jobs.submitted() }
+    }
+
+    fn refusal(&self, spec: &JobSpec) -> Option<Refusal> {
+        let (tasks, priority) = (spec.tasks.count(), spec.request.priority);
+        if tasks == 0 {
+            return Some(Refusal::NoTasks);
+        }
+        if tasks > MAX_TASKS {
+            return Some(Refusal::TooManyTasks { asked: tasks, most: MAX_TASKS });
         }
         if matches!(spec.tasks, Tasks::Array { at_once: Some(0), .. }) {
-            return Some("an array of which none may run at once never ends".to_owned());
+            return Some(Refusal::NoneAtOnce { tasks });
         }
-        if spec.oversubscribes && spec.request.priority != Priority::Low {
-            let priority = spec.request.priority;
-            return Some(format!(
-                "only tasks of low priority run on what others do not use, not {priority} ones"
-            ));
+        if spec.oversubscribes && priority != Priority::Low {
+            return Some(Refusal::NotLow { priority });
         }
-        let unknown = spec.after_ok.iter().find(|job| self.jobs.len() <= job.0 as usize)?;
-        Some(format!("there is no job {} to wait for", unknown.0))
+        spec.after_ok.iter().find_map(|job| match self.jobs.what_of(*job) {
+            Known::Here => None,
+            Known::Forgotten => Some(Refusal::Forgotten { job: *job, remembers: self.config.remembers }),
+            Known::Never => Some(self.no_such_job(*job)),
+        })
     }
 
     fn submit(&mut self, spec: JobSpec) {
@@ -388,29 +403,30 @@ impl Queue {
             self.out.push(Decision::Refused(why));
             return;
         }
-        let id = JobId(self.jobs.len() as u32);
+        let Some(id) = self.jobs.next() else {
+            let submitted = self.jobs.submitted();
+            self.out.push(Decision::Refused(Refusal::OutOfNumbers { submitted }));
+            return;
+        };
         self.out.push(Decision::Accepted(id));
         self.books.cluster.learn(&spec.request);
         let namespace = self.namespace(&spec.namespace);
         let (mut waits_for, mut is_hopeless) = (0, false);
         for before in &spec.after_ok {
-            let job = &mut self.jobs[before.0 as usize];
+            let Some(job) = self.jobs.get_mut(*before) else { continue };
             match job.verdict {
                 Some(Verdict::Succeeded) => {}
                 Some(_) => is_hopeless = true,
-                None => {
-                    job.dependents.push(id);
-                    waits_for += 1;
-                }
+                None => waits_for += u32::from(job.dependents.insert(id)),
             }
         }
         let count = spec.tasks.count();
-        self.jobs.push(Job {
+        self.jobs.add(Job {
             namespace,
             submitted: self.now,
             tasks: vec![Task { stage: Stage::Held, attempt: 0, failures: 0 }; count as usize],
             waits_for,
-            dependents: Vec::new(),
+            dependents: BTreeSet::new(),
             next: 0,
             left: count,
             verdict: None,
@@ -426,7 +442,7 @@ impl Queue {
 
     /// Nothing before it any more: its tasks wait for nodes.
     fn release_job(&mut self, id: JobId) {
-        let job = &self.jobs[id.0 as usize];
+        let job = &self.jobs[id];
         let first = match job.spec.tasks {
             Tasks::One | Tasks::Gang(_) => 1,
             Tasks::Array { count, at_once } => at_once.map_or(count, |at_once| at_once.min(count)),
@@ -434,7 +450,7 @@ impl Queue {
         for index in 0..first {
             self.wait(TaskKey { job: id, index }, self.now);
         }
-        self.jobs[id.0 as usize].next = first;
+        self.jobs[id].next = first;
     }
 
     /// The tasks that start together with one, which is the first of them.
@@ -450,15 +466,15 @@ impl Queue {
     }
 
     fn job(&self, id: JobId) -> &Job {
-        &self.jobs[id.0 as usize]
+        &self.jobs[id]
     }
 
     fn task(&mut self, key: TaskKey) -> Option<&mut Task> {
-        self.jobs.get_mut(key.job.0 as usize)?.tasks.get_mut(key.index as usize)
+        self.jobs.get_mut(key.job)?.tasks.get_mut(key.index as usize)
     }
 
     fn stage(&self, key: TaskKey) -> Option<&Stage> {
-        Some(&self.jobs.get(key.job.0 as usize)?.tasks.get(key.index as usize)?.stage)
+        Some(&self.jobs.get(key.job)?.tasks.get(key.index as usize)?.stage)
     }
 
     fn set_stage(&mut self, key: TaskKey, stage: Stage) {

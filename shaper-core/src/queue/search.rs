@@ -8,12 +8,12 @@ use std::{
 
 use super::{
     Decision, Nomination, Order, Queue,
-    books::Claim,
+    books::{Claim, Spared, Yields},
     explain::Blocked,
     job::{JobId, Spread, Stage, Stop, TaskKey},
 };
 use crate::{
-    place::{NodeId, Placement, Preemption, Request, Resident, Wanted},
+    place::{NodeId, Placement, Preemption, Request, Wanted},
     spec::Priority,
     task::UnixNanos,
 };
@@ -25,14 +25,13 @@ struct Plan {
     victims: BTreeSet<u64>,
     shrinks: BTreeSet<u64>,
     /// Who is spared, to undo it.
-    spared: Vec<[Option<Resident>; 2]>,
+    spared: Vec<Spared>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Means {
     Fit,
-    Reshape,
-    Preempt,
+    Room(Yields),
 }
 
 /// Those of one priority in one namespace.
@@ -124,7 +123,7 @@ impl Queue {
         if self.promised.as_ref().is_some_and(|(to, at)| *to == key && at.at() > self.now) {
             return;
         }
-        let job = &self.jobs[key.job.0 as usize];
+        let job = &self.jobs[key.job];
         let claim = Claim::of(&job.spec, &job.spec.request);
         let spread = job.spec.spread.clone();
         let count = job.spec.tasks.together() as usize;
@@ -154,8 +153,8 @@ impl Queue {
         if is_plain && hopeless.contains(&shape) {
             return Err(Blocked::NoRoom);
         }
-        for means in [Means::Fit, Means::Reshape, Means::Preempt] {
-            if means == Means::Preempt && !may_preempt {
+        for means in [Means::Fit, Means::Room(Yields::ByShrinking), Means::Room(Yields::ByEnding)] {
+            if means == Means::Room(Yields::ByEnding) && !may_preempt {
                 continue;
             }
             if let Some(plan) = self.plan(key, means, head) {
@@ -174,7 +173,7 @@ impl Queue {
         if is_plain {
             hopeless.push(shape);
         }
-        let job = &mut self.jobs[key.job.0 as usize];
+        let job = &mut self.jobs[key.job];
         if !job.asked_for_nodes {
             job.asked_for_nodes = true;
             self.out.push(Decision::ScaleOut { job: key.job, tasks: count });
@@ -185,7 +184,7 @@ impl Queue {
     /// A place for each that starts together, by these means. The books have it all, or nothing.
     fn plan(&mut self, key: TaskKey, means: Means, head: Option<TaskKey>) -> Option<Plan> {
         let now = self.now;
-        let job = &self.jobs[key.job.0 as usize];
+        let job = &self.jobs[key.job];
         let spec = &job.spec;
         let (claim, count) = (Claim::of(spec, &spec.request), spec.tasks.together());
         let until = spec.runs_for.map(|it| now.saturating_add(it));
@@ -208,21 +207,18 @@ impl Queue {
                 let may = |node: NodeId| apart.admits(node) && keeps_promise(node, false);
                 let found = match means {
                     Means::Fit => None,
-                    Means::Reshape => self.books.reshape(&claim, now, may),
-                    Means::Preempt => self.books.preempt(&claim, now, may),
+                    Means::Room(yields) => {
+                        self.books.make_room(yields, &claim, now, may).map(|found| (yields, found))
+                    }
                 };
-                let Some(Preemption { at, victims, .. }) = found else {
+                let Some((yields, Preemption { at, victims, .. })) = found else {
                     self.undo(&claim, plan);
                     return None;
                 };
-                for task in victims {
-                    if means == Means::Reshape {
-                        plan.spared.push(self.books.spare_slack(task));
-                        plan.shrinks.insert(task);
-                    } else {
-                        plan.spared.push(self.books.spare(task));
-                        plan.victims.insert(task);
-                    }
+                plan.spared.extend(victims.iter().map(|task| self.books.spare(yields, *task)));
+                match yields {
+                    Yields::ByShrinking => plan.shrinks.extend(victims),
+                    Yields::ByEnding => plan.victims.extend(victims),
                 }
                 self.books.take_ahead(&claim, at);
                 at
@@ -250,7 +246,7 @@ impl Queue {
 
     fn carry_out(&mut self, key: TaskKey, plan: Plan) {
         self.leave_queue(key);
-        let job = &self.jobs[key.job.0 as usize];
+        let job = &self.jobs[key.job];
         let (claim, namespace) = (Claim::of(&job.spec, &job.spec.request), job.namespace as usize);
         for _ in &plan.places {
             self.namespaces[namespace].take(&claim.request);

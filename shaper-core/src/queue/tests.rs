@@ -1,12 +1,15 @@
 //! Each promise of the queue, against a world that keeps its own books.
 
+mod refused;
+mod told;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    place::{Considered, GpuRequest, Gpus, Request},
+    place::{GpuRequest, Gpus, Request},
     spec::{Capacity, Demand},
     units::{Bytes, Millicores},
 };
@@ -319,22 +322,6 @@ fn who_cannot_be_shrunk_is_not_counted_on() {
 }
 
 #[test]
-fn why_nobody_makes_room_is_told() {
-    let mut world = World::with_nodes(Config::default(), &[4000, 3000]);
-    world.submit(JobSpec { floor: Some(demand(2500)), ..world.job(3000, Priority::Medium) });
-    let low = world.submit(world.job(1000, Priority::Low));
-    world.submit(world.job(2000, Priority::High));
-    assert!(world.runs(low));
-    let waits = world.submit(JobSpec { preempts: true, ..world.job(3000, Priority::Medium) });
-    let Some(Why::Waits { shrinkable, victims, behind, nodes, .. }) = world.queue.why(single(waits)) else {
-        panic!("it waits");
-    };
-    assert_eq!(shrinkable, Considered { victims: 1, nodes: 1, suffice: 0 });
-    assert_eq!(victims, Some(Considered { victims: 1, nodes: 1, suffice: 0 }));
-    assert_eq!((behind, nodes.feasible, nodes.nodes), (0, 0, 2));
-}
-
-#[test]
 fn a_gang_starts_as_a_whole_and_begins_again_as_a_whole() {
     let mut world = World::with_nodes(Config::default(), &[2000, 2000]);
     let gang = JobSpec { tasks: Tasks::Gang(3), retries: 1, ..world.job(1000, Priority::Medium) };
@@ -432,12 +419,10 @@ fn what_waits_for_others_begins_after_them_or_never() {
     let late = world.submit(JobSpec { after_ok: vec![second], ..world.job(1, Priority::Low) });
     assert_eq!(world.over[&late], Verdict::Skipped);
     let unknown = JobSpec { after_ok: vec![JobId(99)], ..world.job(1, Priority::Low) };
-    assert!(
-        matches!(&world.tell(Input::Submit(unknown))[..], [Decision::Refused(why)] if why.contains("99"))
-    );
-    assert!(
-        matches!(&world.tell(Input::Cancel(JobId(99)))[..], [Decision::Refused(why)] if why.contains("99"))
-    );
+    let refused = Refusal::NoSuchJob { job: JobId(99), submitted: 4 };
+    assert_eq!(refused.to_string(), "there is no job 99; the latest is 3");
+    assert_eq!(world.tell(Input::Submit(unknown)), [Decision::Refused(refused.clone())]);
+    assert_eq!(world.tell(Input::Cancel(JobId(99))), [Decision::Refused(refused)]);
 }
 
 #[test]
@@ -550,7 +535,9 @@ impl World {
     fn act(&mut self, step: Step) {
         match step {
             Step::Submit { job, after } => {
-                let after_ok = after.and_then(|which| some(0..self.jobs.len() as u32, &which));
+                let known = |job: &u32| self.queue.jobs.what_of(JobId(*job)) == Known::Here;
+                let known = (0..self.jobs.len() as u32).filter(known);
+                let after_ok = after.and_then(|which| some(known, &which));
                 let spec = JobSpec {
                     namespace: if job.is_other { "b" } else { "a" }.to_owned(),
                     tasks: job.tasks,
@@ -620,7 +607,7 @@ proptest! {
     /// of quotas and large enough, all jobs end; and the same inputs give the same decisions.
     #[test]
     fn nothing_is_overcommitted_and_everybody_has_his_turn(steps in prop::collection::vec(a_step(), 1..90)) {
-        let config = Config { ages_after: 500, fresh_for: 100, ..Config::default() };
+        let config = Config { ages_after: 500, fresh_for: 100, remembers: 6, ..Config::default() };
         let mut world = World::with_nodes(config.clone(), &[8, 8, 6]);
         for step in steps {
             world.act(step);

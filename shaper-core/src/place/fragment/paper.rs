@@ -14,7 +14,7 @@
 //!
 //! A loss is kept as the sum over the tasks of the mix, in thousandths of a GPU: all of it in integers.
 
-use super::{Kinds, State};
+use super::{Kinds, State, by_gpu};
 use crate::place::{
     class::ConstraintId,
     mix::{Shape, TaskMix},
@@ -89,17 +89,14 @@ impl Kinds for Paper {
     }
 
     fn groups(&self, suits: &[bool]) -> Vec<Group> {
-        let mut groups: Vec<Group> = Vec::new();
-        for (kind, _) in self.kinds.iter().zip(suits).filter(|(_, suits)| **suits) {
-            match groups.last_mut() {
-                Some(group) if group.gpu == kind.gpu => {
-                    let before = group.tasks.last().map_or(0, |(_, tasks)| *tasks);
-                    group.tasks.push((kind.cpu, before + kind.tasks));
-                }
-                _ => groups.push(Group { gpu: kind.gpu, tasks: vec![(kind.cpu, kind.tasks)] }),
-            }
-        }
-        groups
+        let group = |gpu, kinds: &[Kind]| {
+            let sum = |sum: &mut i64, kind: &Kind| {
+                *sum += kind.tasks;
+                Some((kind.cpu, *sum))
+            };
+            Group { gpu, tasks: kinds.iter().scan(0, sum).collect() }
+        };
+        by_gpu(&self.kinds, suits, |kind| kind.gpu, group)
     }
 
     fn loss(&self, groups: &[Group], node: &State) -> i64 {

@@ -24,7 +24,7 @@
 
 use std::collections::HashMap;
 
-use super::{Kinds, State};
+use super::{Kinds, State, by_gpu};
 use crate::place::{
     class::{Classes, ConstraintId},
     mix::{Shape, TaskMix},
@@ -173,21 +173,14 @@ impl Kinds for Rooms {
     }
 
     fn groups(&self, suits: &[bool]) -> Vec<Group> {
-        let mut groups: Vec<Group> = Vec::new();
-        for (kind, _) in self.kinds.iter().zip(suits).filter(|(_, suits)| **suits) {
-            match groups.last_mut() {
-                Some(group) if group.gpu == kind.gpu => group.kinds.push(*kind),
-                _ => {
-                    groups.push(Group { gpu: kind.gpu, kinds: vec![*kind], cpu: 0, memory: 0, weight: 0 });
-                }
-            }
-        }
-        for Group { gpu: _, kinds, cpu, memory, weight } in &mut groups {
-            *cpu = kinds.iter().map(|kind| kind.cpu).max().unwrap_or(0);
-            *memory = kinds.iter().map(|kind| kind.memory).max().unwrap_or(0);
-            *weight = kinds.iter().map(|kind| kind.weight).sum();
-        }
-        groups
+        let group = |gpu, kinds: &[Kind]| Group {
+            gpu,
+            kinds: kinds.to_vec(),
+            cpu: kinds.iter().map(|kind| kind.cpu).max().unwrap_or(0),
+            memory: kinds.iter().map(|kind| kind.memory).max().unwrap_or(0),
+            weight: kinds.iter().map(|kind| kind.weight).sum(),
+        };
+        by_gpu(&self.kinds, suits, |kind| kind.gpu, group)
     }
 
     fn loss(&self, groups: &[Group], node: &State) -> i64 {
