@@ -21,7 +21,7 @@ use tempfile::TempDir;
 use crate::{
     NOBODY, assert_close,
     bins::{binary, bpf_object},
-    cgroup::{self, cpu_group, mounts, throttled_periods, unique_name},
+    cgroup::{self, cpu_group, cpu_time, mounts, throttled_periods, unique_name},
     net::{DEVICE, NetPair, Netns, within},
     process::Process,
     shaper::Shaper,
@@ -285,6 +285,17 @@ impl<'a> Agent<'a> {
         let before = self.shaper().get(id).usage;
         Window::pass(time);
         Used::between(&before, &self.shaper().get(id).usage)
+    }
+
+    /// Asserts that the agent's count of a task's CPU time is the kernel's of its cgroup, within so many percent. It is read
+    /// between two readings of the kernel's: asking takes long where all is emulated.
+    #[track_caller]
+    pub fn assert_counted(&self, id: &str, group: impl AsRef<Path>, percent: f64) {
+        let before = cpu_time(&group).as_secs_f64();
+        let counted = self.shaper().get(id).usage.cpu_time_ns as f64 / 1e9;
+        let after = cpu_time(&group).as_secs_f64();
+        let range = before * (1.0 - percent / 100.0)..=after * (1.0 + percent / 100.0);
+        assert!(range.contains(&counted), "{counted} s counted, the kernel has {before} to {after} s");
     }
 
     /// Asserts that a task that wants more gets the CPU time of its limit.

@@ -80,16 +80,6 @@ fn cores(group: &Path, time: Duration) -> f64 {
     (cpu_time(group) - before).as_secs_f64() / window.seconds()
 }
 
-/// CPU time by the agent, between two readings of the kernel's.
-#[track_caller]
-fn assert_counted(agent: &Agent, id: &str, group: &Path, percent: f64) {
-    let before = cpu_time(group).as_secs_f64();
-    let counted = agent.shaper().get(id).usage.cpu_time_ns as f64 / 1e9;
-    let after = cpu_time(group).as_secs_f64();
-    let range = before * (1.0 - percent / 100.0)..=after * (1.0 + percent / 100.0);
-    assert!(range.contains(&counted), "{counted} s counted, {before} to {after} s in cpu.stat");
-}
-
 #[test]
 fn a_period_at_either_end_and_no_limit_come_back() {
     let group = TestCgroup::new();
@@ -199,7 +189,7 @@ fn a_quota_holds_over_threads_in_cgroups_of_their_own_and_a_threaded_cgroup_has_
     let before = threaded.each_ref().map(cpu_time);
     assert_close("cores of two threads, of 0.3", cores(group.path(), 3 * SECOND), 0.3, 10.0);
     assert!(threaded.each_ref().map(cpu_time) > before, "one of them stands still");
-    assert_counted(&agent, "service", group.path(), 5.0);
+    agent.assert_counted("service", group.path(), 5.0);
     agent.shaper().ok(&["release", "service"]);
 
     // A part of one: CPU time is its own, memory is not.
@@ -238,11 +228,11 @@ fn a_cpu_that_is_switched_off_and_on_costs_no_count_and_no_limit_even_over_a_res
     let group = PathBuf::from(&task.cgroup);
     let cpus = |agent: &Agent| agent.shaper().top().cpus;
     eventually("it runs", || cpu_time(&group) > SECOND);
-    assert_counted(&agent, "hog", &group, 5.0);
+    agent.assert_counted("hog", &group, 5.0);
     let off = CpuOff::new(1);
     eventually("there is one", || cpus(&agent) == 1);
     assert_close("cores on the one that is left", cores(&group, 2 * SECOND), LIMIT, 10.0);
-    assert_counted(&agent, "hog", &group, 5.0);
+    agent.assert_counted("hog", &group, 5.0);
 
     agent.kill9();
     agent.restart();
@@ -256,8 +246,8 @@ fn a_cpu_that_is_switched_off_and_on_costs_no_count_and_no_limit_even_over_a_res
     Window::pass(SECOND);
     let other = Path::new(&other.cgroup);
     assert_close("cores on the one that is back", cores(other, 2 * SECOND), 0.5, 10.0);
-    assert_counted(&agent, "hog", &group, 5.0);
-    assert_counted(&agent, "other", other, 5.0);
+    agent.assert_counted("hog", &group, 5.0);
+    agent.assert_counted("other", other, 5.0);
 }
 
 #[test]
@@ -269,14 +259,14 @@ fn a_real_time_process_is_counted_though_no_quota_holds_it_and_is_held_when_it_i
     eventually("it runs", || cpu_time(group.path()) > SECOND / 5);
     run("chrt", &["--fifo", "--pid", "1", &hog.pid()]);
     let real_time = cores(group.path(), 2 * SECOND);
-    assert_counted(&agent, "service", group.path(), 5.0);
+    agent.assert_counted("service", group.path(), 5.0);
     run("chrt", &["--other", "--pid", "0", &hog.pid()]);
     Window::pass(SECOND);
     let usual = cores(group.path(), 2 * SECOND);
     assert!(real_time > 0.5, "{real_time} cores: this kernel holds it");
     // Less, while it pays back what it used beyond its limit.
     assert!(usual < 0.23, "{usual} cores of a usual one");
-    assert_counted(&agent, "service", group.path(), 5.0);
+    agent.assert_counted("service", group.path(), 5.0);
 }
 
 #[test]
@@ -508,7 +498,7 @@ fn a_machine_that_was_asleep_has_its_limits_and_counts_nothing_of_that_time() {
     assert!(slept > 1.0, "it slept for {slept} s");
     Window::pass(SECOND);
     assert_close("cores after that", cores(group, 3 * SECOND), 0.5, 10.0);
-    assert_counted(&agent, "hog", group, 5.0);
+    agent.assert_counted("hog", group, 5.0);
     let usage = agent.shaper().usage_of("hog").cpu;
     assert!(usage.run_queue.is_some_and(|delay| delay.p99_ns < 1_000_000_000), "{usage:?}");
     assert_eq!(in_force(&agent.shaper().set("hog", &["--cpu", "0.3"]), "cpu").1, "0.3 cores");
