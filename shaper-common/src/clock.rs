@@ -38,8 +38,8 @@ const STREAM_GAIN: u64 = 64;
 /// side would learn anything.
 pub const CONTROL_BYTES: u64 = 120;
 
-/// For so long after a packet of the one kind those of the other reckon with it, ns.
-pub const LATELY_NS: u64 = 1_000_000_000;
+/// For so long after a datagram TCP's packets move the clock of the datagrams, ns.
+pub const DATAGRAMS_NS: u64 = 1_000_000_000;
 
 /// The lowest ceiling that a clock knows, bytes a second: lower ones count as this.
 const RATE_MIN: u64 = 1 << 10;

@@ -57,7 +57,7 @@ pub unsafe fn verdict(
                     return Verdict::Hold;
                 }
                 let datagram_at = atomic::load(&raw const (*clock).datagram_at);
-                if now.saturating_sub(datagram_at) < clock::ticks(clock::LATELY_NS)
+                if now.saturating_sub(datagram_at) < clock::ticks(clock::DATAGRAMS_NS)
                     && claims(&raw mut (*clock).streams_half, floor, now, cost)
                 {
                     charge(&raw mut (*clock).datagrams_due, floor, cost);
@@ -73,13 +73,8 @@ pub unsafe fn verdict(
                     hold(&raw mut (*clock).datagrams_held, bytes, packets);
                     return Verdict::Hold;
                 }
-                // Without TCP there is nobody to make room.
-                let streams_due = &raw mut (*clock).streams_due;
-                if now.saturating_sub(atomic::load(streams_due)) < clock::ticks(clock::LATELY_NS)
-                    && claims(&raw mut (*clock).datagrams_half, floor, now, cost)
-                {
-                    // At half of the ceiling at most, so that this clock falls behind when TCP is over.
-                    atomic::fetch_add(streams_due, clock::stream_cost(cost));
+                if claims(&raw mut (*clock).datagrams_half, floor, now, cost) {
+                    charge(&raw mut (*clock).streams_due, floor, clock::stream_cost(cost));
                     count_for_pacing(slot, bytes);
                 }
                 if clock::is_nearly_due(due, floor, now) { Verdict::Mark } else { Verdict::Pass }
