@@ -17,6 +17,8 @@ use crate::{
 };
 
 const ALL: [By; 4] = [By::Ours, By::Tbf, By::Htb, By::Nobody];
+/// Those that ours is compared with.
+const PEERS: [By; 2] = [By::Tbf, By::Htb];
 const FLOWS: u32 = 8;
 const LOADS: [Traffic; 3] = [Traffic::Tcp(1), Traffic::Tcp(FLOWS), Traffic::Udp];
 
@@ -118,13 +120,13 @@ fn tcp(report: &mut Report, table: &Table, traffic: Traffic, rate: BitsPerSec) {
         let metric = format!("{title}: first second / configured, ours");
         report.judge("≤ 1.05", first <= 1.05, &metric, first, "");
         report.of(&table.of(By::Ours, traffic, |cell| cell.first_second));
-        peers(report, table, traffic, &format!("{title}: first second / configured"), "", |cell| {
+        each(report, table, (&PEERS, traffic), &format!("{title}: first second / configured"), "", |cell| {
             cell.first_second
         });
         let fairness = table.median(By::Ours, traffic, |cell| cell.jain);
         report.judge("≥ 0.99", fairness >= 0.99, &format!("{title}: Jain, ours"), fairness, "");
         report.of(&table.of(By::Ours, traffic, |cell| cell.jain));
-        peers(report, table, traffic, &format!("{title}: Jain"), "", |cell| cell.jain);
+        each(report, table, (&PEERS, traffic), &format!("{title}: Jain"), "", |cell| cell.jain);
     }
 
     let ratios = table.by_htb(traffic, |cell| cell.rtt_ms);
@@ -132,7 +134,7 @@ fn tcp(report: &mut Report, table: &Table, traffic: Traffic, rate: BitsPerSec) {
     let metric = format!("{title}: mean RTT, ours / HTB's");
     report.judge("≤ 0.1 × HTB's", ratio <= 0.1, &metric, ratio, "");
     report.of(&ratios);
-    all(report, table, traffic, &format!("{title}: mean RTT"), "ms", |cell| cell.rtt_ms);
+    each(report, table, (&ALL, traffic), &format!("{title}: mean RTT"), "ms", |cell| cell.rtt_ms);
 
     let ratios = table.by_htb(traffic, |cell| cell.cpu_per_gb);
     let (ratio, metric) = (median(&ratios), format!("{title}: CPU per GB, ours / HTB's"));
@@ -142,14 +144,14 @@ fn tcp(report: &mut Report, table: &Table, traffic: Traffic, rate: BitsPerSec) {
         _ => report.tell(&metric, ratio, ""),
     }
     report.of(&ratios);
-    all(report, table, traffic, &format!("{title}: CPU per GB"), "s", |cell| cell.cpu_per_gb);
+    each(report, table, (&ALL, traffic), &format!("{title}: CPU per GB"), "s", |cell| cell.cpu_per_gb);
     // At less it is lost in what else the machine does.
     if rate.0 >= 1000 * MBIT {
         let ratios = table.by_htb(traffic, |cell| cell.machine_cpu_per_gb);
         report.tell(&format!("{title}: CPU per GB of the machine, ours / HTB's"), median(&ratios), "");
         report.of(&ratios);
     }
-    all(report, table, traffic, &format!("{title}: retransmits"), "", |cell| cell.retransmits);
+    each(report, table, (&ALL, traffic), &format!("{title}: retransmits"), "", |cell| cell.retransmits);
 }
 
 /// Ours is to be right, and not less right than others.
@@ -161,7 +163,7 @@ fn wire(report: &mut Report, table: &Table, traffic: Traffic, title: &str) {
     let is_good = (0.98..=1.01).contains(&ours) && error(By::Ours) <= most;
     report.judge(WIRE_GOAL, is_good, &format!("{title}: wire rate / configured, ours"), ours, "");
     report.of(&table.of(By::Ours, traffic, |cell| cell.wire));
-    peers(report, table, traffic, &format!("{title}: wire rate / configured"), "", |cell| cell.wire);
+    each(report, table, (&PEERS, traffic), &format!("{title}: wire rate / configured"), "", |cell| cell.wire);
 }
 
 fn udp(report: &mut Report, table: &Table, rate: BitsPerSec) {
@@ -176,32 +178,19 @@ fn udp(report: &mut Report, table: &Table, rate: BitsPerSec) {
     let ours = table.median(By::Ours, Traffic::Udp, |cell| cell.wire);
     report.judge("0.98–1.005", (0.98..=1.005).contains(&ours), &format!("{metric}, ours"), ours, "");
     report.of(&table.of(By::Ours, Traffic::Udp, |cell| cell.wire));
-    peers(report, table, Traffic::Udp, &metric, "", |cell| cell.wire);
+    each(report, table, (&PEERS, Traffic::Udp), &metric, "", |cell| cell.wire);
 }
 
-/// The figure of those that ours is compared with.
-fn peers(
+/// The figure of each of these shapers.
+fn each(
     report: &mut Report,
     table: &Table,
-    traffic: Traffic,
+    (shapers, traffic): (&[By], Traffic),
     metric: &str,
     unit: &'static str,
     figure: fn(&Cell) -> f64,
 ) {
-    for by in [By::Tbf, By::Htb] {
-        tell(report, table, (by, traffic), metric, unit, figure);
-    }
-}
-
-fn all(
-    report: &mut Report,
-    table: &Table,
-    traffic: Traffic,
-    metric: &str,
-    unit: &'static str,
-    figure: fn(&Cell) -> f64,
-) {
-    for by in ALL {
+    for &by in shapers {
         tell(report, table, (by, traffic), metric, unit, figure);
     }
 }
