@@ -25,6 +25,7 @@ use shaper_core::{
     ledger::{Actor, Cause, Entry, Kind, KnobChange, Outcome},
     limits::Limits,
     task::{Owner, UnixNanos},
+    units::{BitsPerSec, Weight},
 };
 
 use crate::{
@@ -419,6 +420,12 @@ fn summary_entry(number: u64, at: UnixNanos, summary: Summary) -> Entry {
         (crate::actuate::Knob::Cpu, _) => limits.cpu.to_string(),
         (crate::actuate::Knob::Memory, _) => limits.memory.to_string(),
         (crate::actuate::Knob::NetEgress, _) => limits.net_egress.to_string(),
+        (crate::actuate::Knob::NetGuarantee, _) => {
+            limits.net_egress_guarantee.unwrap_or(BitsPerSec(0)).to_string()
+        }
+        (crate::actuate::Knob::NetWeight, _) => {
+            limits.net_egress_weight.unwrap_or(Weight::DEFAULT).to_string()
+        }
         (crate::actuate::Knob::CpuWeight, None) => {
             limits.cpu_weight.map_or("as before".into(), |weight| weight.to_string())
         }

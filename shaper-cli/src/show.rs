@@ -80,6 +80,8 @@ pub(crate) mod resource {
     pub(crate) const CPU_WEIGHT: &str = "cpu_weight";
     pub(crate) const MEMORY: &str = "memory";
     pub(crate) const NET_EGRESS: &str = "net_egress";
+    pub(crate) const NET_EGRESS_GUARANTEE: &str = "net_egress_guarantee";
+    pub(crate) const NET_EGRESS_WEIGHT: &str = "net_egress_weight";
     pub(crate) const STORAGE_IO: &str = "storage_io";
     pub(crate) const STORAGE_IO_WEIGHT: &str = "storage_io_weight";
     pub(crate) const STORAGE_IO_LATENCY: &str = "storage_io_latency";
@@ -92,7 +94,7 @@ pub(crate) struct NamedLimit {
 }
 
 /// Every limit there is, with or without a ceiling.
-pub(crate) fn limits(limits: &Limits) -> [NamedLimit; 7] {
+pub(crate) fn limits(limits: &Limits) -> Vec<NamedLimit> {
     // Whether idle memory is taken is no limit: it is shown beside what came of that.
     let Limits {
         cpu,
@@ -103,10 +105,12 @@ pub(crate) fn limits(limits: &Limits) -> [NamedLimit; 7] {
         storage_io_weight,
         storage_io_latency,
         reclaim_idle: _,
+        net_egress_guarantee,
+        net_egress_weight,
     } = limits;
     let weight =
         |weight: &Option<Weight>| weight.as_ref().map_or_else(|| "as found".into(), ToString::to_string);
-    [
+    let mut named = vec![
         NamedLimit { resource: resource::CPU, limit: cpu.to_string() },
         NamedLimit { resource: resource::CPU_WEIGHT, limit: weight(cpu_weight) },
         NamedLimit { resource: resource::MEMORY, limit: memory.to_string() },
@@ -114,7 +118,16 @@ pub(crate) fn limits(limits: &Limits) -> [NamedLimit; 7] {
         NamedLimit { resource: resource::STORAGE_IO, limit: storage_io.to_string() },
         NamedLimit { resource: resource::STORAGE_IO_WEIGHT, limit: weight(storage_io_weight) },
         NamedLimit { resource: resource::STORAGE_IO_LATENCY, limit: storage_io_latency.to_string() },
-    ]
+    ];
+    // These are shown where there are any: a node that does not divide its network has none.
+    let shares = [
+        (resource::NET_EGRESS_GUARANTEE, net_egress_guarantee.map(|it| it.to_string())),
+        (resource::NET_EGRESS_WEIGHT, net_egress_weight.map(|it| it.to_string())),
+    ];
+    for (resource, limit) in shares {
+        named.extend(limit.map(|limit| NamedLimit { resource, limit }));
+    }
+    named
 }
 
 /// What holds a resource of a task; more than one mechanism may.

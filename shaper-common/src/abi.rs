@@ -4,7 +4,7 @@
 use crate::hist::Histogram;
 
 /// Version of everything below; the pins live under `<bpffs-dir>/v<LAYOUT>/`.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;
 
 /// Slots unless the agent is told otherwise: the managed cgroups that it can hold at once, plus the reserved
 /// ones. Maps of one entry per slot and CPU hold it at `cpu * slots + slot`: each CPU writes pages of its own,
@@ -319,6 +319,85 @@ pub struct Clock {
     pub reserved: [u64; 4],
 }
 
+/// A pool: what the slots that are in it share ([`crate::pool`]). Slots look at it with the first packet of each window.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pool {
+    /// Bytes a second. Written by the agent.
+    pub capacity: u64,
+    /// The window of the claims that were cleared last, less [`crate::pool::WINDOWS`].
+    pub window: u64,
+    /// [`crate::pool::trim`].
+    pub trim: u64,
+    /// Since when is counted what was sent, `CLOCK_MONOTONIC` ns …
+    pub since_ns: u64,
+    /// … and how much that was, bytes.
+    pub sent: u64,
+    /// In how many windows since then nobody wanted more.
+    pub unwanted: u64,
+    /// Nothing.
+    pub reserved: [u64; 2],
+}
+
+/// The only pool that there is: what the tasks of the node send.
+pub const POOL_EGRESS: u32 = 0;
+/// Pools.
+pub const POOLS: u32 = 1;
+
+/// What was claimed of a pool in a window.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Claims {
+    /// Weights of the open claims.
+    pub weights: u64,
+    /// Guarantees of the open claims, bytes a second.
+    pub guarantees: u64,
+    /// What the settled ones use, bytes a second.
+    pub settled: u64,
+    /// Nothing.
+    pub reserved: u64,
+}
+
+/// The share of a slot in a pool. Two cache lines: the first is looked at with each packet.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// Not 0: it is in the pool. Written by the agent.
+    pub is_in: u32,
+    /// Its weight. Written by the agent.
+    pub weight: u32,
+    /// Its guarantee, bytes a second. Written by the agent.
+    pub guarantee: u64,
+    /// Its ceiling, bytes a second. Written by the agent.
+    pub ceiling: u64,
+    /// The window in which it was granted something last.
+    pub window: u64,
+    /// What it was granted, bytes a second.
+    pub grant: u64,
+    /// All that it ever sent, bytes.
+    pub sent: u64,
+    /// When it was last said what it wants, `CLOCK_MONOTONIC` ns …
+    pub since_ns: u64,
+    /// … and its allowance then …
+    pub since_allowance: u64,
+    /// … and what it had sent.
+    pub since_sent: u64,
+    /// What of it the pool knows.
+    pub noted: u64,
+    /// The last window for which it has claimed.
+    pub claimed: u64,
+    /// [`crate::pool::made`]: of which of them it claimed what there is.
+    pub opens: u64,
+    /// What it uses, bytes a second; the largest number: it wants what there is.
+    pub claim: u64,
+    /// All that it was ever allowed, bytes, up to …
+    pub allowance: u64,
+    /// … this time, `CLOCK_MONOTONIC` ns.
+    pub allowance_at_ns: u64,
+    /// The allowance when the last epoch of its pacing began.
+    pub epoch_allowance: u64,
+}
+
 /// What a socket remembers, in its socket storage.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -346,5 +425,8 @@ const _: () = {
     assert!(size_of::<NetStat>() == 64);
     assert!(size_of::<Pace>() == 64 && align_of::<Pace>() == 64);
     assert!(size_of::<Clock>() == 128 && align_of::<Clock>() == 64);
+    assert!(size_of::<Pool>() == 64);
+    assert!(size_of::<Claims>() == 32);
+    assert!(size_of::<Share>() == 128 && align_of::<Share>() == 64);
     assert!(size_of::<SocketState>() == 24);
 };

@@ -79,15 +79,18 @@ pub const fn is_nearly_due(due: u64, floor: u64, now: u64) -> bool {
 }
 
 /// The credit at a `price`, ticks.
+#[inline(always)]
 pub const fn credit(price: u64) -> u64 {
     longer(ticks(CREDIT_NS), cost(CREDIT_BYTES, price))
 }
 
 /// How far TCP may be ahead at a `price`, ticks.
+#[inline(always)]
 pub const fn stream_slack(price: u64) -> u64 {
     longer(ticks(STREAM_SLACK_NS), cost(STREAM_SLACK_BYTES, price))
 }
 
+#[inline(always)]
 const fn longer(a: u64, b: u64) -> u64 {
     if a > b { a } else { b }
 }

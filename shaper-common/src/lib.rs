@@ -13,4 +13,5 @@ pub mod clock;
 pub mod hist;
 pub mod pace;
 pub mod period;
+pub mod pool;
 pub mod wire;

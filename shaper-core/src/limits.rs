@@ -71,6 +71,12 @@ pub struct Limits {
     /// Whether memory that it does not use is taken away ([`crate::idle`]); `None`: as the node does with all.
     #[serde(default)]
     pub reclaim_idle: Option<bool>,
+    /// Of what the node sends: what the task has in any case. `None`: nothing.
+    #[serde(default)]
+    pub net_egress_guarantee: Option<BitsPerSec>,
+    /// Its share of the rest, relative to the others'; `None`: [`Weight::DEFAULT`].
+    #[serde(default)]
+    pub net_egress_weight: Option<Weight>,
 }
 
 /// A change of some limits: what is `None` stays.
@@ -97,6 +103,12 @@ pub struct LimitsChange {
     /// Whether memory that it does not use is to be taken away.
     #[serde(default)]
     pub reclaim_idle: Option<bool>,
+    /// New guarantee of what it can send; 0: none.
+    #[serde(default)]
+    pub net_egress_guarantee: Option<BitsPerSec>,
+    /// New weight of what it sends.
+    #[serde(default)]
+    pub net_egress_weight: Option<Weight>,
 }
 
 impl LimitsChange {
@@ -119,6 +131,8 @@ impl Limits {
             storage_io_weight: change.storage_io_weight.or(self.storage_io_weight),
             storage_io_latency: change.storage_io_latency.unwrap_or(self.storage_io_latency),
             reclaim_idle: change.reclaim_idle.or(self.reclaim_idle),
+            net_egress_guarantee: change.net_egress_guarantee.or(self.net_egress_guarantee),
+            net_egress_weight: change.net_egress_weight.or(self.net_egress_weight),
         }
     }
 
@@ -136,6 +150,8 @@ impl Limits {
             storage_io_weight: self.storage_io_weight,
             storage_io_latency: set(self.storage_io_latency),
             reclaim_idle: self.reclaim_idle,
+            net_egress_guarantee: self.net_egress_guarantee,
+            net_egress_weight: self.net_egress_weight,
         }
     }
 }

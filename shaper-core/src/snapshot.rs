@@ -173,6 +173,9 @@ pub struct NetUsage {
     pub ingress: NetCount,
     /// Of what was sent: what left through the node's uplinks.
     pub uplink_egress: Traffic,
+    /// What it may send now, where the node divides its network.
+    #[serde(default)]
+    pub granted: Option<BitsPerSec>,
     /// Of TCP: what was beyond its ceiling and held back, in all. Its senders wait and send it again.
     pub streams_held: Traffic,
     /// The same of all else, which is lost.

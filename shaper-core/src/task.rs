@@ -127,6 +127,9 @@ pub struct Usage {
     pub egress_now_bps: u64,
     /// Received over the last sample, bits a second on the wire.
     pub ingress_now_bps: u64,
+    /// What it may send now, bits a second on the wire, where the node divides its network.
+    #[serde(default)]
+    pub egress_granted_bps: Option<u64>,
 }
 
 /// What is remembered of it when the kernel has killed processes of a task for want of memory.

@@ -14,11 +14,12 @@ use aya_ebpf::{
 use core::{arch::asm, ptr::read_volatile};
 use shaper_common::{
     abi::{
-        Activity, Budget, CGROUPS, CgroupSlot, Clock, Control, CpuStat, CpuState, EVENT_BYTES, Event,
-        IO_ENTRIES, IoKey, IoStat, NetStat, PAIRS, Pace, PacketCount, REMEMBERED, RememberedPair, SLOT_AGENT,
-        SLOTS, SocketState,
+        Activity, Budget, CGROUPS, CgroupSlot, Claims, Clock, Control, CpuStat, CpuState, EVENT_BYTES, Event,
+        IO_ENTRIES, IoKey, IoStat, NetStat, PAIRS, POOLS, Pace, PacketCount, Pool, REMEMBERED,
+        RememberedPair, SLOT_AGENT, SLOTS, Share, SocketState,
     },
     hist::{self, BUCKETS, Histogram},
+    pool::WINDOWS,
 };
 
 use crate::atomic;
@@ -107,6 +108,18 @@ pub static PACE: Array<Pace> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
 /// The clocks of what no socket paces, by slot.
 #[map]
 pub static CLOCK: Array<Clock> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
+
+/// What the slots of a pool share.
+#[map]
+pub static POOL: Array<Pool> = Array::pinned(POOLS, BPF_F_MMAPABLE);
+
+/// What is claimed of a pool, by pool and window.
+#[map]
+pub static CLAIMS: Array<Claims> = Array::pinned(POOLS * WINDOWS as u32, BPF_F_MMAPABLE);
+
+/// The share of each slot in the pool.
+#[map]
+pub static SHARE: Array<Share> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
 
 /// What a socket remembers.
 #[btf_map]
@@ -204,6 +217,9 @@ pub struct Layouts {
     net_stat: NetStat,
     pace: Pace,
     clock: Clock,
+    pool: Pool,
+    claims: Claims,
+    share: Share,
 }
 
 #[used]

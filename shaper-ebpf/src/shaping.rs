@@ -6,7 +6,7 @@ use shaper_common::{
     clock,
 };
 
-use crate::{atomic, maps::PACE};
+use crate::{atomic, maps::PACE, pool};
 
 /// How a packet is held to its ceiling.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -31,20 +31,16 @@ pub enum Verdict {
 /// What becomes of a packet of `bytes` on the wire now. If it leaves, it is charged.
 ///
 /// # Safety
-/// `clock` is the live map value of `slot`, and `price` is its price, not 0.
+/// `clock` is the live map value of `slot`, and has a price.
 #[inline(always)]
-pub unsafe fn verdict(
-    slot: u32,
-    clock: *mut Clock,
-    price: u64,
-    kind: Kind,
-    bytes: u64,
-    packets: u64,
-) -> Verdict {
+pub unsafe fn verdict(slot: u32, clock: *mut Clock, kind: Kind, bytes: u64, packets: u64) -> Verdict {
     // SAFETY: the caller's promise. All words are changed atomically; a clock that is read while another CPU moves it is
     // as good as one read just before or after.
     unsafe {
-        let now = clock::ticks(bpf_ktime_get_ns());
+        let now_ns = bpf_ktime_get_ns();
+        pool::keep_up(slot, clock, now_ns);
+        let price = atomic::load(&raw const (*clock).price);
+        let now = clock::ticks(now_ns);
         let floor = now.saturating_sub(atomic::load(&raw const (*clock).credit));
         let cost = clock::cost(bytes, price);
         match kind {
@@ -63,6 +59,7 @@ pub unsafe fn verdict(
                     charge(&raw mut (*clock).datagrams_due, floor, cost);
                 }
                 count_for_pacing(slot, bytes);
+                pool::note(slot, bytes);
                 Verdict::Pass
             }
             Kind::Datagram => {
@@ -77,6 +74,7 @@ pub unsafe fn verdict(
                     charge(&raw mut (*clock).streams_due, floor, clock::stream_cost(cost));
                     count_for_pacing(slot, bytes);
                 }
+                pool::note(slot, bytes);
                 if clock::is_nearly_due(due, floor, now) { Verdict::Mark } else { Verdict::Pass }
             }
         }

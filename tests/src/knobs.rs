@@ -4,7 +4,7 @@ use shaper_agent::{
     actuate::{self, ActuateError, Change, Knob, Lasts, Pacing, Target, Value, Values, Wish},
     kernel::bpf::BpfError,
 };
-use shaper_common::abi::Pace;
+use shaper_common::{abi::Pace, pool::Terms};
 use shaper_core::{id::BlockDevice, units::BitsPerSec};
 
 /// For tasks whose sockets nobody asks about.
@@ -13,6 +13,18 @@ pub struct NoPacing;
 impl Pacing for NoPacing {
     fn pace(&self, slot: u32) -> Pace {
         panic!("the pacing of slot {slot} is asked for");
+    }
+
+    fn ceiling(&self, slot: u32) -> Option<u64> {
+        panic!("the ceiling of slot {slot} is asked for");
+    }
+
+    fn terms(&self, slot: u32) -> Option<Terms> {
+        panic!("the part of slot {slot} is asked for");
+    }
+
+    fn set_terms(&mut self, slot: u32, _: u64, _: u32) {
+        panic!("slot {slot} is to have another part");
     }
 
     fn limit(&mut self, slot: u32, _: Option<BitsPerSec>, _: bool) -> Result<(), BpfError> {

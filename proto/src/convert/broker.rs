@@ -423,6 +423,8 @@ mod tests {
                 storage_io_weight: None,
                 storage_io_latency: Limit::At(Micros(2500)),
                 reclaim_idle: Some(true),
+                net_egress_guarantee: None,
+                net_egress_weight: Weight::new(300),
             },
             run_as: Some(Credentials { uid: 7, gid: 8, groups: vec![9] }),
             retries: 2,

@@ -117,6 +117,14 @@ fn ceiling<T>(
     }
 }
 
+/// Nothing is a guarantee, too.
+fn guarantee(wire: Option<u64>) -> Result<Option<BitsPerSec>, WireError> {
+    match wire {
+        None | Some(0) => Ok(wire.map(BitsPerSec)),
+        Some(bits) => bandwidth("net_egress_guarantee_bps", bits).map(Some),
+    }
+}
+
 fn to_ceiling<T: Copy>(limit: Option<Limit<T>>, value: impl FnOnce(T) -> u64) -> Option<v1::Ceiling> {
     let kind = match limit? {
         Limit::Unlimited => v1::ceiling::Kind::Unlimited(true),
@@ -138,6 +146,8 @@ impl TryFrom<v1::Limits> for Limits {
             storage_io_weight,
             storage_io_latency_us,
             reclaim_idle,
+            net_egress_guarantee_bps,
+            net_egress_weight,
         } = wire;
         Ok(Limits {
             cpu: limit(cpu_millicores, cpu)?,
@@ -148,6 +158,8 @@ impl TryFrom<v1::Limits> for Limits {
             storage_io_weight: storage_io_weight.map(|it| weight("storage_io_weight", it)).transpose()?,
             storage_io_latency: limit(storage_io_latency_us, latency)?,
             reclaim_idle,
+            net_egress_guarantee: guarantee(net_egress_guarantee_bps)?,
+            net_egress_weight: net_egress_weight.map(|it| weight("net_egress_weight", it)).transpose()?,
         })
     }
 }
@@ -163,6 +175,8 @@ impl From<Limits> for v1::Limits {
             storage_io_weight,
             storage_io_latency,
             reclaim_idle,
+            net_egress_guarantee,
+            net_egress_weight,
         } = limits;
         v1::Limits {
             cpu_millicores: cpu.at().map(|cpu| cpu.0),
@@ -173,6 +187,8 @@ impl From<Limits> for v1::Limits {
             storage_io_weight: storage_io_weight.map(Weight::get),
             storage_io_latency_us: storage_io_latency.at().map(|latency| latency.0),
             reclaim_idle,
+            net_egress_guarantee_bps: net_egress_guarantee.map(|it| it.0),
+            net_egress_weight: net_egress_weight.map(Weight::get),
         }
     }
 }
@@ -190,6 +206,8 @@ impl TryFrom<v1::LimitsChange> for LimitsChange {
             storage_io_weight,
             storage_io_latency_us,
             reclaim_idle,
+            net_egress_guarantee_bps,
+            net_egress_weight,
         } = wire;
         Ok(LimitsChange {
             cpu: ceiling("cpu_millicores", cpu_millicores, cpu)?,
@@ -200,6 +218,8 @@ impl TryFrom<v1::LimitsChange> for LimitsChange {
             storage_io_weight: storage_io_weight.map(|it| weight("storage_io_weight", it)).transpose()?,
             storage_io_latency: ceiling("storage_io_latency_us", storage_io_latency_us, latency)?,
             reclaim_idle,
+            net_egress_guarantee: guarantee(net_egress_guarantee_bps)?,
+            net_egress_weight: net_egress_weight.map(|it| weight("net_egress_weight", it)).transpose()?,
         })
     }
 }
@@ -215,6 +235,8 @@ impl From<LimitsChange> for v1::LimitsChange {
             storage_io_weight,
             storage_io_latency,
             reclaim_idle,
+            net_egress_guarantee,
+            net_egress_weight,
         } = change;
         v1::LimitsChange {
             cpu_millicores: to_ceiling(cpu, |cpu| cpu.0),
@@ -225,6 +247,8 @@ impl From<LimitsChange> for v1::LimitsChange {
             storage_io_weight: storage_io_weight.map(Weight::get),
             storage_io_latency_us: to_ceiling(storage_io_latency, |latency| latency.0),
             reclaim_idle,
+            net_egress_guarantee_bps: net_egress_guarantee.map(|it| it.0),
+            net_egress_weight: net_egress_weight.map(Weight::get),
         }
     }
 }
@@ -263,6 +287,7 @@ impl From<Usage> for v1::Usage {
             cpu_now_millicores,
             egress_now_bps,
             ingress_now_bps,
+            egress_granted_bps,
         } = usage;
         v1::Usage {
             at_monotonic_ns,
@@ -274,6 +299,7 @@ impl From<Usage> for v1::Usage {
             cpu_now_millicores,
             egress_now_bps,
             ingress_now_bps,
+            egress_granted_bps,
         }
     }
 }
@@ -290,6 +316,7 @@ impl From<v1::Usage> for Usage {
             cpu_now_millicores: wire.cpu_now_millicores,
             egress_now_bps: wire.egress_now_bps,
             ingress_now_bps: wire.ingress_now_bps,
+            egress_granted_bps: wire.egress_granted_bps,
         }
     }
 }
@@ -467,6 +494,8 @@ mod tests {
                 storage_io_weight: Weight::new(200),
                 storage_io_latency: Limit::At(Micros(5000)),
                 reclaim_idle: Some(false),
+                net_egress_guarantee: Some(BitsPerSec(500_000)),
+                net_egress_weight: Weight::new(300),
             },
             enforcement: vec![Enforcement {
                 resource: "cpu".into(),
@@ -508,6 +537,8 @@ mod tests {
             storage_io_weight: Weight::new(300),
             storage_io_latency: Some(Limit::Unlimited),
             reclaim_idle: Some(true),
+            net_egress_guarantee: Some(BitsPerSec(0)),
+            net_egress_weight: Weight::new(300),
             ..LimitsChange::default()
         };
         assert_eq!(LimitsChange::try_from(v1::LimitsChange::from(change)), Ok(change));

@@ -30,6 +30,10 @@ pub enum Knob {
     MemoryLow,
     /// Sent on the wire.
     NetEgress,
+    /// Sent in any case, where the network is divided.
+    NetGuarantee,
+    /// Share of the rest of it.
+    NetWeight,
     /// Read from and written to a block device.
     IoMax(BlockDevice),
     /// Share of contended block devices, by io.cost.
@@ -42,13 +46,15 @@ const IO_MAX: &str = "io_max:";
 
 impl Knob {
     /// Those that a task has one of.
-    pub(super) const PLAIN: [Knob; 8] = [
+    pub(super) const PLAIN: [Knob; 10] = [
         Knob::Cpu,
         Knob::CpuWeight,
         Knob::Memory,
         Knob::MemoryHigh,
         Knob::MemoryLow,
         Knob::NetEgress,
+        Knob::NetGuarantee,
+        Knob::NetWeight,
         Knob::IoWeight,
         Knob::BfqWeight,
     ];
@@ -61,7 +67,7 @@ impl Knob {
             Knob::Memory => ["memory.max", "memory.limit_in_bytes"].contains(&file),
             Knob::MemoryHigh => file == "memory.high",
             Knob::MemoryLow => file == "memory.low",
-            Knob::NetEgress => false,
+            Knob::NetEgress | Knob::NetGuarantee | Knob::NetWeight => false,
             Knob::IoMax(_) => file == "io.max" || file.starts_with("blkio.throttle."),
             Knob::IoWeight => file == "io.weight",
             Knob::BfqWeight => file == "io.bfq.weight",
@@ -84,6 +90,8 @@ impl fmt::Display for Knob {
             Knob::MemoryHigh => "memory_high",
             Knob::MemoryLow => "memory_low",
             Knob::NetEgress => "net_egress",
+            Knob::NetGuarantee => "net_egress_guarantee",
+            Knob::NetWeight => "net_egress_weight",
             Knob::IoMax(device) => return f.pad(&format!("{IO_MAX}{device}")),
             Knob::IoWeight => "io_weight",
             Knob::BfqWeight => "io_bfq_weight",
@@ -264,6 +272,10 @@ pub enum Wish {
     MemoryLow(Limit<Bytes>),
     /// So much sent.
     NetEgress(Limit<BitsPerSec>),
+    /// So much sent in any case.
+    NetGuarantee(BitsPerSec),
+    /// This share of the rest.
+    NetWeight(Weight),
     /// So much of a block device.
     IoMax(BlockDevice, IoLimits),
     /// So many reads and writes of it; its limits of bytes stay.
@@ -288,6 +300,8 @@ impl Wish {
             Wish::MemoryHigh(_) => Knob::MemoryHigh,
             Wish::MemoryLow(_) => Knob::MemoryLow,
             Wish::NetEgress(_) => Knob::NetEgress,
+            Wish::NetGuarantee(_) => Knob::NetGuarantee,
+            Wish::NetWeight(_) => Knob::NetWeight,
             Wish::IoMax(device, _) | Wish::IoOperations(device, _) | Wish::IoBytes(device, _) => {
                 Knob::IoMax(*device)
             }
@@ -309,12 +323,16 @@ impl Wish {
             storage_io_weight: _,
             storage_io_latency: _,
             reclaim_idle: _,
+            net_egress_guarantee,
+            net_egress_weight,
         } = *change;
         let wishes = [
             cpu_weight.map(Wish::CpuWeight),
             cpu.map(Wish::Cpu),
             memory.map(Wish::Memory),
             net_egress.map(Wish::NetEgress),
+            net_egress_guarantee.map(Wish::NetGuarantee),
+            net_egress_weight.map(Wish::NetWeight),
         ];
         wishes.into_iter().flatten().collect()
     }

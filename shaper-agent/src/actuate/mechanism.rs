@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use shaper_common::abi::PACE_ON;
 use shaper_core::{
     id::BlockDevice,
     limits::Limit,
@@ -41,6 +40,10 @@ fn io_weight_file(knob: Knob) -> File<IoWeight, SetIoWeight> {
     if knob == Knob::BfqWeight { block::BFQ_WEIGHT } else { block::WEIGHT }
 }
 
+/// Why there is no guarantee and no weight.
+pub const NOT_DIVIDED: &str = "this node does not divide its network among its tasks: start its agent with \
+                                      --capacity network=RATE, what they can send together";
+
 /// What BFQ takes for the most.
 const BFQ_MAX: u32 = 1000;
 
@@ -48,7 +51,9 @@ impl<'a> Mechanism<'a> {
     pub(super) fn of(target: &'a Target, knob: Knob) -> Result<Mechanism<'a>, ActuateError> {
         let cgroup = &target.cgroup;
         let (is_in_v2, v1) = match knob {
-            Knob::NetEgress => return Ok(Mechanism::Pacing(target.slot)),
+            Knob::NetEgress | Knob::NetGuarantee | Knob::NetWeight => {
+                return Ok(Mechanism::Pacing(target.slot));
+            }
             Knob::Cpu => (cgroup.has(cpu::MAX), &target.v1_cpu),
             Knob::CpuWeight => (cgroup.has(cpu::WEIGHT), &target.v1_cpu),
             Knob::Memory => (cgroup.has(memory::MAX), &target.v1_memory),
@@ -85,6 +90,7 @@ impl<'a> Mechanism<'a> {
             (Mechanism::V1(_), Knob::Memory) => "v1 memory.limit_in_bytes",
             (Mechanism::V1(_), Knob::IoMax(_)) => "v1 blkio.throttle",
             (Mechanism::V1(_), _) => "v1 cpu.cfs_quota_us",
+            (Mechanism::Pacing(_), Knob::NetGuarantee | Knob::NetWeight) => "pool",
             (Mechanism::Pacing(_), _) => "tcp-pacing",
         }
     }
@@ -100,7 +106,9 @@ impl<'a> Mechanism<'a> {
                 Value::Bandwidth(Bandwidth { max, burst: has_burst.then_some(of_quota) })
             }
             (Wish::CpuWeight(weight), Mechanism::V1(_)) => Value::Shares(Shares::of(weight)),
-            (Wish::CpuWeight(weight) | Wish::IoWeight(weight), _) => Value::Weight(weight),
+            (Wish::CpuWeight(weight) | Wish::IoWeight(weight) | Wish::NetWeight(weight), _) => {
+                Value::Weight(weight)
+            }
             (Wish::BfqWeight(weight), _) => {
                 Value::Weight(Weight::new(weight.get().min(BFQ_MAX)).unwrap_or(weight))
             }
@@ -109,6 +117,7 @@ impl<'a> Mechanism<'a> {
                 Value::Memory(limit)
             }
             (Wish::NetEgress(limit), _) => Value::Rate(limit),
+            (Wish::NetGuarantee(rate), _) => Value::Rate(Limit::At(rate)),
             (Wish::IoMax(_, limits), _) => Value::Io(limits),
             (Wish::IoOperations(_, [read_operations, write_operations]), _) => {
                 let bytes = if let Value::Io(before) = before { before } else { IoLimits::default() };
@@ -125,15 +134,18 @@ impl<'a> Mechanism<'a> {
 
     pub(super) fn read(&self, pacing: &dyn Pacing, knob: Knob) -> Result<Value, ActuateError> {
         Ok(match (self, knob) {
-            (Mechanism::Pacing(slot), _) => {
-                let pace = pacing.pace(*slot);
-                let limit = if pace.mode == PACE_ON {
-                    Limit::At(BitsPerSec(pace.rate * 8))
-                } else {
-                    Limit::Unlimited
-                };
-                Value::Rate(limit)
+            (Mechanism::Pacing(slot), Knob::NetGuarantee) => {
+                let guarantee = pacing.terms(*slot).map_or(0, |terms| terms.guarantee);
+                Value::Rate(Limit::At(BitsPerSec(guarantee * 8)))
             }
+            (Mechanism::Pacing(slot), Knob::NetWeight) => {
+                let weight = pacing.terms(*slot).and_then(|terms| Weight::new(terms.weight));
+                Value::Weight(weight.unwrap_or(Weight::DEFAULT))
+            }
+            (Mechanism::Pacing(slot), _) => Value::Rate(match pacing.ceiling(*slot) {
+                Some(bytes) => Limit::At(BitsPerSec(bytes * 8)),
+                None => Limit::Unlimited,
+            }),
             (Mechanism::Cgroup(cgroup), Knob::Cpu) => Value::Bandwidth(cgroup.bandwidth()?),
             (Mechanism::V1(group), Knob::Cpu) => Value::Bandwidth(group.bandwidth()?),
             (Mechanism::Cgroup(cgroup), Knob::CpuWeight) => match cgroup.cpu_share()? {
@@ -164,6 +176,19 @@ impl<'a> Mechanism<'a> {
         has_sockets: bool,
     ) -> Result<(), ActuateError> {
         match (self, *value) {
+            (Mechanism::Pacing(slot), value) if matches!(knob, Knob::NetGuarantee | Knob::NetWeight) => {
+                let Some(mut terms) = pacing.terms(*slot) else {
+                    return Err(ActuateError::NoMechanism { knob, reason: NOT_DIVIDED });
+                };
+                match value {
+                    Value::Rate(limit) => {
+                        terms.guarantee = limit.at().unwrap_or(BitsPerSec(0)).bytes_per_sec();
+                    }
+                    Value::Weight(weight) => terms.weight = weight.get(),
+                    value => return Err(ActuateError::OtherHierarchy { knob, value: Box::new(value) }),
+                }
+                pacing.set_terms(*slot, terms.guarantee, terms.weight);
+            }
             (Mechanism::Pacing(slot), Value::Rate(limit)) => pacing.limit(*slot, limit.at(), has_sockets)?,
             (Mechanism::Cgroup(cgroup), Value::Bandwidth(bandwidth)) => cgroup.set_bandwidth(&bandwidth)?,
             (Mechanism::V1(group), Value::Bandwidth(bandwidth)) => {

@@ -12,13 +12,14 @@ use serde::{Deserialize, Serialize};
 use shaper_common::{
     abi::{PACE_ON, Pace},
     pace,
+    pool::Terms,
 };
 use shaper_core::{
     burst::Quota,
     id::BlockDevice,
     limits::{Limit, Limits},
     task::Enforcement,
-    units::{BitsPerSec, Bytes, Millicores},
+    units::{BitsPerSec, Bytes, Millicores, Weight},
 };
 use shaper_proto::failpoint;
 
@@ -35,6 +36,7 @@ use self::mechanism::Mechanism;
 pub use self::{
     device::{Cost, io_cost, set_io_cost},
     knob::{Knob, UnknownKnob, Value, Values, Wish},
+    mechanism::NOT_DIVIDED,
     quota::QuotaFile,
 };
 
@@ -43,6 +45,15 @@ pub trait Pacing {
     /// What is in force.
     fn pace(&self, slot: u32) -> Pace;
 
+    /// The ceiling of the slot, bytes a second.
+    fn ceiling(&self, slot: u32) -> Option<u64>;
+
+    /// What the slot has of the network where that is divided.
+    fn terms(&self, slot: u32) -> Option<Terms>;
+
+    /// Changes its guarantee, bytes a second, and its weight.
+    fn set_terms(&mut self, slot: u32, guarantee: u64, weight: u32);
+
     /// Sets a ceiling, or lifts it; `has_sockets` if any may be there that have to be told.
     fn limit(&mut self, slot: u32, ceiling: Option<BitsPerSec>, has_sockets: bool) -> Result<(), BpfError>;
 }
@@ -50,6 +61,18 @@ pub trait Pacing {
 impl Pacing for Bpf {
     fn pace(&self, slot: u32) -> Pace {
         self.pacing(slot)
+    }
+
+    fn ceiling(&self, slot: u32) -> Option<u64> {
+        self.egress_ceiling(slot)
+    }
+
+    fn terms(&self, slot: u32) -> Option<Terms> {
+        self.network_terms(slot)
+    }
+
+    fn set_terms(&mut self, slot: u32, guarantee: u64, weight: u32) {
+        self.set_network_terms(slot, guarantee, weight);
     }
 
     fn limit(&mut self, slot: u32, ceiling: Option<BitsPerSec>, has_sockets: bool) -> Result<(), BpfError> {
@@ -73,6 +96,8 @@ pub struct Target {
     pub slot: u32,
     /// Whether anything has run in it that may have opened a socket.
     pub has_sockets: bool,
+    /// Whether it shares the node's network with others.
+    pub shares_network: bool,
 }
 
 /// What went wrong with a limit.
@@ -211,6 +236,10 @@ pub fn plan(target: &Target, pacing: &dyn Pacing, wishes: &[Wish]) -> Result<Pla
         {
             continue;
         }
+        // It comes back with the network's capacity.
+        if matches!(knob, Knob::NetGuarantee | Knob::NetWeight) && !target.shares_network {
+            continue;
+        }
         let mechanism = Mechanism::of(target, knob)?;
         let before = mechanism.read(pacing, knob)?;
         let after = mechanism.value(wish, before);
@@ -332,6 +361,8 @@ pub fn decided(limits: &Limits, standing: &Values, baseline: &Values) -> Vec<Wis
             (limit, _) => Wish::Memory(limit),
         }),
         Knob::NetEgress => Some(Wish::NetEgress(limits.net_egress)),
+        Knob::NetGuarantee => Some(Wish::NetGuarantee(limits.net_egress_guarantee.unwrap_or(BitsPerSec(0)))),
+        Knob::NetWeight => Some(Wish::NetWeight(limits.net_egress_weight.unwrap_or(Weight::DEFAULT))),
         Knob::IoMax(device) if limits.storage_io != Limit::Unlimited => {
             match standing.get(knob).unwrap_or(before) {
                 Value::Io(own) => Some(Wish::IoBytes(*device, [own.read, own.write])),
@@ -375,6 +406,15 @@ pub fn enforcement(
             let active = pace.active.max(pace.active_before.into());
             let share = BitsPerSec(pace::share(pace.rate, pace.gain.into(), pace.aim.into(), active) * 8);
             in_force = format!("{in_force}, {active} active sockets at {share}");
+            if let Some(terms) = pacing.terms(target.slot) {
+                let guarantee = match terms.guarantee {
+                    0 => String::new(),
+                    bytes => format!("{} in any case and ", BitsPerSec(bytes * 8)),
+                };
+                let granted = BitsPerSec(pace.rate * 8);
+                in_force +=
+                    &format!("; of the node's {guarantee}a weight of {}: now {granted}", terms.weight);
+            }
             if active * pace::SHARE_MIN > pace.rate {
                 in_force += " (the least that keeps a socket alive: together they exceed the limit)";
             }
@@ -412,7 +452,7 @@ pub fn memory_peak(target: &Target) -> Result<Option<Bytes>, ActuateError> {
 
 #[cfg(test)]
 mod tests {
-    use shaper_core::units::{BytesPerSec, Iops, Weight};
+    use shaper_core::units::{BytesPerSec, Iops};
 
     use super::*;
     use crate::kernel::cgroup::block::IoLimits;

@@ -11,7 +11,7 @@ use std::{
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use shaper_common::{
-    abi::{Budget, Clock, Control, CpuCount, CpuStat, CpuState, NetStat, Pace, PacketCount},
+    abi::{Budget, Clock, Control, CpuCount, CpuStat, CpuState, NetStat, Pace, PacketCount, Pool, Share},
     hist::Histogram,
 };
 
@@ -29,7 +29,20 @@ macro_rules! words {
     )+};
 }
 
-words!(Budget, Clock, Control, CpuCount, CpuStat, CpuState, Histogram, NetStat, Pace, PacketCount);
+words!(
+    Budget,
+    Clock,
+    Control,
+    CpuCount,
+    CpuStat,
+    CpuState,
+    Histogram,
+    NetStat,
+    Pace,
+    PacketCount,
+    Pool,
+    Share
+);
 
 /// A mapped array of `T`, or of `u32` (see [`Mapped::half`]).
 pub struct Mapped<T> {

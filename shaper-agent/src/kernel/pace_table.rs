@@ -7,10 +7,11 @@ use std::{
 };
 
 use shaper_common::{
-    abi::{Clock, PACE_OFF, PACE_ON, PACE_OPEN, Pace, PacketCount},
+    abi::{Clock, PACE_OFF, PACE_ON, PACE_OPEN, POOL_EGRESS, Pace, PacketCount, Pool, Share},
     clock, pace,
+    pool::{RATE_MAX, TRIM_ONE, Terms},
 };
-use shaper_core::task::Traffic;
+use shaper_core::{task::Traffic, units::Weight};
 
 use super::mapped::{Mapped, monotonic_ns};
 
@@ -20,11 +21,87 @@ pub struct PaceTable {
     pub(super) pace: Mapped<Pace>,
     /// What holds the rest.
     pub(super) clocks: Mapped<Clock>,
+    /// What each slot has of the pool.
+    pub(super) shares: Mapped<Share>,
+    /// What the slots share.
+    pub(super) pools: Mapped<Pool>,
 }
 
 impl PaceTable {
+    /// The slots in the pool share so many bytes a second.
+    pub fn divide(&self, capacity: u64) {
+        let pool = |offset| self.pools.word(POOL_EGRESS as usize, offset);
+        let _ = pool(offset_of!(Pool, trim)).compare_exchange(0, TRIM_ONE, SeqCst, SeqCst);
+        pool(offset_of!(Pool, capacity)).store(capacity.min(RATE_MAX), SeqCst);
+    }
+
+    /// Puts the slot into the pool, with nothing but an equal part of it. It stays as it is if it is in.
+    pub fn enter(&self, slot: u32) {
+        if self.is_shared(slot) {
+            return;
+        }
+        let terms = Terms { guarantee: 0, ceiling: RATE_MAX, weight: Weight::DEFAULT.get() };
+        self.shares.clear(slot as usize);
+        self.share(slot, offset_of!(Share, ceiling)).store(terms.ceiling, SeqCst);
+        self.share(slot, offset_of!(Share, claim)).store(u64::MAX, SeqCst);
+        self.set_weight(slot, terms.weight);
+        self.begin(slot, self.pools.read(POOL_EGRESS as usize).capacity);
+        self.is_in(slot).store(1, SeqCst);
+    }
+
+    /// Takes the slot out of the pool. A ceiling that it had stays.
+    pub fn leave(&self, slot: u32) {
+        if let Some(terms) = self.terms(slot) {
+            self.is_in(slot).store(0, SeqCst);
+            if terms.ceiling < RATE_MAX {
+                self.begin(slot, terms.ceiling);
+            } else {
+                self.open(slot);
+            }
+        }
+    }
+
+    /// What the slot has of the pool, if it is in.
+    pub fn terms(&self, slot: u32) -> Option<Terms> {
+        let Share { guarantee, ceiling, weight, .. } = self.shares.read(slot as usize);
+        self.is_shared(slot).then_some(Terms { guarantee, ceiling, weight })
+    }
+
+    /// The ceiling of the slot, bytes a second.
+    pub fn ceiling(&self, slot: u32) -> Option<u64> {
+        match self.terms(slot) {
+            Some(terms) => (terms.ceiling < RATE_MAX).then_some(terms.ceiling),
+            None => (self.mode(slot).load(SeqCst) == PACE_ON)
+                .then(|| self.word(slot, offset_of!(Pace, rate)).load(SeqCst)),
+        }
+    }
+
+    /// What the slot may send now, bytes a second, if it is in the pool.
+    pub fn granted(&self, slot: u32) -> Option<u64> {
+        self.is_shared(slot).then(|| self.word(slot, offset_of!(Pace, rate)).load(SeqCst))
+    }
+
+    /// What the slot has in any case, bytes a second.
+    pub fn set_guarantee(&self, slot: u32, guarantee: u64) {
+        self.share(slot, offset_of!(Share, guarantee)).store(guarantee, SeqCst);
+    }
+
+    /// Its part of the rest, relative to the others'.
+    pub fn set_weight(&self, slot: u32, weight: u32) {
+        self.shares.half(slot as usize, offset_of!(Share, weight)).store(weight, SeqCst);
+    }
+
     /// Gives the slot a ceiling, or another one; the loop goes on where it is.
     pub fn limit(&self, slot: u32, rate: u64) {
+        if self.is_shared(slot) {
+            // It follows in the next window.
+            self.share(slot, offset_of!(Share, ceiling)).store(rate, SeqCst);
+        } else {
+            self.begin(slot, rate);
+        }
+    }
+
+    fn begin(&self, slot: u32, rate: u64) {
         let before = self.read(slot);
         self.word(slot, offset_of!(Pace, rate)).store(rate, SeqCst);
         // A new epoch begins: what was sent and owed under another ceiling is not held against this one.
@@ -49,6 +126,9 @@ impl PaceTable {
 
     /// Lifts the ceiling: sockets are opened when they are next met.
     pub fn open(&self, slot: u32) {
+        if self.is_shared(slot) {
+            return self.limit(slot, RATE_MAX);
+        }
         self.clock(slot, offset_of!(Clock, price)).store(0, SeqCst);
         self.mode(slot).store(PACE_OPEN, SeqCst);
     }
@@ -66,10 +146,11 @@ impl PaceTable {
         (traffic(streams_held), traffic(datagrams_held))
     }
 
-    /// Forgets what was held back of whoever had the slot before.
+    /// Forgets what was held back of whoever had the slot before, and his share.
     pub fn clear(&self, slot: u32) {
         self.off(slot);
         self.clocks.clear(slot as usize);
+        self.shares.clear(slot as usize);
     }
 
     /// The pacing of the slot as it is now.
@@ -87,6 +168,18 @@ impl PaceTable {
             sent: load(offset_of!(Pace, sent)),
             active: load(offset_of!(Pace, active)),
         }
+    }
+
+    fn is_shared(&self, slot: u32) -> bool {
+        self.is_in(slot).load(SeqCst) != 0
+    }
+
+    fn is_in(&self, slot: u32) -> &AtomicU32 {
+        self.shares.half(slot as usize, offset_of!(Share, is_in))
+    }
+
+    fn share(&self, slot: u32, offset: usize) -> &AtomicU64 {
+        self.shares.word(slot as usize, offset)
     }
 
     fn word(&self, slot: u32, offset: usize) -> &AtomicU64 {

@@ -243,6 +243,7 @@ fn network(
         egress: count(now.egress, then.egress, now.egress_marks),
         ingress: count(now.ingress, then.ingress, now.ingress_marks),
         uplink_egress: now.uplink_egress,
+        granted: now.granted.map(|bytes| BitsPerSec(bytes * 8)),
         streams_held: now.streams_held,
         datagrams_held: now.datagrams_held,
         drops: None,

@@ -10,7 +10,7 @@ use shaper_core::{
     limits::{Limits, LimitsChange},
     spec::{DecisionKind, Demand, Priority},
     task::UnixNanos,
-    units::{BitsPerSec, Millicores},
+    units::Millicores,
 };
 use shaper_proto::peer::Caller;
 
@@ -50,7 +50,6 @@ struct Seen {
     started_at: UnixNanos,
     in_force: Limits,
     cpu_used: Millicores,
-    net_used: BitsPerSec,
     throttled_permille: Option<u32>,
 }
 
@@ -73,13 +72,8 @@ impl Node {
         let tasks: Vec<TaskObservation<'_>> = seen.iter().map(Seen::observation).collect();
         let policies: Vec<PolicyInForce<'_>> =
             self.policies.iter().map(|policy| PolicyInForce { policy, waiting: false }).collect();
-        let observation = Observation {
-            cpu: self.config.capacity.cpu,
-            network: self.config.capacity.network,
-            cpu_used,
-            tasks: &tasks,
-            policies: &policies,
-        };
+        let observation =
+            Observation { cpu: self.config.capacity.cpu, cpu_used, tasks: &tasks, policies: &policies };
         let moves = adjust::step(&mut self.adjustment.brain, &observation, now_ns);
         for a_move in moves {
             self.carry_out(a_move);
@@ -168,7 +162,6 @@ impl Node {
                 started_at: task.record.created_at,
                 in_force: task.record.limits,
                 cpu_used: Millicores(per_second(counters.cpu_ns, before.cpu_ns, 1000)),
-                net_used: BitsPerSec(per_second(counters.egress.bytes, before.egress.bytes, 8_000_000_000)),
                 throttled_permille: throttled_ns.map(|now| {
                     let before = throttled_before.unwrap_or(now);
                     u32::try_from(per_second(now, before, 1000)).unwrap_or(1000).min(1000)
@@ -211,9 +204,7 @@ impl Seen {
             started_at: self.started_at,
             managed: true,
             cpu_grant: self.in_force.cpu,
-            net_grant: self.in_force.net_egress,
             cpu_used: self.cpu_used,
-            net_used: self.net_used,
             cpu_throttled_permille: self.throttled_permille,
         }
     }

@@ -7,7 +7,7 @@ use shaper_core::{
     ledger::{Actor, Cause, Kind, Outcome},
     limits::{Limit, Limits, LimitsChange},
     task::UnixNanos,
-    units::Bytes,
+    units::{BitsPerSec, Bytes},
 };
 use shaper_proto::{failpoint, peer::Caller};
 
@@ -47,6 +47,7 @@ impl Node {
         cause: &Cause,
     ) -> Result<(), NodeError> {
         self.may_reclaim_idle(id, change, cause)?;
+        self.may_share_network(id, change)?;
         let limits = self.task(id)?.record.limits.with(change);
         let mut standing = self.task(id)?.record.standing.clone();
         if change.cpu_weight.is_some() {
@@ -82,6 +83,29 @@ impl Node {
             tracing::warn!(task = %id, error = %launch::chain(&error), "cannot watch a CPU quota");
         }
         Ok(())
+    }
+
+    /// Refuses a part of the network where that is not divided, and a guarantee that does not fit beside those that others have.
+    fn may_share_network(&self, id: &TaskId, change: &LimitsChange) -> Result<(), NodeError> {
+        let LimitsChange { net_egress_guarantee, net_egress_weight, .. } = change;
+        let Some(capacity) = self.config.capacity.network else {
+            let asks = net_egress_weight.is_some() || net_egress_guarantee.is_some_and(|it| it.0 > 0);
+            return if asks { Err(NodeError::Precondition(actuate::NOT_DIVIDED.into())) } else { Ok(()) };
+        };
+        let Some(guarantee) = *net_egress_guarantee else { return Ok(()) };
+        let others = self.tasks.iter().filter(|(other, task)| *other != id && task.is_held());
+        let promised: u64 = others
+            .map(|(_, task)| task.record.limits.net_egress_guarantee.map_or(0, |guarantee| guarantee.0))
+            .sum();
+        if guarantee.0 <= capacity.0.saturating_sub(promised) {
+            return Ok(());
+        }
+        Err(NodeError::Precondition(format!(
+            "net_egress_guarantee: {guarantee} do not fit: of {capacity} {} are promised to other tasks and {} are left. \
+             Promise less, or give the task a weight instead",
+            BitsPerSec(promised),
+            BitsPerSec(capacity.0.saturating_sub(promised))
+        )))
     }
 
     /// Turns knobs of a task beside or within its limits, all or none. What a knob held before it was first turned is

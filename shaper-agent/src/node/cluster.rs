@@ -195,7 +195,7 @@ impl Node {
             command: spec.command.clone(),
             env: spec.env.clone().into_iter().collect(),
             cwd: spec.cwd.clone().into(),
-            limits: first_grant(&spec),
+            limits: first_grant(&spec, self.config.capacity.network.is_some()),
             run_as: Some(Caller { uid, gid, groups }),
             assignment: Some(Assignment { spec, generation: directive.generation, evicted: false }),
             owner: Some(owner),
@@ -298,9 +298,9 @@ impl Node {
     }
 }
 
-/// A task starts with its request; from there the node's adjustment moves CPU and network. Memory is
-/// limited to the explicit limit, else to the request.
-fn first_grant(spec: &TaskSpec) -> Limits {
+/// A task starts with its request; from there the node's adjustment moves CPU. Memory is limited to the explicit limit, else
+/// to the request. Of the network its request is guaranteed to it where the node `divides` that, else it is its limit.
+fn first_grant(spec: &TaskSpec, divides: bool) -> Limits {
     let demand = &spec.profile.demand;
     Limits {
         cpu: Limit::At(demand.cpu),
@@ -309,11 +309,20 @@ fn first_grant(spec: &TaskSpec) -> Limits {
             Limit::Unlimited => Limit::At(demand.memory),
             limit => limit,
         },
-        net_egress: demand.network.map_or(spec.limits.net_egress, Limit::At),
+        net_egress: match demand.network {
+            Some(request) if !divides => Limit::At(request),
+            _ => spec.limits.net_egress,
+        },
         storage_io: spec.limits.storage_io,
         storage_io_weight: spec.limits.storage_io_weight,
         storage_io_latency: spec.limits.storage_io_latency,
         reclaim_idle: spec.limits.reclaim_idle,
+        net_egress_guarantee: demand.network.filter(|_| divides),
+        net_egress_weight: spec
+            .limits
+            .net_egress_weight
+            .or(Weight::new(weight(spec.profile.priority)))
+            .filter(|_| divides),
     }
 }
 

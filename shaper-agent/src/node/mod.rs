@@ -376,6 +376,7 @@ impl Node {
             slots: SLOT_FIRST + self.config.max_tasks,
             state_dir: self.config.state_dir.clone(),
             debug: self.config.debug_bpf,
+            network: self.config.capacity.network,
         }
     }
 
@@ -424,7 +425,16 @@ impl Node {
         let v1_memory = group("memory", cgroup.has(memory_files::MAX))?;
         let v1_io = group("blkio", cgroup.has(block::STAT))?;
         let manager = self.manager(&cgroup, record);
-        Ok(Target { cgroup, v1_cpu, v1_memory, v1_io, manager, slot: record.slot, has_sockets: true })
+        Ok(Target {
+            cgroup,
+            v1_cpu,
+            v1_memory,
+            v1_io,
+            manager,
+            slot: record.slot,
+            has_sockets: true,
+            shares_network: self.config.capacity.network.is_some(),
+        })
     }
 
     /// Who else manages a cgroup. What the agent made is the agent's alone.

@@ -225,6 +225,7 @@ pub(super) fn usage_of(now: &Counters, before: Option<&Counters>, memory_bytes: 
         cpu_now_millicores: rate(now.cpu_ns, before.cpu_ns, 1000),
         egress_now_bps: rate(now.egress.bytes, before.egress.bytes, BITS_PER_SEC),
         ingress_now_bps: rate(now.ingress.bytes, before.ingress.bytes, BITS_PER_SEC),
+        egress_granted_bps: now.granted.map(|bytes| bytes * 8),
     }
 }
 

@@ -343,7 +343,8 @@ impl Node {
     fn stands(&self, id: &TaskId, knob: Knob) -> bool {
         let Some(task) = self.tasks.get(id) else { return false };
         match knob {
-            Knob::Cpu | Knob::CpuWeight | Knob::Memory | Knob::NetEgress => true,
+            Knob::Cpu | Knob::CpuWeight | Knob::Memory => true,
+            Knob::NetEgress | Knob::NetGuarantee | Knob::NetWeight => true,
             other => task.record.standing.contains_key(&other),
         }
     }

@@ -288,6 +288,7 @@ impl Node {
         if let Some(group) = &target.v1_io {
             bpf.join_v1(target.slot, group.id()?)?;
         }
+        bpf.share_network(target.slot);
         self.meter.add(bpf, target);
         self.writers.watch(target);
         let events = self.meter.memory_events(target.slot).unwrap_or_default();

@@ -138,6 +138,13 @@ pub(crate) struct LimitArgs {
     /// Sent on the wire: 100mbit, 1.5gbit, 500kbit
     #[arg(long, value_name = "RATE|max", value_parser = limit(BitsPerSec::parse), help_heading = "Limits")]
     net: Option<Limit<BitsPerSec>>,
+    /// Of what the node sends: so much in any case, 0 for nothing. Only where the agent divides its network
+    /// (--capacity network=RATE)
+    #[arg(long, value_name = "RATE|0", value_parser = guarantee, help_heading = "Limits")]
+    net_guarantee: Option<BitsPerSec>,
+    /// Share of the rest of what the node sends, 1 to 10000; usual is 100. Likewise
+    #[arg(long, value_name = "N", value_parser = Weight::parse, help_heading = "Limits")]
+    net_weight: Option<Weight>,
     /// Reads and writes a second, of all block devices together: 500
     #[arg(long, value_name = "N|max", value_parser = limit(Iops::parse), help_heading = "Limits")]
     io: Option<Limit<Iops>>,
@@ -162,7 +169,18 @@ pub(crate) struct LimitArgs {
 
 impl From<LimitArgs> for LimitsChange {
     fn from(args: LimitArgs) -> LimitsChange {
-        let LimitArgs { cpu, cpu_weight, memory, net, io, io_weight, io_latency, reclaim_idle } = args;
+        let LimitArgs {
+            cpu,
+            cpu_weight,
+            memory,
+            net,
+            net_guarantee,
+            net_weight,
+            io,
+            io_weight,
+            io_latency,
+            reclaim_idle,
+        } = args;
         LimitsChange {
             cpu,
             cpu_weight,
@@ -172,8 +190,15 @@ impl From<LimitArgs> for LimitsChange {
             storage_io_weight: io_weight,
             storage_io_latency: io_latency,
             reclaim_idle,
+            net_egress_guarantee: net_guarantee,
+            net_egress_weight: net_weight,
         }
     }
+}
+
+/// Nothing can be guaranteed, too.
+fn guarantee(text: &str) -> Result<BitsPerSec, ParseQuantityError> {
+    if text == "0" { Ok(BitsPerSec(0)) } else { BitsPerSec::parse(text) }
 }
 
 /// A parser of `max` and of what `parse` takes.
@@ -310,7 +335,7 @@ pub(crate) struct Logs {
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = SET_AFTER_HELP,
-    group = ArgGroup::new("change").required(true).multiple(true).args(["cpu", "cpu_weight", "memory", "net", "io", "io_weight", "io_latency", "reclaim_idle"])
+    group = ArgGroup::new("change").required(true).multiple(true).args(["cpu", "cpu_weight", "memory", "net", "net_guarantee", "net_weight", "io", "io_weight", "io_latency", "reclaim_idle"])
 )]
 pub(crate) struct Set {
     /// The task

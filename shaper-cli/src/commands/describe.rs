@@ -263,6 +263,7 @@ fn usage_table(usage: &Usage) -> String {
         cpu_now_millicores,
         egress_now_bps,
         ingress_now_bps,
+        egress_granted_bps,
     } = usage;
     let columns =
         [Column::Text("RESOURCE"), Column::Number("NOW"), Column::Number("TOTAL"), Column::Number("PACKETS")];
@@ -273,7 +274,7 @@ fn usage_table(usage: &Usage) -> String {
         [name.to_owned(), now, Bytes(*bytes).to_string(), packets.to_string()]
     };
     let cpu_time = Duration::from_nanos(*cpu_time_ns);
-    let rows = [
+    let mut rows = vec![
         [
             "cpu".into(),
             format!("{} cores", Millicores(*cpu_now_millicores)),
@@ -285,5 +286,8 @@ fn usage_table(usage: &Usage) -> String {
         traffic("sent by uplink", None, uplink_egress),
         traffic("received", Some(ingress_now_bps), ingress),
     ];
+    if let Some(granted) = egress_granted_bps {
+        rows.push(["may send".into(), BitsPerSec(*granted).to_string(), none(), none()]);
+    }
     output::table(columns, rows)
 }

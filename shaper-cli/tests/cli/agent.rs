@@ -36,12 +36,15 @@ fn busy_task() -> TaskStatus {
             storage_io_weight: None,
             storage_io_latency: Limit::Unlimited,
             reclaim_idle: None,
+            net_egress_guarantee: None,
+            net_egress_weight: None,
         },
         usage: Usage {
             memory_bytes: Some(120 << 20),
             cpu_now_millicores: 480,
             egress_now_bps: 9_840_000,
             ingress_now_bps: 128_000,
+            egress_granted_bps: None,
             ..Usage::default()
         },
         ..task("etl")

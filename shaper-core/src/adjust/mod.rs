@@ -31,8 +31,7 @@
 //!   asking: a task that its grant stops needs a quarter more than it has, and so on until it is stopped no
 //!   longer. A task that leaves more than 30 % unused for two seconds is believed to need less, a tenth
 //!   every 500 ms.
-//! - **Share** ([`crate::share`]). CPU and network, each on its own: the request is the guarantee and
-//!   the floor; need is met by weight (priorities weigh 4 : 2 : 1); and a quarter of the need is lent on
+//! - **Share** ([`crate::share`]). The request is the guarantee and the floor; need is met by weight (priorities weigh 4 : 2 : 1); and a quarter of the need is lent on
 //!   top as headroom, where nobody needs it. A task without an explicit limit may grow to the capacity of
 //!   the node. What a task could have, but does not need, stays free: that is the room in which
 //!   another one grows within a tick, without waiting for anybody.
@@ -41,7 +40,8 @@
 //!   moment, CPU down by at most a quarter a step, and no move for less than 5 %.
 //!
 //! Memory is not divided here: it grows by events ([`memory`]), and lowering it is a conversation with the kernel
-//! ([`crate::shrink`]), not a number.
+//! ([`crate::shrink`]), not a number. Nor is the network: the kernel divides it, in less time than a step takes
+//! (`shaper_common::pool`).
 //!
 //! # What it promises
 //!
@@ -63,7 +63,7 @@ use crate::{
     share,
     spec::{DecisionKind, Demand, Policy, Priority},
     task::UnixNanos,
-    units::{BitsPerSec, Millicores},
+    units::Millicores,
 };
 
 use estimate::{Estimates, Sample};
@@ -75,8 +75,6 @@ use reason::Table;
 pub struct Observation<'a> {
     /// CPU that tasks may share: the node's, less what is reserved.
     pub cpu: Millicores,
-    /// Bandwidth of the uplink; `None` where it is not known: then no network limit is moved.
-    pub network: Option<BitsPerSec>,
     /// CPU that everything on the node used, tasks or not, less what a reserve covers.
     pub cpu_used: Millicores,
     /// Every task that runs here, each once.
@@ -94,7 +92,7 @@ pub struct TaskObservation<'a> {
     pub namespace: &'a str,
     /// Its priority.
     pub priority: Priority,
-    /// Its request. Without a network request, its network limit is left alone.
+    /// Its request.
     pub request: Demand,
     /// Its explicit limits, as its owner gave them: not what is in force.
     pub limits: Limits,
@@ -104,12 +102,8 @@ pub struct TaskObservation<'a> {
     pub managed: bool,
     /// The CPU limit in force, as it was asked for (a kernel that rounds would look like a change).
     pub cpu_grant: Limit<Millicores>,
-    /// The network limit in force, likewise.
-    pub net_grant: Limit<BitsPerSec>,
     /// CPU it used.
     pub cpu_used: Millicores,
-    /// Sent on the wire.
-    pub net_used: BitsPerSec,
     /// How much of the time its CPU limit stopped it, in thousandths; `None` where nobody counts that.
     pub cpu_throttled_permille: Option<u32>,
 }
@@ -175,7 +169,6 @@ impl From<GrantKind> for DecisionKind {
 #[derive(Clone, Debug, Default)]
 pub struct Brain {
     cpu: Estimates,
-    network: Estimates,
     pressure: Pressure,
     stepped_at: Option<u64>,
 }
@@ -203,13 +196,6 @@ const CPU: Resource = Resource {
         (format!("{bare} core{}", if amount == 1000 { "" } else { "s" }), bare)
     },
 };
-const NETWORK: Resource = Resource {
-    minimum: BitsPerSec::MIN.0,
-    least_change: 128_000,
-    gentle: false,
-    show: |amount| (BitsPerSec(amount).to_string(), BitsPerSec(amount).to_string()),
-};
-
 impl Resource {
     /// Whether a change is more than noise: over 5 % of what is there, and the least amount.
     fn is_worth(&self, from: u64, to: u64) -> bool {
@@ -283,15 +269,6 @@ pub fn step(brain: &mut Brain, observation: &Observation<'_>, now_ns: u64) -> Ve
     let table = Table { resource: CPU, capacity, seats: &seats, next: &next, acting: &acting };
     let mut moves = table.moves(|to| LimitsChange { cpu: Some(Limit::At(Millicores(to))), ..NO_CHANGE });
 
-    if let Some(BitsPerSec(capacity)) = observation.network {
-        let seats = self::seats(&mut brain.network, NETWORK, observation, now, elapsed, network_sample);
-        let targets = divide(capacity, &seats, |_| false);
-        let next = arrange::arrange(NETWORK, capacity, &seats, &targets);
-        let table = Table { resource: NETWORK, capacity, seats: &seats, next: &next, acting: &[] };
-        moves.extend(
-            table.moves(|to| LimitsChange { net_egress: Some(Limit::At(BitsPerSec(to))), ..NO_CHANGE }),
-        );
-    }
     // A stable sort: among the takes, and among the gives, the order stays.
     moves.sort_by_key(|a_move| matches!(a_move, Move::Grant { kind: GrantKind::Grew, .. }));
     moves.extend(verdicts);
@@ -307,6 +284,8 @@ const NO_CHANGE: LimitsChange = LimitsChange {
     storage_io_weight: None,
     storage_io_latency: None,
     reclaim_idle: None,
+    net_egress_guarantee: None,
+    net_egress_weight: None,
 };
 
 fn cpu_sample(task: &TaskObservation<'_>, Observation { cpu, .. }: &Observation<'_>) -> Option<Sample> {
@@ -317,20 +296,6 @@ fn cpu_sample(task: &TaskObservation<'_>, Observation { cpu, .. }: &Observation<
         grant: task.cpu_grant.at().map(|grant| grant.0),
         used: task.cpu_used.0,
         throttled_permille: task.cpu_throttled_permille,
-    })
-}
-
-fn network_sample(
-    task: &TaskObservation<'_>,
-    Observation { network, .. }: &Observation<'_>,
-) -> Option<Sample> {
-    Some(Sample {
-        capacity: (*network)?.0,
-        request: task.request.network?.0,
-        limit: task.limits.net_egress.at().map(|limit| limit.0),
-        grant: task.net_grant.at().map(|grant| grant.0),
-        used: task.net_used.0,
-        throttled_permille: None,
     })
 }
 

@@ -123,6 +123,7 @@ const LIMITS: &[Field] = &[
     Field { name: "storage_io_latency_ms", example: "5" },
     Field { name: "storage_io_weight", example: "100" },
     Field { name: "cpu_weight", example: "100" },
+    Field { name: "network_weight", example: "100" },
     Field { name: "reclaim_idle", example: "true" },
 ];
 
@@ -280,6 +281,9 @@ fn limits(item: &Item<'_>, request: &Demand) -> Result<Limits, DocumentError> {
         storage_io_weight: weight("storage_io_weight")?,
         storage_io_latency: limit(latency, Micros),
         reclaim_idle: fields.map("reclaim_idle", Item::boolean)?,
+        // The request is guaranteed.
+        net_egress_guarantee: None,
+        net_egress_weight: weight("network_weight")?,
     })
 }
 

@@ -47,7 +47,7 @@ pub fn net_egress(ctx: SkBuffContext) -> i32 {
         // SAFETY: a word of a live map value, and a field of the context.
         let (price, device) = unsafe { (atomic::load(&raw const (*clock).price), (*ctx.skb.skb).ifindex) };
         if price != 0 && device != LOOPBACK {
-            match verdict(&ctx, slot, clock, price, &seen) {
+            match verdict(&ctx, slot, clock, &seen) {
                 Verdict::Pass => {}
                 // SAFETY: the context.
                 Verdict::Mark => seen.marked |= unsafe { bpf_skb_ecn_set_ce(ctx.skb.skb) } == 1,
@@ -71,11 +71,11 @@ pub fn net_egress(ctx: SkBuffContext) -> i32 {
 
 /// Of a slot with a ceiling.
 #[inline(always)]
-fn verdict(ctx: &SkBuffContext, slot: u32, clock: *mut Clock, price: u64, seen: &Seen) -> Verdict {
+fn verdict(ctx: &SkBuffContext, slot: u32, clock: *mut Clock, seen: &Seen) -> Verdict {
     // SAFETY: the context; a live map value.
     unsafe {
         let kind = if is_tcp(ctx) { Kind::Stream } else { Kind::Datagram };
-        shaping::verdict(slot, clock, price, kind, seen.bytes, seen.packets)
+        shaping::verdict(slot, clock, kind, seen.bytes, seen.packets)
     }
 }
 

@@ -28,7 +28,7 @@ use crate::{
     atomic,
     kernel::TcpSock,
     maps::{CONTROL, PACE, ROUND_TRIP, SOCKET_STATE, record},
-    slots,
+    pool, slots,
 };
 
 const ACTIVE_ESTABLISHED: u32 = 4;
@@ -81,7 +81,7 @@ pub fn pace_tcp(ctx: SockOpsContext) -> u32 {
             record(&ROUND_TRIP, slot, ((*ctx.ops).srtt_us >> 3) as u64 * 1000, hist::RTT_SHIFT);
         }
         if atomic::load(&raw const (*pace).mode) == PACE_ON {
-            close_epoch_if_over(pace, ((*ctx.ops).srtt_us >> 3) as u64);
+            close_epoch_if_over(slot, pace, ((*ctx.ops).srtt_us >> 3) as u64);
         }
         if let Some(state) = state_of(sk, pace) {
             count_as_active(state, pace);
@@ -230,9 +230,8 @@ unsafe fn share(pace: *mut Pace) -> u64 {
 
 /// The first acknowledgement after the end of an epoch closes it, for all sockets of the task.
 #[inline(always)]
-unsafe fn close_epoch_if_over(pace: *mut Pace, rtt_us: u64) {
+unsafe fn close_epoch_if_over(slot: u32, pace: *mut Pace, rtt_us: u64) {
     unsafe {
-        let rate = atomic::load(&raw const (*pace).rate);
         let start = atomic::load(&raw const (*pace).epoch_start_ns);
         let now = bpf_ktime_get_ns();
         let elapsed_us = now.saturating_sub(start) / 1000;
@@ -241,6 +240,11 @@ unsafe fn close_epoch_if_over(pace: *mut Pace, rtt_us: u64) {
         {
             return;
         }
+        // In a pool it has changed meanwhile.
+        let rate = match pool::mean_rate(slot, elapsed_us, now) {
+            Some(rate) if rate > 0 => rate,
+            _ => atomic::load(&raw const (*pace).rate),
+        };
         let active = atomic::swap(&raw mut (*pace).active, 0);
         let active = if active < ACTIVE_MAX { active } else { ACTIVE_MAX };
         let active_before = atomic::load(&raw const (*pace).active_before) as u64;

@@ -34,9 +34,7 @@ pub fn uplink_egress(ctx: TcContext) -> i32 {
             && let Some(clock) = CLOCK.get_ptr_mut(slot)
         {
             let price = atomic::load(&raw const (*clock).price);
-            if price != 0
-                && shaping::verdict(slot, clock, price, Kind::Datagram, bytes, packets) == Verdict::Hold
-            {
+            if price != 0 && shaping::verdict(slot, clock, Kind::Datagram, bytes, packets) == Verdict::Hold {
                 return DROP;
             }
         }

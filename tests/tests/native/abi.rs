@@ -6,8 +6,8 @@ use object::{File, Object, ObjectSection};
 use shaper_agent::kernel::btf::Btf;
 use shaper_common::{
     abi::{
-        Budget, CgroupSlot, Clock, Control, CpuCount, CpuStat, CpuState, Event, IoKey, IoStat, NetStat, Pace,
-        PacketCount, SocketState,
+        Budget, CgroupSlot, Claims, Clock, Control, CpuCount, CpuStat, CpuState, Event, IoKey, IoStat,
+        NetStat, Pace, PacketCount, Pool, Share, SocketState,
     },
     hist::Histogram,
 };
@@ -95,6 +95,30 @@ fn the_kernel_programs_have_the_layout_of_the_agents_structs() {
             datagrams_held,
             streams_held,
             reserved
+        }
+    );
+    assert_same_layout!(btf, Pool { capacity, window, trim, since_ns, sent, unwanted, reserved });
+    assert_same_layout!(btf, Claims { weights, guarantees, settled, reserved });
+    assert_same_layout!(
+        btf,
+        Share {
+            is_in,
+            weight,
+            guarantee,
+            ceiling,
+            window,
+            grant,
+            sent,
+            since_ns,
+            since_allowance,
+            since_sent,
+            noted,
+            claimed,
+            opens,
+            claim,
+            allowance,
+            allowance_at_ns,
+            epoch_allowance
         }
     );
 }

@@ -73,6 +73,7 @@ impl V1Groups {
             manager: None,
             slot: 0,
             has_sockets: false,
+            shares_network: false,
         }
     }
 

@@ -60,7 +60,16 @@ fn every_knob_of_v1_is_turned_and_comes_back() {
     let [cpu, memory, io] = &removed.0;
     let [v1_cpu, v1_memory, v1_io] = groups.map(Some);
     let cgroup = Cgroup::open(&hierarchies.v2, group.path()).unwrap();
-    let target = Target { cgroup, v1_cpu, v1_memory, v1_io, manager: None, slot: 0, has_sockets: false };
+    let target = Target {
+        cgroup,
+        v1_cpu,
+        v1_memory,
+        v1_io,
+        manager: None,
+        slot: 0,
+        has_sockets: false,
+        shares_network: false,
+    };
     write(cpu, "cpu.shares", "333");
     write(memory, "memory.limit_in_bytes", "104857600");
     let files = || {

@@ -16,4 +16,5 @@ mod net;
 mod release;
 mod restart;
 mod second_writer;
+mod share;
 mod tasks;

@@ -70,7 +70,16 @@ fn run(program: &str, arguments: &[&str]) {
 fn target(group: &Path) -> Target {
     let hierarchies = Hierarchies::detect().expect("/proc is mounted").expect("cgroup v2 is mounted");
     let cgroup = Cgroup::open(&hierarchies.v2, group).expect("it is there");
-    Target { cgroup, v1_cpu: None, v1_memory: None, v1_io: None, manager: None, slot: 0, has_sockets: false }
+    Target {
+        cgroup,
+        v1_cpu: None,
+        v1_memory: None,
+        v1_io: None,
+        manager: None,
+        slot: 0,
+        has_sockets: false,
+        shares_network: false,
+    }
 }
 
 /// Cores that are used in such a time, by the kernel's count.

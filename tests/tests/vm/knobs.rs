@@ -39,7 +39,16 @@ fn child(group: &TestCgroup) -> Cgroup {
 }
 
 fn target(cgroup: Cgroup) -> Target {
-    Target { cgroup, v1_cpu: None, v1_memory: None, v1_io: None, manager: None, slot: 0, has_sockets: false }
+    Target {
+        cgroup,
+        v1_cpu: None,
+        v1_memory: None,
+        v1_io: None,
+        manager: None,
+        slot: 0,
+        has_sockets: false,
+        shares_network: false,
+    }
 }
 
 fn texts(path: &Path, files: &[&str]) -> String {

@@ -105,8 +105,7 @@ fn stage(title: &str, node: &Node, tasks: &mut [Task], report: &mut Report) -> R
 
 /// What a task may use now.
 fn granted(status: &Value) -> Result<Limits> {
-    let at = |limit: &str| {
-        status["limits"][limit]["at"].as_u64().with_context(|| format!("no {limit} is granted"))
-    };
-    Ok(Limits { cores: at("cpu")? as f64 / 1e3, mbit: at("net_egress")? as f64 / 1e6 })
+    let cpu = status["limits"]["cpu"]["at"].as_u64().context("no CPU is granted")?;
+    let network = status["usage"]["egress_granted_bps"].as_u64().context("no network is granted")?;
+    Ok(Limits { cores: cpu as f64 / 1e3, mbit: network as f64 / 1e6 })
 }

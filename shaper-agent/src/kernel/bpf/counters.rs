@@ -54,6 +54,8 @@ pub struct Counters {
     pub retransmits: u64,
     /// Thrown away on their way out.
     pub drops: u64,
+    /// What it may send now, bytes a second; `None`: the node does not divide its network.
+    pub granted: Option<u64>,
     /// Of TCP: beyond the ceiling and held back.
     pub streams_held: Traffic,
     /// The same of all else.
@@ -175,6 +177,7 @@ impl Bpf {
         }
         sum.uplink_egress = self.uplink_traffic(slot);
         (sum.streams_held, sum.datagrams_held) = self.pace.held(slot);
+        sum.granted = self.pace.granted(slot);
         sum
     }
 

@@ -29,6 +29,7 @@ use shaper_common::{
         Pace, PacketCount, REMEMBERED, SLOTS_MAX,
     },
     hist::Histogram,
+    pool::Terms,
 };
 use shaper_core::units::BitsPerSec;
 
@@ -173,6 +174,8 @@ pub struct BpfConfig {
     pub state_dir: PathBuf,
     /// Whether the programs' debug messages are wanted.
     pub debug: bool,
+    /// What the tasks can send together, where that is divided among them.
+    pub network: Option<BitsPerSec>,
 }
 
 /// The loaded, attached and pinned programs.
@@ -245,11 +248,12 @@ enum Size {
     Remembered,
 }
 
-const SIZES: [(&str, Size); 11] = [
+const SIZES: [(&str, Size); 12] = [
     ("ACTIVITY", Size::Slots),
     ("BUDGET", Size::Slots),
     ("PACE", Size::Slots),
     ("CLOCK", Size::Slots),
+    ("SHARE", Size::Slots),
     ("CPU_STATE", Size::Cpus),
     ("SWITCH_MEMORY", Size::Pairs),
     ("PACKET_MEMORY", Size::Remembered),
@@ -473,6 +477,15 @@ impl Bpf {
                 mapped(take($name)?, $name, size_of($name), &maps)?
             };
         }
+        let pace = PaceTable {
+            pace: mapped!("PACE"),
+            clocks: mapped!("CLOCK"),
+            shares: mapped!("SHARE"),
+            pools: mapped(take("POOL")?, "POOL", abi::POOLS, &maps)?,
+        };
+        if let Some(capacity) = config.network {
+            pace.divide(capacity.bytes_per_sec());
+        }
         let control: Mapped<Control> = mapped!("CONTROL");
         let has_others = !attach::other_layouts(&config.directory).is_empty();
         control.half(0, offset_of!(Control, rates_are_ours)).store(has_others.into(), SeqCst);
@@ -493,7 +506,7 @@ impl Bpf {
             net_stat: mapped!("NET_STAT"),
             round_trip: mapped!("ROUND_TRIP"),
             uplink_stat: mapped!("UPLINK_STAT"),
-            pace: PaceTable { pace: mapped!("PACE"), clocks: mapped!("CLOCK") },
+            pace,
             config,
             slots,
             cpus,
@@ -595,6 +608,31 @@ impl Bpf {
             None => self.pace.open(slot),
         }
         if has_sockets { self.walk_tcp() } else { Ok(()) }
+    }
+
+    /// Puts a slot among those that share the network, where it is divided; else it is on its own.
+    pub fn share_network(&mut self, slot: u32) {
+        match self.config.network {
+            Some(_) => self.pace.enter(slot),
+            None => self.pace.leave(slot),
+        }
+    }
+
+    /// What a slot has of the network.
+    pub fn network_terms(&self, slot: u32) -> Option<Terms> {
+        self.pace.terms(slot)
+    }
+
+    /// Changes what a slot has of the network: in any case, bytes a second, and its part of the rest. In force from the next
+    /// window on.
+    pub fn set_network_terms(&mut self, slot: u32, guarantee: u64, weight: u32) {
+        self.pace.set_guarantee(slot, guarantee);
+        self.pace.set_weight(slot, weight);
+    }
+
+    /// The ceiling of a slot, bytes a second.
+    pub fn egress_ceiling(&self, slot: u32) -> Option<u64> {
+        self.pace.ceiling(slot)
     }
 
     /// The pacing of a slot, as the kernel has it.

@@ -42,6 +42,7 @@ impl Bpf {
 
     /// Lifts the ceiling of a slot and forgets its cgroups. The sockets are opened first.
     pub fn retire(&mut self, slot: u32) -> Result<(), BpfError> {
+        self.pace.leave(slot);
         self.limit_egress(slot, None, true)?;
         self.watch_budget(slot, None)?;
         self.forget_cgroups(slot)?;

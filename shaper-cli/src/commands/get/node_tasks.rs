@@ -94,6 +94,8 @@ mod tests {
                 storage_io_weight: None,
                 storage_io_latency: Limit::Unlimited,
                 reclaim_idle: None,
+                net_egress_guarantee: None,
+                net_egress_weight: None,
             },
             enforcement: vec![],
             usage: Usage {
@@ -101,6 +103,7 @@ mod tests {
                 cpu_now_millicores: 480,
                 egress_now_bps: 9_840_000,
                 ingress_now_bps: 128_000,
+                egress_granted_bps: None,
                 ..Usage::default()
             },
             shrink: None,

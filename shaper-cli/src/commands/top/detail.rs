@@ -41,8 +41,10 @@ pub(super) fn task(snapshot: &NodeSnapshot, task: &TaskSnapshot) -> Vec<Topic> {
     let mut topics = Vec::new();
     let mut field = |name: &str, items: &[String]| topics.push(Topic::new(name, items.to_vec()));
     field("Task", &[format!("{task_id} (attempt {attempt})"), format!("uid {uid}, gid {gid}")]);
-    let limits =
-        show::limits(limits).map(|show::NamedLimit { resource, limit }| format!("{resource} {limit}"));
+    let limits: Vec<String> = show::limits(limits)
+        .into_iter()
+        .map(|show::NamedLimit { resource, limit }| format!("{resource} {limit}"))
+        .collect();
     field("Limits", &limits);
     cpu_fields(&reading, cpu, &mut field);
     match memory {
@@ -145,6 +147,7 @@ fn network_fields(reading: &Reading<'_>, network: &NetUsage, field: &mut impl Fn
         egress,
         ingress,
         uplink_egress,
+        granted,
         streams_held,
         datagrams_held,
         drops,
@@ -168,6 +171,9 @@ fn network_fields(reading: &Reading<'_>, network: &NetUsage, field: &mut impl Fn
         );
     }
     field("By uplinks", &[traffic(reading, uplink_egress)]);
+    if let Some(granted) = granted {
+        field("May send", &[format!("{granted} now")]);
+    }
     if *streams_held != Traffic::default() || *datagrams_held != Traffic::default() {
         field(
             "Held back",

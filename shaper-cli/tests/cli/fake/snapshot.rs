@@ -117,6 +117,8 @@ fn etl() -> TaskSnapshot {
             storage_io_weight: None,
             storage_io_latency: Limit::Unlimited,
             reclaim_idle: None,
+            net_egress_guarantee: None,
+            net_egress_weight: None,
         },
         cpu: CpuUsage {
             time_ns: 12_345_678_901,
@@ -158,6 +160,7 @@ fn etl() -> TaskSnapshot {
             egress: net(9_840_000),
             ingress: net(128_000),
             uplink_egress: Traffic { bytes: 9_000_000, packets: 9000 },
+            granted: None,
             streams_held: Traffic::default(),
             datagrams_held: Traffic { bytes: 2_000_000, packets: 1400 },
             drops: Some(0),

@@ -21,10 +21,8 @@ struct Real {
     started_at: UnixNanos,
     managed: bool,
     wants_cpu: u64,
-    wants_net: u64,
     counts_throttling: bool,
     cpu_grant: Limit<Millicores>,
-    net_grant: Limit<BitsPerSec>,
 }
 
 fn task(name: &str, priority: Priority, request: u64, wants_cpu: u64) -> Real {
@@ -43,17 +41,8 @@ fn task(name: &str, priority: Priority, request: u64, wants_cpu: u64) -> Real {
         started_at: 0,
         managed: true,
         wants_cpu,
-        wants_net: 0,
         counts_throttling: true,
         cpu_grant: Limit::At(Millicores(request)),
-        net_grant: Limit::Unlimited,
-    }
-}
-
-impl Real {
-    fn sends(self, request: u64, wants_net: u64) -> Real {
-        let request = Demand { network: Some(BitsPerSec(request)), ..self.request };
-        Real { request, wants_net, net_grant: Limit::At(request.network.unwrap()), ..self }
     }
 }
 
@@ -72,7 +61,6 @@ fn policy(priority: Priority) -> Policy {
 /// A node on which a task uses what it wants, as far as its grant and its fair share allow.
 struct Plant {
     cpu: u64,
-    network: u64,
     tasks: Vec<Real>,
     policies: Vec<(Policy, bool)>,
     brain: Brain,
@@ -84,15 +72,7 @@ struct Plant {
 impl Plant {
     fn new(cpu: u64, tasks: Vec<Real>, policies: Vec<Policy>) -> Plant {
         let policies = policies.into_iter().map(|policy| (policy, false)).collect();
-        Plant {
-            cpu,
-            network: 1_000_000_000,
-            tasks,
-            policies,
-            brain: Brain::default(),
-            tick: 0,
-            log: Vec::new(),
-        }
+        Plant { cpu, tasks, policies, brain: Brain::default(), tick: 0, log: Vec::new() }
     }
 
     fn run(&mut self, ticks: u64) -> Vec<Move> {
@@ -106,12 +86,8 @@ impl Plant {
     fn step(&mut self) {
         let used =
             fair(self.cpu, self.tasks.iter().map(|task| (task.wants_cpu, task.cpu_grant.at().map(|g| g.0))));
-        let sent = fair(
-            self.network,
-            self.tasks.iter().map(|task| (task.wants_net, task.net_grant.at().map(|g| g.0))),
-        );
-        let tasks: Vec<TaskObservation<'_>> = (self.tasks.iter().zip(&used).zip(&sent))
-            .map(|((task, used), sent)| TaskObservation {
+        let tasks: Vec<TaskObservation<'_>> = (self.tasks.iter().zip(&used))
+            .map(|(task, used)| TaskObservation {
                 execution: &task.execution,
                 namespace: &task.namespace,
                 priority: task.priority,
@@ -120,9 +96,7 @@ impl Plant {
                 started_at: task.started_at,
                 managed: task.managed,
                 cpu_grant: task.cpu_grant,
-                net_grant: task.net_grant,
                 cpu_used: Millicores(*used),
-                net_used: BitsPerSec(*sent),
                 cpu_throttled_permille: task.counts_throttling.then(|| {
                     let stopped =
                         task.cpu_grant.at().map_or(0, |grant| task.wants_cpu.saturating_sub(grant.0));
@@ -137,7 +111,6 @@ impl Plant {
             .collect();
         let observation = Observation {
             cpu: Millicores(self.cpu),
-            network: Some(BitsPerSec(self.network)),
             cpu_used: Millicores(used.iter().sum()),
             tasks: &tasks,
             policies: &policies,
@@ -148,7 +121,6 @@ impl Plant {
                 Move::Grant { execution, change, .. } => {
                     let task = self.tasks.iter_mut().find(|task| task.execution == *execution).unwrap();
                     task.cpu_grant = change.cpu.unwrap_or(task.cpu_grant);
-                    task.net_grant = change.net_egress.unwrap_or(task.net_grant);
                 }
                 Move::Evict { execution, .. } => self.tasks.retain(|task| task.execution != *execution),
                 Move::Stuck { .. } => {}

@@ -22,37 +22,18 @@ fn cpu(limit: Limit<u64>) -> Limit<Millicores> {
     limit.at().map_or(Limit::Unlimited, |limit| Limit::At(Millicores(limit)))
 }
 
-/// In units that make network limits of the same size as CPU limits.
-fn net(limit: Limit<u64>) -> Limit<BitsPerSec> {
-    limit.at().map_or(Limit::Unlimited, |limit| Limit::At(BitsPerSec(limit.saturating_mul(100_000))))
-}
-
 fn any_task() -> impl Strategy<Value = Real> {
     let who =
         (priority(), prop_oneof![Just("default"), Just("other")], any::<u64>(), prop::bool::weighted(0.9));
     let cpu_part = (10..1_200u64, limit(), limit(), amount(), any::<bool>());
-    let net_part = (prop::option::of(10..1_200u64), limit(), limit(), amount());
-    (who, cpu_part, net_part).prop_map(|(who, cpu_part, net_part)| {
+    (who, cpu_part).prop_map(|(who, cpu_part)| {
         let (priority, namespace, started_at, managed) = who;
         let (request, cpu_limit, cpu_grant, wants_cpu, counts_throttling) = cpu_part;
-        let (net_request, net_limit, net_grant, wants_net) = net_part;
-        let mut real = task("t", priority, request, wants_cpu);
-        real.request.network = net_request.map(|request| BitsPerSec(request * 100_000));
-        let limits = Limits { cpu: cpu(cpu_limit), net_egress: net(net_limit), ..Limits::default() };
-        let (cpu_grant, net_grant) = (cpu(cpu_grant), net(net_grant));
-        let wants_net = wants_net.saturating_mul(100_000);
+        let real = task("t", priority, request, wants_cpu);
+        let limits = Limits { cpu: cpu(cpu_limit), ..Limits::default() };
+        let cpu_grant = cpu(cpu_grant);
         let namespace = namespace.to_owned();
-        Real {
-            namespace,
-            started_at,
-            managed,
-            limits,
-            cpu_grant,
-            net_grant,
-            wants_net,
-            counts_throttling,
-            ..real
-        }
+        Real { namespace, started_at, managed, limits, cpu_grant, counts_throttling, ..real }
     })
 }
 
@@ -68,7 +49,6 @@ struct Seen {
 #[derive(Clone, Debug)]
 struct SeenTask {
     used: u64,
-    sent: u64,
     throttled: Option<u32>,
     /// A grant that somebody else has put in force.
     meddling: Option<Limit<u64>>,
@@ -77,8 +57,11 @@ struct SeenTask {
 fn any_seen() -> impl Strategy<Value = Seen> {
     let throttled = prop::option::of(prop_oneof![0..1_000u32, any::<u32>()]);
     let meddling = prop::option::weighted(0.1, limit());
-    let task = (amount(), amount(), throttled, meddling)
-        .prop_map(|(used, sent, throttled, meddling)| SeenTask { used, sent, throttled, meddling });
+    let task = (amount(), throttled, meddling).prop_map(|(used, throttled, meddling)| SeenTask {
+        used,
+        throttled,
+        meddling,
+    });
     let tasks = vec(task, 6);
     let elapsed = prop_oneof![5 => Just(TICK_NS), 1 => 0..20_000_000_000u64, 1 => Just(3_000_000_000)];
     (elapsed, amount(), tasks, any::<bool>()).prop_map(|(elapsed, node_used, tasks, waiting)| Seen {
@@ -93,7 +76,6 @@ proptest! {
     #[test]
     fn promises_hold_whatever_is_seen(
         capacity in prop_oneof![4 => 500..4_000u64, 1 => amount()],
-        network in prop::option::of(500..4_000u64),
         mut tasks in vec(any_task(), 0..6),
         policies in vec((priority(), prop::option::of(0..1_200u32), any::<bool>(), 0..3_000u64), 0..3),
         seen in vec(any_seen(), 1..30),
@@ -114,7 +96,6 @@ proptest! {
             for (task, seen) in tasks.iter_mut().zip(&seen.tasks) {
                 if let Some(limit) = &seen.meddling {
                     task.cpu_grant = cpu(*limit);
-                    task.net_grant = net(*limit);
                 }
             }
             let observed: Vec<TaskObservation<'_>> = (tasks.iter().zip(&seen.tasks))
@@ -127,9 +108,7 @@ proptest! {
                     started_at: task.started_at,
                     managed: task.managed,
                     cpu_grant: task.cpu_grant,
-                    net_grant: task.net_grant,
                     cpu_used: Millicores(seen.used),
-                    net_used: BitsPerSec(seen.sent.saturating_mul(100_000)),
                     cpu_throttled_permille: seen.throttled,
                 })
                 .collect();
@@ -137,7 +116,6 @@ proptest! {
                 policies.iter().map(|policy| PolicyInForce { policy, waiting: seen.waiting }).collect();
             let observation = Observation {
                 cpu: Millicores(capacity),
-                network: network.map(|network| BitsPerSec(network * 100_000)),
                 cpu_used: Millicores(seen.node_used),
                 tasks: &observed,
                 policies: &in_force,
@@ -154,7 +132,6 @@ proptest! {
                         let task = tasks.iter_mut().find(|task| task.execution == execution).unwrap();
                         prop_assert!(task.managed);
                         task.cpu_grant = change.cpu.unwrap_or(task.cpu_grant);
-                        task.net_grant = change.net_egress.unwrap_or(task.net_grant);
                     }
                     Move::Evict { execution, .. } => {
                         evictions += 1;
@@ -183,18 +160,6 @@ proptest! {
                 })
                 .collect();
             check(CPU, capacity, &cpu_rows)?;
-            if let Some(network) = network {
-                let net_rows: Vec<Row> = tasks
-                    .iter()
-                    .filter_map(|task| Some(Row {
-                        managed: task.managed,
-                        request: task.request.network?.0,
-                        limit: task.limits.net_egress.at().map(|limit| limit.0),
-                        grant: task.net_grant.at().map(|grant| grant.0),
-                    }))
-                    .collect();
-                check(NETWORK, network * 100_000, &net_rows)?;
-            }
         }
     }
 }

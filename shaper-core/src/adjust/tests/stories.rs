@@ -160,33 +160,6 @@ fn an_unmanaged_task_is_left_alone_and_reckoned_with() {
     assert!((700..=1_000).contains(&plant.cpu_of("batch")), "{}", plant.cpu_of("batch"));
 }
 
-// ---- the network
-
-#[test]
-fn the_network_is_divided_likewise() {
-    let mbit = 1_000_000;
-    let mut plant = Plant::new(
-        2_000,
-        vec![
-            task("bulk", Priority::Low, 100, 10).sends(10 * mbit, ENDLESS * mbit),
-            task("web", Priority::High, 100, 10).sends(100 * mbit, 50 * mbit),
-            task("quiet", Priority::High, 100, 10),
-        ],
-        vec![],
-    );
-    plant.run(50);
-    let of = |plant: &mut Plant, name| plant.real(name).net_grant.at().map(|grant| grant.0);
-    assert_eq!(of(&mut plant, "bulk"), Some(900 * mbit));
-    assert_eq!(of(&mut plant, "quiet"), None, "without a request the network is left alone");
-    assert!(plant.log[0].1 != plant.log[1].1);
-
-    plant.real("web").wants_net = ENDLESS * mbit;
-    plant.run(30);
-    assert_eq!((of(&mut plant, "bulk"), of(&mut plant, "web")), (Some(188 * mbit), Some(812 * mbit)));
-    let reason = reasons(std::slice::from_ref(&plant.log[0].1))[0].1.to_owned();
-    assert_eq!(reason, "uses 10 Mbit/s of 10 Mbit/s; 890 Mbit/s are free");
-}
-
 // ---- pressure
 
 fn starving(policy: Policy) -> Plant {

@@ -41,6 +41,7 @@ impl Kernel {
             slots,
             state_dir: state.path().to_owned(),
             debug: false,
+            network: None,
         })?;
         Ok(Kernel { bpf: Some(bpf), directory, _state: state, next_slot: SLOT_FIRST })
     }

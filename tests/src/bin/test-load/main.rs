@@ -23,6 +23,9 @@ use std::{
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::net::{netdevice, sockopt};
 use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 
 const USAGE: &str = "\
 usage: test-load spin                 uses one CPU
@@ -37,7 +40,8 @@ usage: test-load spin                 uses one CPU
        test-load send ADDRESS FLOWS [RATE|greedy]
                                       sends zeros on that many connections; that have a pacing rate of their own (bytes a
                                       second); or that unset it a thousand times a second
-       test-load flood ADDRESS BYTES  sends datagrams of that many bytes without end
+       test-load flood ADDRESS BYTES [RATE]
+                                      sends datagrams of that many bytes without end; so many bytes a second
        test-load frames DEVICE BYTES  sends frames of that many bytes without end, past the kernel's protocols
        test-load datagrams ADDRESS COUNT BYTES TOS
                                       sends that many datagrams of that many bytes at once, with that type of
@@ -97,7 +101,11 @@ fn main() -> ExitCode {
             _ => return usage(),
         },
         ["flood", address, bytes] => match (address.parse(), bytes.parse()) {
-            (Ok(address), Ok(bytes)) => flood(address, bytes),
+            (Ok(address), Ok(bytes)) => flood(address, bytes, None),
+            _ => return usage(),
+        },
+        ["flood", address, bytes, rate] => match (address.parse(), bytes.parse(), rate.parse()) {
+            (Ok(address), Ok(bytes), Ok(rate)) => flood(address, bytes, Some(rate)),
             _ => return usage(),
         },
         ["frames", device, bytes] => match bytes.parse() {
@@ -294,14 +302,31 @@ fn datagrams(address: SocketAddr, count: usize, bytes: usize, tos: u8) -> io::Re
     }
 }
 
-fn flood(address: SocketAddr, bytes: usize) -> io::Result<ExitCode> {
+fn flood(address: SocketAddr, bytes: usize, rate: Option<u64>) -> io::Result<ExitCode> {
     let socket = UdpSocket::bind(if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
     let zeros = vec![0; bytes];
-    loop {
+    let send = || match socket.send_to(&zeros, address) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(error),
         // Whatever is refused, the next one may not be.
-        match socket.send_to(&zeros, address) {
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
-            _ => {}
+        _ => Ok(()),
+    };
+    let Some(rate) = rate else {
+        loop {
+            send()?;
+        }
+    };
+    let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)?;
+    let millisecond = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+    let every = Itimerspec { it_interval: millisecond, it_value: millisecond };
+    timerfd_settime(&timer, TimerfdTimerFlags::empty(), &every)?;
+    let mut due = 0;
+    loop {
+        let mut ticks = [0; 8];
+        rustix::io::read(&timer, &mut ticks)?;
+        due += u64::from_ne_bytes(ticks) * rate / 1000;
+        while due >= bytes as u64 {
+            due -= bytes as u64;
+            send()?;
         }
     }
 }

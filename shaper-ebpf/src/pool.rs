@@ -1,0 +1,236 @@
+//! The share of a slot in what its node sends (`shaper_common::pool`).
+
+use shaper_common::{
+    abi::{Claims, Clock, POOL_EGRESS, Pool, Share},
+    clock,
+    pool::{self, Claim, Terms, WINDOWS},
+};
+
+use crate::{
+    atomic,
+    maps::{CLAIMS, PACE, POOL, SHARE},
+};
+
+/// `Share::claim` of who wants what there is.
+const OPEN: u64 = u64::MAX;
+
+/// With the first packet of a slot in a window: it claims for the windows to come, and is granted something for this one.
+///
+/// # Safety
+/// `clock` is the live map value of `slot`.
+#[inline(always)]
+pub unsafe fn keep_up(slot: u32, clock: *mut Clock, now_ns: u64) {
+    let Some(share) = SHARE.get_ptr_mut(slot) else { return };
+    // SAFETY: words of a live map value; the caller's promise.
+    unsafe {
+        let (window, before) = (pool::window(now_ns), atomic::load(&raw const (*share).window));
+        if atomic::load(&raw const (*share).is_in) != 0
+            && window > before
+            && atomic::compare_exchange(&raw mut (*share).window, before, window)
+        {
+            refresh(slot, share, clock, now_ns, before);
+        }
+    }
+}
+
+/// Notes what a slot has sent.
+#[inline(always)]
+pub fn note(slot: u32, bytes: u64) {
+    if let Some(share) = SHARE.get_ptr_mut(slot) {
+        // SAFETY: words of a live map value.
+        unsafe {
+            if atomic::load(&raw const (*share).is_in) != 0 {
+                atomic::fetch_add(&raw mut (*share).sent, bytes);
+            }
+        }
+    }
+}
+
+/// The mean rate of what a slot was allowed since it was asked last, `elapsed_us` ago, bytes a second; `None`: it is in no
+/// pool.
+pub fn mean_rate(slot: u32, elapsed_us: u64, now_ns: u64) -> Option<u64> {
+    let share = SHARE.get_ptr_mut(slot)?;
+    // SAFETY: words of a live map value.
+    unsafe {
+        if atomic::load(&raw const (*share).is_in) == 0 {
+            return None;
+        }
+        let allowance = allowance(share, now_ns);
+        let before = atomic::swap(&raw mut (*share).epoch_allowance, allowance);
+        Some(pool::rate(allowance.saturating_sub(before), elapsed_us * 1000))
+    }
+}
+
+/// All that a slot was ever allowed, up to now, bytes.
+#[inline(always)]
+unsafe fn allowance(share: *mut Share, now_ns: u64) -> u64 {
+    // SAFETY: words of a live map value.
+    unsafe {
+        let before = atomic::swap(&raw mut (*share).allowance_at_ns, now_ns);
+        let more = pool::allowance(atomic::load(&raw const (*share).grant), now_ns.saturating_sub(before));
+        atomic::fetch_add(&raw mut (*share).allowance, more) + more
+    }
+}
+
+/// A function of its own: it runs sixty times a second for a slot, and what it needs must not be in the way of all else.
+///
+/// # Safety
+/// `share` and `clock` are the live map values of `slot`, and of all who look at it only one calls this in a window.
+#[inline(never)]
+unsafe fn refresh(slot: u32, share: *mut Share, clock: *mut Clock, now_ns: u64, before: u64) {
+    let Some(pool) = POOL.get_ptr_mut(POOL_EGRESS) else { return };
+    let window = pool::window(now_ns);
+    // SAFETY: words of live map values.
+    unsafe {
+        advance(pool, window, now_ns);
+        let allowance = allowance(share, now_ns);
+        let granted = atomic::load(&raw const (*share).grant);
+        let terms = Terms {
+            guarantee: atomic::load(&raw const (*share).guarantee),
+            ceiling: atomic::load(&raw const (*share).ceiling),
+            weight: atomic::load(&raw const (*share).weight),
+        };
+        let is_new = window - before > pool::STRANGER;
+        let elapsed = now_ns.saturating_sub(atomic::load(&raw const (*share).since_ns));
+        let allowed = allowance.saturating_sub(atomic::load(&raw const (*share).since_allowance));
+        let sent = atomic::load(&raw const (*share).sent);
+        let noted = atomic::swap(&raw mut (*share).noted, sent);
+        atomic::fetch_add(&raw mut (*pool).sent, sent.saturating_sub(noted));
+        let sent_since = sent.saturating_sub(atomic::load(&raw const (*share).since_sent));
+        let before = match atomic::load(&raw const (*share).claim) {
+            OPEN => Claim::Open,
+            used => Claim::Settled(used),
+        };
+        let wants = if is_new {
+            Some(Claim::Open)
+        } else {
+            pool::judge(before, terms, granted, sent_since, allowed, elapsed)
+        };
+        if let Some(claim) = wants {
+            let claim = if let Claim::Settled(used) = claim { used } else { OPEN };
+            atomic::store(&raw mut (*share).claim, claim);
+            atomic::store(&raw mut (*share).since_ns, now_ns);
+            atomic::store(&raw mut (*share).since_allowance, allowance);
+            atomic::store(&raw mut (*share).since_sent, sent);
+        }
+        let claim = wants.unwrap_or(before);
+
+        let opens = make_claims(share, claim, terms, window, window + pool::ahead(claim, granted));
+        let made = pool::made(claim, opens, atomic::load(&raw const (*share).claimed) - window);
+        let Some(claims) = claims(window) else { return };
+        let claims = Claims {
+            weights: atomic::load(&raw const (*claims).weights),
+            guarantees: atomic::load(&raw const (*claims).guarantees),
+            settled: atomic::load(&raw const (*claims).settled),
+            reserved: 0,
+        };
+        let (capacity, trim) =
+            (atomic::load(&raw const (*pool).capacity), atomic::load(&raw const (*pool).trim));
+        let grant = pool::grant(capacity, trim, claims, terms, made, if is_new { 0 } else { granted });
+        if grant != granted {
+            atomic::store(&raw mut (*share).grant, grant);
+            apply(slot, clock, grant);
+        }
+    }
+}
+
+/// From now on the slot may send so many bytes a second.
+#[inline(always)]
+unsafe fn apply(slot: u32, clock: *mut Clock, grant: u64) {
+    // SAFETY: words of live map values.
+    unsafe {
+        if let Some(pace) = PACE.get_ptr_mut(slot) {
+            atomic::store(&raw mut (*pace).rate, grant);
+        }
+        let price = clock::price(grant);
+        atomic::store(&raw mut (*clock).credit, clock::credit(price));
+        atomic::store(&raw mut (*clock).stream_slack, clock::stream_slack(price));
+        atomic::store(&raw mut (*clock).price, price);
+    }
+}
+
+/// Claims for the windows from this one until that, as far as that is not done; returns of which the slot claims what there
+/// is.
+#[inline(always)]
+unsafe fn make_claims(share: *mut Share, claim: Claim, terms: Terms, window: u64, until: u64) -> u64 {
+    // SAFETY: words of live map values.
+    unsafe {
+        let mut claimed = atomic::load(&raw const (*share).claimed);
+        let mut opens = atomic::load(&raw const (*share).opens);
+        if claimed < window {
+            claimed = window - 1;
+        }
+        for _ in 0..WINDOWS {
+            if claimed >= until {
+                break;
+            }
+            claimed += 1;
+            opens = opens << 1 | matches!(claim, Claim::Open) as u64;
+            let Some(claims) = claims(claimed) else { break };
+            match claim {
+                Claim::Open => {
+                    atomic::fetch_add(&raw mut (*claims).weights, terms.weight as u64);
+                    atomic::fetch_add(&raw mut (*claims).guarantees, terms.guarantee);
+                }
+                Claim::Settled(used) => {
+                    atomic::fetch_add(&raw mut (*claims).settled, used);
+                }
+            }
+        }
+        atomic::store(&raw mut (*share).claimed, claimed);
+        atomic::store(&raw mut (*share).opens, opens);
+        opens
+    }
+}
+
+/// The first packet of all in a window makes room for the claims of later ones, and looks now and then whether what was sent
+/// is what the pool carries.
+#[inline(always)]
+unsafe fn advance(pool: *mut Pool, window: u64, now_ns: u64) {
+    // SAFETY: words of live map values.
+    unsafe {
+        let before = atomic::load(&raw const (*pool).window);
+        if window <= before || !atomic::compare_exchange(&raw mut (*pool).window, before, window) {
+            return;
+        }
+        let mut cleared = before + WINDOWS - 1;
+        if cleared < window {
+            cleared = window - 1;
+        }
+        for _ in 0..WINDOWS {
+            if cleared >= window + WINDOWS - 1 {
+                break;
+            }
+            cleared += 1;
+            let Some(claims) = claims(cleared) else { break };
+            atomic::store(&raw mut (*claims).weights, 0);
+            atomic::store(&raw mut (*claims).guarantees, 0);
+            atomic::store(&raw mut (*claims).settled, 0);
+        }
+        let is_wanted = match claims(window) {
+            Some(claims) => atomic::load(&raw const (*claims).weights) > 0,
+            None => false,
+        };
+        if !is_wanted {
+            atomic::fetch_add(&raw mut (*pool).unwanted, 1);
+        }
+        let elapsed = now_ns.saturating_sub(atomic::load(&raw const (*pool).since_ns));
+        let goes_on = pool::goes_on(window - before);
+        if goes_on && elapsed < pool::TRIM_NS {
+            return;
+        }
+        let sent = atomic::swap(&raw mut (*pool).sent, 0);
+        let was_wanted = atomic::swap(&raw mut (*pool).unwanted, 0) == 0;
+        atomic::store(&raw mut (*pool).since_ns, now_ns);
+        if goes_on {
+            let capacity = atomic::load(&raw const (*pool).capacity);
+            let trim = atomic::load(&raw const (*pool).trim);
+            atomic::store(&raw mut (*pool).trim, pool::trim(trim, capacity, sent, elapsed, was_wanted));
+        }
+    }
+}
+
+#[inline(always)]
+fn claims(window: u64) -> Option<*mut Claims> {
+    CLAIMS.get_ptr_mut(POOL_EGRESS * WINDOWS as u32 + (window % WINDOWS) as u32)
+}
