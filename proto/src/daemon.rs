@@ -16,8 +16,9 @@ use rustix::{
 pub enum OptionError {
     /// A listener that would be open to others.
     #[error(
-        "only a Unix socket is served, and `{0}` is not the path of a Unix socket; TCP is refused until callers \
-         can be identified on it (127.0.0.1 belongs to every local user). Say, for example, /run/shaper/agent.sock"
+        "`{0}` is not the path of a Unix socket; over plain TCP nobody knows who calls (127.0.0.1 belongs to every \
+         local user). Say, for example, /run/shaper/agent.sock; a broker serves tcp://ADDRESS:PORT as well, with \
+         certificates (--tls-dir), and agents and clients reach it there at https://HOST:PORT"
     )]
     NotAUnixSocket(String),
     /// No such group.

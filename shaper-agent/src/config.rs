@@ -12,6 +12,7 @@ use shaper_core::{
     spec::Capacity,
     units::{BitsPerSec, Bytes, Millicores, ParseQuantityError},
 };
+use shaper_identity::address::Address;
 use shaper_proto::daemon::{self, OptionError, group_id, socket_path};
 
 use crate::{kernel::hierarchy::Hierarchies, manager};
@@ -68,9 +69,13 @@ pub struct Options {
     /// Device whose egress is counted by task; repeatable
     #[arg(long = "uplink", value_name = "DEVICE")]
     pub uplinks: Vec<String>,
-    /// The broker's socket: this node takes the broker's tasks
+    /// The broker's socket, or https://HOST:PORT with --tls-dir: this node takes the broker's tasks
     #[arg(long, value_name = "ADDRESS")]
-    pub broker: Option<String>,
+    pub broker: Option<Address>,
+    /// Directory with this node's certificate and key (identity.pem) and those whom it believes (ca.pem), as `shaper
+    /// pki issue` makes it for spiffe://TRUST-DOMAIN/node/NAME. It is read with each connection
+    #[arg(long, value_name = "DIR", env = "SHAPER_TLS_DIR")]
+    pub tls_dir: Option<PathBuf>,
     /// What this node has for the broker's tasks, such as cpu=2,memory=4Gi,network=1gbit [default: the
     /// machine's CPUs and memory; the network is then not known]
     #[arg(long, value_name = "LIST")]
@@ -166,6 +171,12 @@ pub enum ConfigError {
         /// The path.
         path: PathBuf,
     },
+    /// Over TCP the broker knows nodes by their certificates.
+    #[error(
+        "--broker {0} needs --tls-dir: over TCP both sides show a certificate. Make one where the authority is: shaper \
+         pki issue --ca-dir CA spiffe://cluster.local/node/NAME DIR"
+    )]
+    NoCertificate(Address),
     /// A capacity that is not one.
     #[error("--capacity: {0}; say, for example, cpu=2,memory=4Gi,network=1gbit")]
     Capacity(String),
@@ -185,6 +196,29 @@ pub enum ConfigError {
         /// What went wrong.
         source: io::Error,
     },
+}
+
+/// Where the broker is.
+#[derive(Clone, Debug)]
+pub enum Broker {
+    /// At this socket.
+    Socket(PathBuf),
+    /// Over TCP.
+    Tls {
+        /// `HOST:PORT`.
+        address: String,
+        /// Our certificate, and whom we believe.
+        directory: PathBuf,
+    },
+}
+
+impl std::fmt::Display for Broker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Broker::Socket(path) => write!(f, "{}", path.display()),
+            Broker::Tls { address, .. } => write!(f, "https://{address}"),
+        }
+    }
 }
 
 /// Checked options.
@@ -220,8 +254,8 @@ pub struct Config {
     pub reclaim_idle: bool,
     /// Counted devices.
     pub uplinks: Vec<String>,
-    /// The broker's socket.
-    pub broker: Option<PathBuf>,
+    /// Where the broker is.
+    pub broker: Option<Broker>,
     /// What this node has.
     pub capacity: Capacity,
     /// Whether somebody said so.
@@ -281,7 +315,12 @@ impl Options {
                 return Err(ConfigError::NoFile { option, path: path.clone(), remedy });
             }
         }
-        let broker = self.broker.as_deref().map(socket_path).transpose()?;
+        let broker = match (self.broker, self.tls_dir) {
+            (None, _) => None,
+            (Some(Address::Socket(path)), _) => Some(Broker::Socket(path)),
+            (Some(Address::Tls(address)), Some(directory)) => Some(Broker::Tls { address, directory }),
+            (Some(address), None) => return Err(ConfigError::NoCertificate(address)),
+        };
         let capacity_is_configured = self.capacity.is_some();
         let capacity = capacity(self.capacity.as_deref().unwrap_or_default())?;
         let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();

@@ -1,16 +1,17 @@
 //! The agent's side of its session with the broker: it connects, says what it has, carries out directives
 //! and reports. The node works without it; a lost session is begun again.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use shaper_core::{
     id::{ExecutionId, TaskId},
     spec::{Policy, TaskSpec},
     task::Owner,
+};
+use shaper_identity::{
+    Role,
+    tls::{self, Material, TlsError},
 };
 use shaper_proto::{
     convert::WireError,
@@ -26,6 +27,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::{
     actor::{ActorError, Handle},
+    config::Broker,
     launch,
     node::{
         NodeError,
@@ -36,6 +38,8 @@ use crate::{
 /// The first pause after a lost session; it doubles up to the longest.
 const PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// A broker on another machine that does not answer for this long is gone.
+const KEEPALIVE: Duration = Duration::from_secs(10);
 /// News that may wait; a broker that is further behind gets a new session, with an inventory.
 const NEWS: usize = 1024;
 
@@ -44,6 +48,8 @@ const NEWS: usize = 1024;
 enum SessionError {
     #[error("cannot connect to the broker at {path}")]
     Connect { path: String, source: tonic::transport::Error },
+    #[error(transparent)]
+    Certificate(#[from] TlsError),
     #[error("the broker ended the session: {}", .0.message())]
     Status(tonic::Status),
     #[error("the broker closed the session")]
@@ -59,7 +65,7 @@ enum SessionError {
 }
 
 /// Keeps a session for as long as the agent lives.
-pub async fn keep(broker: PathBuf, node: Handle) {
+pub async fn keep(broker: Broker, node: Handle) {
     let mut pause = PAUSE;
     loop {
         let begun = tokio::time::Instant::now();
@@ -78,20 +84,35 @@ pub async fn keep(broker: PathBuf, node: Handle) {
 
 enum Never {}
 
-async fn connect(broker: &Path) -> Result<Channel, SessionError> {
-    let path = broker.to_owned();
-    let connector = tower::service_fn(move |_| {
-        let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
-    });
-    // The authority is not used on a Unix socket, but a URI needs one.
-    Endpoint::from_static("http://broker")
-        .connect_with_connector(connector)
-        .await
-        .map_err(|source| SessionError::Connect { path: broker.display().to_string(), source })
+async fn connect(broker: &Broker) -> Result<Channel, SessionError> {
+    // The authority is not used, but a URI needs one.
+    let endpoint = Endpoint::from_static("http://broker");
+    let connected = match broker {
+        Broker::Socket(path) => {
+            let path = path.clone();
+            let connector = tower::service_fn(move |_| {
+                let path = path.clone();
+                async move { UnixStream::connect(path).await.map(TokioIo::new) }
+            });
+            endpoint.connect_with_connector(connector).await
+        }
+        Broker::Tls { address, directory } => {
+            // Read anew each time, so that a certificate that was replaced is the one that is shown. A session ends when
+            // the one that it began with does, and the next begins here.
+            let config = Material::load(directory)?.client(&[Role::Broker])?;
+            let address = address.clone();
+            let connector = tower::service_fn(move |_| {
+                let (address, config) = (address.clone(), config.clone());
+                async move { tls::connect(&address, config).await }
+            });
+            let endpoint = endpoint.http2_keep_alive_interval(KEEPALIVE).keep_alive_timeout(KEEPALIVE);
+            endpoint.connect_timeout(KEEPALIVE).connect_with_connector(connector).await
+        }
+    };
+    connected.map_err(|source| SessionError::Connect { path: broker.to_string(), source })
 }
 
-async fn session(broker: &Path, node: &Handle) -> Result<Never, SessionError> {
+async fn session(broker: &Broker, node: &Handle) -> Result<Never, SessionError> {
     let mut client = AgentSessionClient::new(connect(broker).await?);
     let (outgoing, messages) = mpsc::channel(NEWS);
     let (news, mut received_news) = mpsc::channel(NEWS);
@@ -101,7 +122,7 @@ async fn session(broker: &Path, node: &Handle) -> Result<Never, SessionError> {
     send(&outgoing, hello).await?;
     let answer = client.attach(ReceiverStream::new(messages)).await.map_err(SessionError::Status)?;
     let mut incoming = answer.into_inner();
-    tracing::info!(broker = %broker.display(), "in session with the broker");
+    tracing::info!(%broker, "in session with the broker");
     loop {
         tokio::select! {
             message = incoming.message() => {

@@ -1,6 +1,6 @@
 //! What the broker is told, checked before anything is touched.
 
-use std::{fs, path::PathBuf};
+use std::{fs, net::SocketAddr, path::PathBuf};
 
 use clap::{Parser, ValueEnum};
 use shaper_proto::daemon::{self, OptionError, group_id, socket_path};
@@ -9,12 +9,21 @@ use shaper_proto::daemon::{self, OptionError, group_id, socket_path};
 #[derive(Clone, Debug, Parser)]
 #[command(version, about)]
 pub struct Options {
-    /// Where to listen: a path of a Unix socket, optionally as unix:PATH
+    /// Where to listen: a path of a Unix socket, optionally as unix:PATH, or tcp://ADDRESS:PORT; repeatable, once of
+    /// each kind. Over TCP everybody shows a certificate (`shaper pki`)
     #[arg(long, value_name = "ADDRESS", default_value = "/run/shaper/broker.sock")]
-    pub listen: String,
+    pub listen: Vec<String>,
     /// Group (name or id) whose members may connect; the socket has mode 0660
     #[arg(long, value_name = "GROUP", default_value = "0")]
     pub socket_group: String,
+    /// Directory with the broker's certificate and key (identity.pem) and those whom it believes (ca.pem), as `shaper
+    /// pki issue` makes it. It is looked at with each connection: to replace the files is enough
+    #[arg(long, value_name = "DIR")]
+    pub tls_dir: Option<PathBuf>,
+    /// File that says as whom submitters' tasks run, where, and how urgently, and who is not believed any more. It is
+    /// looked at each second. Without it no submitter may do anything
+    #[arg(long, value_name = "FILE")]
+    pub identities: Option<PathBuf>,
     /// Directory of the broker's state: store.redb
     #[arg(long, value_name = "DIR", default_value = "/var/lib/shaper-broker")]
     pub state_dir: PathBuf,
@@ -38,6 +47,18 @@ pub enum ConfigError {
     /// One that the agent has as well.
     #[error(transparent)]
     Common(#[from] OptionError),
+    /// Over TCP anybody could call.
+    #[error(
+        "--listen {0} needs --tls-dir: over TCP, loopback included, callers are known by their certificates alone. Make \
+         them: shaper pki init --ca-dir CA; shaper pki issue --ca-dir CA --host HOST spiffe://cluster.local/broker/b DIR"
+    )]
+    NoCertificate(String),
+    /// Not an address.
+    #[error("--listen {0}: say an address and a port, such as tcp://127.0.0.1:7070 or tcp://[::]:7070")]
+    NotAnAddress(String),
+    /// Two of a kind.
+    #[error("--listen {0}: there is another of that kind already")]
+    Twice(String),
     /// A path that must be absolute.
     #[error("--state-dir: {0} must be an absolute path")]
     Relative(PathBuf),
@@ -47,7 +68,11 @@ pub enum ConfigError {
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The socket.
-    pub socket: PathBuf,
+    pub socket: Option<PathBuf>,
+    /// Over TCP: where, and whose certificate.
+    pub tcp: Option<(SocketAddr, PathBuf)>,
+    /// The configuration of identities.
+    pub identities: Option<PathBuf>,
     /// Its group.
     pub socket_gid: u32,
     /// State.
@@ -59,13 +84,28 @@ pub struct Config {
 impl Options {
     /// Checks everything; changes nothing.
     pub fn check(self) -> Result<Config, ConfigError> {
-        let Options { listen, socket_group, state_dir, store } = self;
-        let socket = socket_path(&listen)?;
+        let Options { listen, socket_group, tls_dir, identities, state_dir, store } = self;
+        let (mut socket, mut tcp) = (None, None);
+        for address in listen {
+            let is_first = match address.strip_prefix("tcp://") {
+                Some(at) => {
+                    let at: SocketAddr =
+                        at.parse().map_err(|_| ConfigError::NotAnAddress(address.clone()))?;
+                    let directory =
+                        tls_dir.clone().ok_or_else(|| ConfigError::NoCertificate(address.clone()))?;
+                    tcp.replace((at, directory)).is_none()
+                }
+                None => socket.replace(socket_path(&address)?).is_none(),
+            };
+            if !is_first {
+                return Err(ConfigError::Twice(address));
+            }
+        }
         let socket_gid = group_id(&socket_group)?;
         if !state_dir.is_absolute() {
             return Err(ConfigError::Relative(state_dir));
         }
-        Ok(Config { socket, socket_gid, state_dir, store })
+        Ok(Config { socket, tcp, identities, socket_gid, state_dir, store })
     }
 }
 
@@ -78,5 +118,41 @@ impl Config {
     /// The file of the store.
     pub fn store_file(&self) -> PathBuf {
         self.state_dir.join("store.redb")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(arguments: &[&str]) -> Result<Config, ConfigError> {
+        let arguments = ["shaper-broker"].iter().chain(arguments);
+        Options::try_parse_from(arguments).expect("clap takes it").check()
+    }
+
+    #[test]
+    fn tcp_without_certificates_is_refused_with_the_remedy_also_on_loopback() {
+        for address in ["tcp://127.0.0.1:0", "tcp://[::1]:7070", "tcp://0.0.0.0:7070"] {
+            let error = check(&["--listen", address]).unwrap_err().to_string();
+            assert!(error.contains("--tls-dir") && error.contains("shaper pki init"), "{error}");
+            let config = check(&["--listen", address, "--tls-dir", "/tls"]).unwrap();
+            assert!(config.tcp.is_some() && config.socket.is_none(), "{config:?}");
+        }
+        let both =
+            check(&["--listen", "tcp://127.0.0.1:1", "--listen", "/b.sock", "--tls-dir", "/tls"]).unwrap();
+        assert!(both.tcp.is_some() && both.socket.is_some(), "{both:?}");
+    }
+
+    #[test]
+    fn what_is_no_address_is_not_listened_on() {
+        for bad in ["tcp://localhost", "tcp://localhost:1", "tcp://127.0.0.1", "tcp://:1"] {
+            let bad = check(&["--listen", bad, "--tls-dir", "/tls"]);
+            assert!(matches!(bad, Err(ConfigError::NotAnAddress(_))), "{bad:?}");
+        }
+        for bad in ["127.0.0.1:7070", "http://127.0.0.1:7070", "relative"] {
+            assert!(matches!(check(&["--listen", bad]), Err(ConfigError::Common(_))), "{bad}");
+        }
+        let twice = check(&["--listen", "/a", "--listen", "/b"]);
+        assert!(matches!(twice, Err(ConfigError::Twice(_))), "{twice:?}");
     }
 }

@@ -15,11 +15,16 @@ use shaper_broker::{
     session::SessionService,
     store::{Store, memory::Memory, redb::Redb},
 };
+use shaper_identity::{
+    Role,
+    serve::{self, Guard, Incoming, Tcp},
+};
 use shaper_proto::{
     FILE_DESCRIPTOR_SET, peer,
     v1::{agent_session_server::AgentSessionServer, broker_server::BrokerServer},
 };
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::StreamExt;
 use tonic::transport::Server;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -67,11 +72,26 @@ fn serve(options: Options) -> Result<(), Error> {
     served
 }
 
-/// Serves the socket until SIGTERM or SIGINT, or until the broker's thread has ended.
+/// Serves the listeners until SIGTERM or SIGINT, or until the broker's thread has ended.
 async fn listen(config: &Config, handle: Handle) -> Result<(), Error> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let (incoming, accept) = peer::incoming(peer::bind(&config.socket, config.socket_gid)?);
+    let mut incoming: Incoming = Box::pin(tokio_stream::empty());
+    let mut helpers = Vec::new();
+    if let Some(socket) = &config.socket {
+        let (local, accept) = serve::local(peer::bind(socket, config.socket_gid)?);
+        incoming = local;
+        helpers.push(accept);
+    }
+    let (access, follower) = serve::follow_access(config.identities.as_deref())?;
+    helpers.extend(follower);
+    if let Some((address, directory)) = &config.tcp {
+        let tcp = Tcp::bind(*address, directory, Role::Broker, access.clone()).await?;
+        tracing::info!(address = %tcp.address()?, "listening for those who have a certificate");
+        let (certified, accept) = tcp.incoming();
+        incoming = Box::pin(incoming.merge(certified));
+        helpers.push(accept);
+    }
     let ticks = tokio::spawn(actor::tick(handle.clone()));
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<BrokerServer<BrokerService>>().await;
@@ -82,8 +102,10 @@ async fn listen(config: &Config, handle: Handle) -> Result<(), Error> {
     let broker = BrokerServer::new(BrokerService::new(handle.clone())).max_decoding_message_size(MAX_MESSAGE);
     let sessions =
         AgentSessionServer::new(SessionService::new(handle.clone())).max_decoding_message_size(MAX_MESSAGE);
-    tracing::info!(socket = %config.socket.display(), "ready");
+    let socket = config.socket.as_ref().map(|socket| socket.display().to_string());
+    tracing::info!(socket, "ready");
     let server = Server::builder()
+        .layer(Guard::new(access))
         .concurrency_limit_per_connection(64)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
@@ -101,9 +123,13 @@ async fn listen(config: &Config, handle: Handle) -> Result<(), Error> {
         () = handle.ended() => Ok(()),
     };
     handle.stop().await;
-    accept.abort();
     ticks.abort();
-    // Whoever comes next makes its own.
-    let _ = fs::remove_file(&config.socket);
+    for helper in helpers {
+        helper.abort();
+    }
+    if let Some(socket) = &config.socket {
+        // Whoever comes next makes its own.
+        let _ = fs::remove_file(socket);
+    }
     served
 }

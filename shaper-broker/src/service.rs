@@ -6,6 +6,10 @@ use shaper_core::{
     id::{InvalidTaskId, TaskId},
     spec::{Credentials, Policy, Priority, TaskSpec},
 };
+use shaper_identity::{
+    access::{Breach, Grant},
+    serve::Asking,
+};
 use shaper_proto::{
     convert::WireError,
     peer::Caller,
@@ -73,12 +77,27 @@ pub(crate) fn invalid(error: WireError) -> Status {
     Status::invalid_argument(error.to_string())
 }
 
-/// Who calls, as the kernel says.
-pub(crate) fn caller<T>(request: &Request<T>) -> Result<Credentials, Status> {
-    match request.extensions().get::<Caller>() {
+/// As which user somebody calls: as the kernel says, or the configuration of identities.
+fn caller<T>(request: &Request<T>) -> Result<Credentials, Status> {
+    let Asking { who, caller, .. } = Asking::of(request)?;
+    match caller {
         Some(Caller { uid, gid, groups }) => Ok(Credentials { uid: *uid, gid: *gid, groups: groups.clone() }),
-        None => Err(Status::unauthenticated("the connection has no peer credentials")),
+        None => Err(Status::permission_denied(format!("{who} is no user, and has no tasks"))),
     }
+}
+
+/// The bounds of a caller who is a submitter.
+fn grant<T>(request: &Request<T>) -> Result<Option<Arc<Grant>>, Status> {
+    Ok(Asking::of(request)?.grant.clone())
+}
+
+fn breach(breach: &Breach) -> Status {
+    Status::permission_denied(breach.to_string())
+}
+
+/// Whether a task, which is of the caller's user, is in a namespace of its identity.
+fn covers(grant: Option<&Arc<Grant>>, task: &Task) -> bool {
+    grant.is_none_or(|grant| grant.covers(&task.spec.namespace).is_ok())
 }
 
 fn task_id(text: &str) -> Result<TaskId, Status> {
@@ -91,9 +110,12 @@ impl Broker for BrokerService {
         &self,
         request: Request<v1::SubmitTaskRequest>,
     ) -> Result<Response<v1::ClusterTask>, Status> {
-        let caller = caller(&request)?;
+        let (caller, grant) = (caller(&request)?, grant(&request)?);
         let spec = request.into_inner().spec.ok_or_else(|| invalid(WireError::Missing("spec")))?;
         let spec = Box::new(TaskSpec::try_from(spec).map_err(invalid)?);
+        if let Some(grant) = grant {
+            grant.permits(&spec).map_err(|error| breach(&error))?;
+        }
         self.task(Event::Submit { caller, spec }).await
     }
 
@@ -101,11 +123,9 @@ impl Broker for BrokerService {
         &self,
         request: Request<v1::GetClusterTaskRequest>,
     ) -> Result<Response<v1::ClusterTask>, Status> {
-        let caller = caller(&request)?;
+        let (caller, grant) = (caller(&request)?, grant(&request)?);
         let id = task_id(&request.get_ref().task_id)?;
-        let task = move |view: &View<'_>| {
-            query::task(view.state, &caller, &id).map(|row| wire::cluster_task(&row.task))
-        };
+        let task = move |view: &View<'_>| own(view, &caller, grant.as_ref(), &id).map(wire::cluster_task);
         Ok(Response::new(self.read(task).await?))
     }
 
@@ -113,9 +133,10 @@ impl Broker for BrokerService {
         &self,
         request: Request<v1::ListClusterTasksRequest>,
     ) -> Result<Response<v1::ListClusterTasksResponse>, Status> {
-        let caller = caller(&request)?;
+        let (caller, grant) = (caller(&request)?, grant(&request)?);
         let list = move |view: &View<'_>| {
-            let tasks = query::tasks(view.state, &caller).map(wire::cluster_task).collect();
+            let tasks = query::tasks(view.state, &caller).filter(|task| covers(grant.as_ref(), task));
+            let tasks = tasks.map(wire::cluster_task).collect();
             Ok(v1::ListClusterTasksResponse { tasks, revision: view.state.revision })
         };
         Ok(Response::new(self.read(list).await?))
@@ -127,24 +148,27 @@ impl Broker for BrokerService {
         &self,
         request: Request<v1::WatchClusterTasksRequest>,
     ) -> Result<Response<Self::WatchClusterTasksStream>, Status> {
-        let caller = caller(&request)?;
+        let (caller, grant) = (caller(&request)?, grant(&request)?);
         let id = match request.get_ref().task_id.as_str() {
             "" => None,
             id => Some(task_id(id)?),
         };
         let begin = {
-            let (caller, id) = (caller.clone(), id.clone());
+            let (caller, grant, id) = (caller.clone(), grant.clone(), id.clone());
             move |view: &View<'_>| {
                 let tasks: Vec<_> = match &id {
-                    Some(id) => vec![Arc::new(query::task(view.state, &caller, id)?.task.clone())],
-                    None => query::tasks(view.state, &caller).map(|task| Arc::new(task.clone())).collect(),
+                    Some(id) => vec![Arc::new(own(view, &caller, grant.as_ref(), id)?.clone())],
+                    None => query::tasks(view.state, &caller)
+                        .filter(|task| covers(grant.as_ref(), task))
+                        .map(|task| Arc::new(task.clone()))
+                        .collect(),
                 };
                 Ok((tasks, view.changes()))
             }
         };
         let (tasks, changes) = self.read(begin).await?;
         let (answers, stream) = mpsc::channel(16);
-        tokio::spawn(watch(caller, id, tasks, changes, answers));
+        tokio::spawn(watch(Watcher { caller, grant, id }, tasks, changes, answers));
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
@@ -152,18 +176,27 @@ impl Broker for BrokerService {
         &self,
         request: Request<v1::CancelClusterTaskRequest>,
     ) -> Result<Response<v1::ClusterTask>, Status> {
-        let caller = caller(&request)?;
+        let (caller, grant) = (caller(&request)?, grant(&request)?);
         let v1::CancelClusterTaskRequest { task_id: id, grace_millis } = request.into_inner();
-        self.task(Event::Cancel { caller, task: task_id(&id)?, grace_millis }).await
+        let task = task_id(&id)?;
+        if grant.is_some() {
+            // What a task is stays as it is: between this and the event nothing changes its namespace.
+            let (caller, task) = (caller.clone(), task.clone());
+            self.read(move |view| own(view, &caller, grant.as_ref(), &task).map(|_| ())).await?;
+        }
+        self.task(Event::Cancel { caller, task, grace_millis }).await
     }
 
     async fn explain_task(
         &self,
         request: Request<v1::ExplainTaskRequest>,
     ) -> Result<Response<v1::ExplainTaskResponse>, Status> {
-        let caller = caller(&request)?;
+        let (caller, grant) = (caller(&request)?, grant(&request)?);
         let id = task_id(&request.get_ref().task_id)?;
-        let explain = move |view: &View<'_>| query::explain(view.state, &caller, &id, view.now);
+        let explain = move |view: &View<'_>| {
+            own(view, &caller, grant.as_ref(), &id)?;
+            query::explain(view.state, &caller, &id, view.now)
+        };
         let decisions = self.read(explain).await?.into_iter().map(Into::into).collect();
         Ok(Response::new(v1::ExplainTaskResponse { decisions }))
     }
@@ -203,8 +236,11 @@ impl Broker for BrokerService {
         &self,
         request: Request<v1::GetProfileRequest>,
     ) -> Result<Response<v1::GetProfileResponse>, Status> {
-        let caller = caller(&request)?;
+        let (caller, grant) = (caller(&request)?, grant(&request)?);
         let v1::GetProfileRequest { name, namespace } = request.into_inner();
+        if let Some(grant) = grant {
+            grant.covers(&namespace).map_err(|error| breach(&error))?;
+        }
         let measured = {
             let name = name.clone();
             self.read(move |view| query::profile(view.state, &caller, &namespace, &name)).await?
@@ -221,10 +257,27 @@ impl Broker for BrokerService {
     }
 }
 
+/// A task that the caller may see, in a namespace of its identity.
+fn own<'a>(
+    view: &View<'a>,
+    caller: &Credentials,
+    grant: Option<&Arc<Grant>>,
+    id: &TaskId,
+) -> Result<&'a Task, Refusal> {
+    let task = &query::task(view.state, caller, id)?.task;
+    if covers(grant, task) { Ok(task) } else { Err(Refusal::NoSuchTask(id.clone())) }
+}
+
+/// Who watches, and which task: any, if none is named.
+struct Watcher {
+    caller: Credentials,
+    grant: Option<Arc<Grant>>,
+    id: Option<TaskId>,
+}
+
 /// Sends the tasks as they are, and then every change that the caller may see.
 async fn watch(
-    caller: Credentials,
-    id: Option<TaskId>,
+    watcher: Watcher,
     tasks: Vec<Arc<Task>>,
     mut changes: broadcast::Receiver<Arc<Task>>,
     answers: mpsc::Sender<Result<v1::ClusterTask, Status>>,
@@ -241,8 +294,9 @@ async fn watch(
         };
         let answer = match change {
             Ok(task) => {
-                let is_wanted = id.as_ref().is_none_or(|id| task.id() == id);
-                if !is_wanted || !query::may_see(&caller, &task.owner) {
+                let is_wanted = watcher.id.as_ref().is_none_or(|id| task.id() == id);
+                let is_theirs = query::may_see(&watcher.caller, &task.owner);
+                if !is_wanted || !is_theirs || !covers(watcher.grant.as_ref(), &task) {
                     continue;
                 }
                 Ok(wire::cluster_task(&task))

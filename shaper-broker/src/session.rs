@@ -2,6 +2,7 @@
 
 use std::{pin::Pin, time::Duration};
 
+use shaper_identity::serve::Asking;
 use shaper_proto::v1::{self, agent_session_server::AgentSession};
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
@@ -37,8 +38,8 @@ impl AgentSession for SessionService {
         &self,
         request: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
-        let caller = service::caller(&request)?;
-        if caller.uid != 0 {
+        let Asking { caller, node, .. } = Asking::of(&request)?.clone();
+        if node.is_none() && !caller.is_some_and(|caller| caller.is_operator()) {
             return Err(Status::permission_denied("only an agent that runs as uid 0 gets a session"));
         }
         let mut messages = request.into_inner();
@@ -50,6 +51,12 @@ impl AgentSession for SessionService {
         };
         let hello = Box::new(wire::hello(hello).map_err(service::invalid)?);
         let name = hello.node.clone();
+        if let Some(certified) = node.filter(|certified| *certified != name) {
+            return Err(Status::permission_denied(format!(
+                "the certificate is of node `{certified}`, and the agent says that it is node `{name}`: start it with \
+                 --node {certified}, or with the certificate of node `{name}`"
+            )));
+        }
         let (outbox, outgoing) = mpsc::channel(OUTBOX);
         // Weak, so that the stream ends when the broker lets go of it.
         let weak = outbox.downgrade();

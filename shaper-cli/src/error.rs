@@ -4,6 +4,7 @@
 use std::{io, path::PathBuf};
 
 use shaper_core::{document::DocumentError, id::TaskId};
+use shaper_identity::{name::InvalidIdentity, pki::PkiError};
 
 use crate::{
     client::{CallError, ConnectError},
@@ -19,6 +20,12 @@ pub(crate) enum Error {
     /// It was not done what was asked for.
     #[error(transparent)]
     Call(#[from] CallError),
+    /// There is no certificate.
+    #[error(transparent)]
+    Pki(Box<PkiError>),
+    /// A name that nobody can have.
+    #[error(transparent)]
+    Identity(#[from] InvalidIdentity),
     /// `--user` names nobody.
     #[error(transparent)]
     User(#[from] UserError),

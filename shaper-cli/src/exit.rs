@@ -51,7 +51,9 @@ fn code(error: &Error) -> u8 {
     match error {
         Error::Output(source) if source.kind() == io::ErrorKind::BrokenPipe => BROKEN_PIPE,
         Error::Call(CallError { failure: Failure::Answered { code, .. }, .. }) => code_of_status(*code),
-        Error::Connect(ConnectError::Denied { .. })
+        Error::Connect(
+            ConnectError::Denied { .. } | ConnectError::NoCertificate(_) | ConnectError::Certificate(_),
+        )
         | Error::Document(_)
         | Error::Read { .. }
         | Error::NoCommand(_)
@@ -60,6 +62,8 @@ fn code(error: &Error) -> u8 {
         | Error::NoLog { .. }
         | Error::LogElsewhere { .. }
         | Error::User(_)
+        | Error::Pki(_)
+        | Error::Identity(_)
         | Error::Environment(_)
         | Error::NotUtf8(_) => REFUSED,
         Error::Connect(_)

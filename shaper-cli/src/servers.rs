@@ -1,11 +1,9 @@
 //! Whom to ask: the agent of this node, or the broker of its cluster.
 
-use std::{
-    path::{Path, PathBuf},
-    str::FromStr,
-};
+use std::{path::PathBuf, str::FromStr};
 
 use shaper_core::id::TaskId;
+use shaper_identity::address::{Address, InvalidAddress};
 use tonic::Code;
 
 use crate::{
@@ -24,26 +22,15 @@ const BROKER: &str = "/run/shaper/broker.sock";
 pub(crate) enum BrokerAddress {
     /// There is none.
     Nowhere,
-    /// At this socket.
-    Socket(PathBuf),
+    /// There.
+    At(Address),
 }
 
-/// Why an address was refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not the address of a Unix socket: write its path, or unix:PATH")]
-pub(crate) struct NotASocket(String);
-
 impl FromStr for BrokerAddress {
-    type Err = NotASocket;
+    type Err = InvalidAddress;
 
-    fn from_str(text: &str) -> Result<BrokerAddress, NotASocket> {
-        let path = text.strip_prefix("unix://").or_else(|| text.strip_prefix("unix:")).unwrap_or(text);
-        let has_scheme = path.contains("://") || (path.contains(':') && !path.contains('/'));
-        match path {
-            "" if text.is_empty() => Ok(BrokerAddress::Nowhere),
-            path if path.is_empty() || has_scheme => Err(NotASocket(text.to_owned())),
-            path => Ok(BrokerAddress::Socket(path.into())),
-        }
+    fn from_str(text: &str) -> Result<BrokerAddress, InvalidAddress> {
+        if text.is_empty() { Ok(BrokerAddress::Nowhere) } else { text.parse().map(BrokerAddress::At) }
     }
 }
 
@@ -51,7 +38,9 @@ impl FromStr for BrokerAddress {
 pub(crate) struct Servers {
     agent: PathBuf,
     /// The broker that answers for tasks, where there is one.
-    broker: Option<PathBuf>,
+    broker: Option<Address>,
+    /// Our certificate, for a broker over TCP.
+    tls_dir: Option<PathBuf>,
 }
 
 /// A task, and who knows it.
@@ -64,13 +53,19 @@ pub(crate) enum Found {
 
 impl Servers {
     /// A broker at the usual place counts only for those who named neither a broker nor an agent.
-    pub(crate) fn new(agent: Option<PathBuf>, broker: Option<BrokerAddress>) -> Servers {
+    pub(crate) fn new(
+        agent: Option<PathBuf>,
+        broker: Option<BrokerAddress>,
+        tls_dir: Option<PathBuf>,
+    ) -> Servers {
         let broker = match broker {
-            Some(BrokerAddress::Socket(path)) => Some(path),
+            Some(BrokerAddress::At(address)) => Some(address),
             Some(BrokerAddress::Nowhere) => None,
-            None => Some(PathBuf::from(BROKER)).filter(|path| agent.is_none() && path.exists()),
+            None => Some(PathBuf::from(BROKER))
+                .filter(|path| agent.is_none() && path.exists())
+                .map(Address::Socket),
         };
-        Servers { agent: agent.unwrap_or_else(|| AGENT.into()), broker }
+        Servers { agent: agent.unwrap_or_else(|| AGENT.into()), broker, tls_dir }
     }
 
     /// The agent of this node.
@@ -80,13 +75,16 @@ impl Servers {
 
     /// The broker, for what only a broker can do.
     pub(crate) async fn broker(&self) -> Result<Broker, ConnectError> {
-        Broker::connect(self.broker.as_deref().unwrap_or(Path::new(BROKER))).await
+        match self.broker_if_any().await? {
+            Some(broker) => Ok(broker),
+            None => Broker::connect(&Address::Socket(BROKER.into()), None).await,
+        }
     }
 
     /// The broker, where there is one.
     pub(crate) async fn broker_if_any(&self) -> Result<Option<Broker>, ConnectError> {
         match &self.broker {
-            Some(socket) => Broker::connect(socket).await.map(Some),
+            Some(address) => Broker::connect(address, self.tls_dir.as_deref()).await.map(Some),
             None => Ok(None),
         }
     }
@@ -110,13 +108,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_broker_is_a_socket_or_none() {
-        let at = |path: &str| Ok(BrokerAddress::Socket(path.into()));
+    fn a_broker_is_an_address_or_none() {
+        let at = |path: &str| Ok(BrokerAddress::At(Address::Socket(path.into())));
         assert_eq!("/run/b.sock".parse(), at("/run/b.sock"));
         assert_eq!("unix:/run/b.sock".parse(), at("/run/b.sock"));
         assert_eq!("unix:///run/b.sock".parse(), at("/run/b.sock"));
         assert_eq!("b.sock".parse(), at("b.sock"));
         assert_eq!("".parse(), Ok(BrokerAddress::Nowhere));
+        assert_eq!("https://b:1".parse(), Ok(BrokerAddress::At(Address::Tls("b:1".into()))));
         for bad in ["unix:", "http://localhost:80", "localhost:7070"] {
             assert!(bad.parse::<BrokerAddress>().is_err(), "{bad}");
         }
@@ -124,11 +123,12 @@ mod tests {
 
     #[test]
     fn who_names_an_agent_or_no_broker_means_it() {
-        let named = Servers::new(Some("/a.sock".into()), None);
+        let named = Servers::new(Some("/a.sock".into()), None, None);
         assert_eq!((named.agent, named.broker), ("/a.sock".into(), None));
-        let none = Servers::new(None, Some(BrokerAddress::Nowhere));
+        let none = Servers::new(None, Some(BrokerAddress::Nowhere), None);
         assert_eq!((none.agent, none.broker), (AGENT.into(), None));
-        let both = Servers::new(Some("/a.sock".into()), Some(BrokerAddress::Socket("/b.sock".into())));
-        assert_eq!(both.broker, Some("/b.sock".into()));
+        let socket = Address::Socket("/b.sock".into());
+        let both = Servers::new(Some("/a.sock".into()), Some(BrokerAddress::At(socket.clone())), None);
+        assert_eq!(both.broker, Some(socket));
     }
 }

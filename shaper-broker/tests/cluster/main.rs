@@ -295,7 +295,7 @@ async fn one_broker_one_state_and_no_tcp() {
     let tcp =
         Command::new(env!("CARGO_BIN_EXE_shaper-broker")).args(["--listen", "127.0.0.1:1"]).output().unwrap();
     let text = String::from_utf8_lossy(&tcp.stderr).into_owned();
-    assert!(!tcp.status.success() && text.contains("only a Unix socket is served"), "{text}");
+    assert!(!tcp.status.success() && text.contains("is not the path of a Unix socket"), "{text}");
     assert!(broker.terminate().success(), "SIGTERM is a clean end");
     assert!(!broker.socket().exists());
     broker.start_again(&[]);

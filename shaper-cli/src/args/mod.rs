@@ -1,6 +1,7 @@
 //! The command line: what can be said, and its help.
 
 mod cluster;
+mod pki;
 mod top;
 
 use std::{path::PathBuf, str::FromStr};
@@ -14,6 +15,7 @@ use shaper_core::{
 
 pub(crate) use self::{
     cluster::{Apply, Explain, GetNodes, GetPolicies, Profile, Submit},
+    pki::{Pki, PkiCommand, PkiInit, PkiIssue, PkiRotate, PkiShow, Validity},
     top::{SortKey, Top},
 };
 use crate::{servers::BrokerAddress, time::Span, users::UserSpec};
@@ -78,9 +80,13 @@ pub(crate) struct Args {
     #[arg(long, global = true, value_name = "PATH", env = "SHAPER_SOCKET", hide_env_values = true)]
     pub(crate) socket: Option<PathBuf>,
 
-    /// Socket of the broker; empty for none [default: /run/shaper/broker.sock, where it exists]
-    #[arg(long, global = true, value_name = "PATH", env = "SHAPER_BROKER", hide_env_values = true)]
+    /// Socket of the broker, or https://HOST:PORT; empty for none [default: /run/shaper/broker.sock, where it exists]
+    #[arg(long, global = true, value_name = "ADDRESS", env = "SHAPER_BROKER", hide_env_values = true)]
     pub(crate) broker: Option<BrokerAddress>,
+
+    /// Directory with your certificate, for a broker at https://HOST:PORT (see `shaper pki`)
+    #[arg(long, global = true, value_name = "DIR", env = "SHAPER_TLS_DIR", hide_env_values = true)]
+    pub(crate) tls_dir: Option<PathBuf>,
 
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -121,6 +127,8 @@ pub(crate) enum Command {
     Ledger(Ledger),
     /// Show what this node offers, and what degrades
     Doctor(Doctor),
+    /// Make and replace the certificates by which broker, nodes and people know each other over TCP
+    Pki(Pki),
 }
 
 /// The limits that a command line names.

@@ -6,6 +6,7 @@ use shaper_core::{
     id::TaskId,
     spec::{Decision, Policy, TaskSpec},
 };
+use shaper_identity::address::Address;
 use shaper_proto::v1::{self, broker_client::BrokerClient};
 use tonic::{Code, Streaming, transport::Channel};
 
@@ -19,8 +20,16 @@ pub(crate) struct Broker {
 }
 
 impl Broker {
-    pub(crate) async fn connect(socket: &Path) -> Result<Broker, ConnectError> {
-        Ok(Broker { link: Link::connect(Peer::Broker, socket).await? })
+    /// `tls_dir` is our certificate, for one over TCP.
+    pub(crate) async fn connect(address: &Address, tls_dir: Option<&Path>) -> Result<Broker, ConnectError> {
+        let link = match address {
+            Address::Socket(socket) => Link::connect(Peer::Broker, socket).await?,
+            Address::Tls(at) => {
+                let directory = tls_dir.ok_or_else(|| ConnectError::NoCertificate(address.to_string()))?;
+                Link::connect_with_certificate(Peer::Broker, at, directory).await?
+            }
+        };
+        Ok(Broker { link })
     }
 
     fn broker(&self) -> BrokerClient<Channel> {

@@ -21,6 +21,10 @@ use std::{
 };
 
 use hyper_util::rt::TokioIo;
+use shaper_identity::{
+    Role,
+    tls::{self, Material, TlsError},
+};
 use shaper_proto::convert::WireError;
 use tokio::net::UnixStream;
 use tonic::{
@@ -95,6 +99,15 @@ pub(crate) enum ConnectError {
         /// How to get access.
         remedy: String,
     },
+    /// Nobody would know who we are.
+    #[error(
+        "the broker at `{0}` knows people by their certificates: name the directory of yours with --tls-dir or \
+         SHAPER_TLS_DIR; an operator makes one with `shaper pki issue`"
+    )]
+    NoCertificate(String),
+    /// One that does not do.
+    #[error(transparent)]
+    Certificate(Box<TlsError>),
     /// Anything else.
     #[error("cannot connect to the {peer} at `{}`: {reason}", .socket.display())]
     Failed {
@@ -260,6 +273,32 @@ impl Link {
             .connect_with_connector(connector)
             .await
             .map_err(|error| ConnectError::new(peer, socket, &error))?;
+        Ok(Link { peer, channel, away: Arc::default() })
+    }
+
+    /// Over TCP, to a server that has a certificate of that role and of our authority.
+    async fn connect_with_certificate(
+        peer: Peer,
+        address: &str,
+        directory: &Path,
+    ) -> Result<Link, ConnectError> {
+        let certificate = |error| ConnectError::Certificate(Box::new(error));
+        let roles = match peer {
+            Peer::Agent => &[Role::Node],
+            Peer::Broker => &[Role::Broker],
+        };
+        let config =
+            Material::load(directory).and_then(|material| material.client(roles)).map_err(certificate)?;
+        let at = address.to_owned();
+        let connector = tower::service_fn(move |_| {
+            let (at, config) = (at.clone(), Arc::clone(&config));
+            async move { tls::connect(&at, config).await }
+        });
+        let channel = Endpoint::from_static("http://shaper")
+            .connect_timeout(Duration::from_secs(10))
+            .connect_with_connector(connector)
+            .await
+            .map_err(|error| ConnectError::new(peer, Path::new(&format!("https://{address}")), &error))?;
         Ok(Link { peer, channel, away: Arc::default() })
     }
 

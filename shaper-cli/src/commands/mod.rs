@@ -10,6 +10,7 @@ mod explain;
 mod get;
 mod ledger;
 mod logs;
+mod pki;
 mod profile;
 mod release;
 pub(crate) mod run;
@@ -31,8 +32,8 @@ use crate::{
 
 /// Does what the command line says.
 pub(crate) async fn execute(args: Args) -> Result<ExitCode, Error> {
-    let Args { socket, broker, command } = args;
-    let servers = Servers::new(socket, broker);
+    let Args { socket, broker, tls_dir, command } = args;
+    let servers = Servers::new(socket, broker, tls_dir);
     match command {
         Command::Run(args) => return run::run(&servers, args).await,
         Command::Submit(args) => return submit::submit(&servers, args).await,
@@ -51,6 +52,7 @@ pub(crate) async fn execute(args: Args) -> Result<ExitCode, Error> {
         Command::Release(args) => release::release(&servers.agent().await?, &args).await?,
         Command::Apply(args) => apply::apply(&servers, &args).await?,
         Command::Profile(args) => profile::profile(&servers.broker().await?, &args).await?,
+        Command::Pki(args) => pki::pki(args.command)?,
         Command::Doctor(args) => doctor::doctor(&servers.agent().await?, &args).await?,
     }
     Ok(ExitCode::SUCCESS)

@@ -7,5 +7,6 @@ mod cluster;
 mod documents;
 mod fake;
 mod host;
+mod pki;
 mod terminal;
 mod top;

@@ -1,0 +1,147 @@
+//! A connection of somebody who is known, for as long as they are believed.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use shaper_proto::peer::{Caller, PeerStream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    sync::{OwnedSemaphorePermit, watch},
+};
+use tokio_rustls::server::TlsStream;
+use tonic::transport::server::Connected;
+
+use crate::{access::Access, name::Holder, tls::now};
+
+/// Clocks are set: what ends later is looked at again by then.
+const LONGEST_LOOK: u64 = 60;
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+pub enum Peer {
+    /// As the kernel says.
+    Local(Caller),
+    /// As a certificate says.
+    Certified(Arc<Holder>),
+}
+
+/// A connection, on whichever listener.
+pub enum Connection {
+    /// On a Unix socket.
+    Local(PeerStream),
+    /// Over TCP.
+    Certified(Box<Certified>),
+}
+
+/// A connection of the holder of a certificate. It breaks off, and with it every call and stream, when the certificate
+/// expires or is revoked.
+pub struct Certified {
+    stream: TlsStream<TcpStream>,
+    holder: Arc<Holder>,
+    /// `None`: not believed any more.
+    distrusted: Option<Pin<Box<dyn Future<Output = &'static str> + Send>>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+async fn distrusted(holder: Arc<Holder>, mut access: watch::Receiver<Arc<Access>>) -> &'static str {
+    loop {
+        let now = now();
+        if let Some(why) = access.borrow_and_update().distrust(&holder, now) {
+            return why;
+        }
+        let left = u64::try_from(holder.not_after - now).unwrap_or_default().clamp(1, LONGEST_LOOK);
+        // An end of the configuration's follower changes nothing: what it read last holds.
+        let _ = tokio::time::timeout(Duration::from_secs(left), async {
+            if access.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        })
+        .await;
+    }
+}
+
+impl Certified {
+    pub(super) fn new(
+        stream: TlsStream<TcpStream>,
+        holder: Arc<Holder>,
+        access: watch::Receiver<Arc<Access>>,
+        permit: OwnedSemaphorePermit,
+    ) -> Certified {
+        let distrusted = Some(Box::pin(distrusted(Arc::clone(&holder), access)) as Pin<Box<_>>);
+        Certified { stream, holder, distrusted, _permit: permit }
+    }
+
+    /// Fails once the other end is not believed any more. Polled at each read, which a server always waits for.
+    fn poll_trust(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        let Some(distrusted) = &mut self.distrusted else {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        };
+        match distrusted.as_mut().poll(context) {
+            Poll::Pending => Ok(()),
+            Poll::Ready(reason) => {
+                let who = &self.holder.identity;
+                tracing::warn!(target: "audit", %who, reason, "broke off a connection");
+                self.distrusted = None;
+                Err(io::Error::new(io::ErrorKind::ConnectionAborted, reason))
+            }
+        }
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        match self {
+            Connection::Local(stream) => Peer::Local(stream.connect_info()),
+            Connection::Certified(certified) => Peer::Certified(Arc::clone(&certified.holder)),
+        }
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Connection::Local(stream) => Pin::new(stream).poll_read(context, buffer),
+            Connection::Certified(certified) => {
+                if let Err(error) = certified.poll_trust(context) {
+                    return Poll::Ready(Err(error));
+                }
+                Pin::new(&mut certified.stream).poll_read(context, buffer)
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Connection::Local(stream) => Pin::new(stream).poll_write(context, data),
+            Connection::Certified(certified) => Pin::new(&mut certified.stream).poll_write(context, data),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Connection::Local(stream) => Pin::new(stream).poll_flush(context),
+            Connection::Certified(certified) => Pin::new(&mut certified.stream).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Connection::Local(stream) => Pin::new(stream).poll_shutdown(context),
+            Connection::Certified(certified) => Pin::new(&mut certified.stream).poll_shutdown(context),
+        }
+    }
+}
