@@ -37,10 +37,23 @@ const ARROWS: &[Arrows] = &[
     Arrows { package: "shaper-common", ours: &[], others: Others::None },
     Arrows { package: "shaper-core", ours: &[], others: KERNEL },
     Arrows { package: "shaper-proto", ours: &["shaper-core"], others: KERNEL },
+    Arrows { package: "shaper-identity", ours: &["shaper-core", "shaper-proto"], others: KERNEL },
     Arrows { package: "shaper-ebpf", ours: &["shaper-common"], others: ANY },
-    Arrows { package: "shaper-agent", ours: &["shaper-core", "shaper-common", "shaper-proto"], others: ANY },
-    Arrows { package: "shaper-broker", ours: &["shaper-core", "shaper-proto"], others: KERNEL },
-    Arrows { package: "shaper-cli", ours: &["shaper-core", "shaper-proto"], others: KERNEL },
+    Arrows {
+        package: "shaper-agent",
+        ours: &["shaper-core", "shaper-common", "shaper-identity", "shaper-proto"],
+        others: ANY,
+    },
+    Arrows {
+        package: "shaper-broker",
+        ours: &["shaper-core", "shaper-identity", "shaper-proto"],
+        others: KERNEL,
+    },
+    Arrows {
+        package: "shaper-cli",
+        ours: &["shaper-core", "shaper-identity", "shaper-proto"],
+        others: KERNEL,
+    },
     Arrows {
         package: "shaper-tests",
         ours: &[

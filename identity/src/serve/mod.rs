@@ -95,10 +95,11 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
+/// Who is granted what, as it was read last.
+pub type Granted = watch::Receiver<Arc<Access>>;
+
 /// The configuration of identities, read again when it changes. Without a file nobody is granted anything.
-pub fn follow_access(
-    path: Option<&Path>,
-) -> Result<(watch::Receiver<Arc<Access>>, Option<JoinHandle<()>>), AccessError> {
+pub fn follow_access(path: Option<&Path>) -> Result<(Granted, Option<JoinHandle<()>>), AccessError> {
     let Some(path) = path.map(Path::to_owned) else {
         return Ok((watch::channel(Arc::default()).1, None));
     };
