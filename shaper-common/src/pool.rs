@@ -158,11 +158,9 @@ pub const fn judge(
         }
         _ if !shows_something => None,
         Claim::Settled(_) if grant < terms.ceiling && sent >= allowed - allowed / 16 => Some(Claim::Open),
-        _ if grant >= terms.ceiling && sent + BURST >= allowed - allowed / 16 => {
-            Some(Claim::Settled(terms.ceiling))
-        }
-        Claim::Settled(before) => Some(Claim::Settled((3 * before + used) / 4)),
-        Claim::Open => Some(Claim::Settled(used)),
+        // Of the whole in the long run: what was sent at once is in one of these times or the next.
+        Claim::Settled(before) => Some(Claim::Settled(lower((3 * before + used) / 4, terms.ceiling))),
+        Claim::Open => Some(Claim::Settled(lower(used, terms.ceiling))),
     }
 }
 
@@ -209,6 +207,11 @@ pub const fn trim(before: u64, capacity: u64, sent: u64, elapsed_ns: u64, was_wa
     } else {
         trim
     }
+}
+
+#[inline(always)]
+const fn lower(one: u64, other: u64) -> u64 {
+    if one < other { one } else { other }
 }
 
 #[inline(always)]
