@@ -150,7 +150,9 @@ pub const fn judge(
     let used = rate(sent, elapsed_ns);
     match before {
         Claim::Open if grant < terms.ceiling => {
-            if sent + BURST < allowed - allowed / 8 {
+            // Several connections may send nothing for a while, by accident.
+            let by_accident = if is_long { BURST } else { 4 * BURST };
+            if sent + by_accident < allowed - allowed / 8 {
                 Some(Claim::Settled(used))
             } else if is_long {
                 Some(Claim::Open)
@@ -513,7 +515,7 @@ mod tests {
         ];
         run(&mut pool, &mut tasks, 0, 11 * SECOND);
         let got = run(&mut pool, &mut tasks, 11 * SECOND, 13 * SECOND);
-        assert_near(&got, &[1_000_000, 7_000_000, 2_000_000], 3);
+        assert_near(&got, &[1_000_000, 7_000_000, 2_000_000], 4);
         // It grows, and nobody is in its way for longer than a few windows.
         tasks[0].demand = GREEDY;
         run(&mut pool, &mut tasks, 0, 13 * SECOND + SECOND / 5);
