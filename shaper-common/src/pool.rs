@@ -50,6 +50,8 @@ pub const RATE_MAX: u64 = crate::pace::RATE_MAX;
 const BURST: u64 = 65_536;
 /// What a task is granted at least, bytes a second: less would stall its connections.
 pub const GRANT_MIN: u64 = crate::pace::SHARE_MIN;
+/// A full frame, bytes: of little that is sent the last one is much.
+const FRAME: u64 = 1514;
 /// A task is looked at for so many windows at most before it is said what it wants.
 const LONG: u64 = 32;
 /// A longer time without a look at an allowance counts as this, ns.
@@ -148,7 +150,9 @@ pub const fn judge(
     let used = rate(sent, elapsed_ns);
     match before {
         Claim::Open if grant < terms.ceiling => {
-            if sent + BURST < allowed - allowed / 8 {
+            // Several connections may send nothing for a while, by accident.
+            let by_accident = if is_long { BURST } else { 4 * BURST };
+            if sent + by_accident < allowed - allowed / 8 {
                 Some(Claim::Settled(used))
             } else if is_long {
                 Some(Claim::Open)
@@ -157,12 +161,12 @@ pub const fn judge(
             }
         }
         _ if !shows_something => None,
-        Claim::Settled(_) if grant < terms.ceiling && sent >= allowed - allowed / 16 => Some(Claim::Open),
-        _ if grant >= terms.ceiling && sent + BURST >= allowed - allowed / 16 => {
-            Some(Claim::Settled(terms.ceiling))
+        Claim::Settled(_) if grant < terms.ceiling && sent + FRAME >= allowed - allowed / 16 => {
+            Some(Claim::Open)
         }
-        Claim::Settled(before) => Some(Claim::Settled((3 * before + used) / 4)),
-        Claim::Open => Some(Claim::Settled(used)),
+        // Of the whole in the long run: what was sent at once is in one of these times or the next.
+        Claim::Settled(before) => Some(Claim::Settled(lower((3 * before + used) / 4, terms.ceiling))),
+        Claim::Open => Some(Claim::Settled(lower(used, terms.ceiling))),
     }
 }
 
@@ -209,6 +213,11 @@ pub const fn trim(before: u64, capacity: u64, sent: u64, elapsed_ns: u64, was_wa
     } else {
         trim
     }
+}
+
+#[inline(always)]
+const fn lower(one: u64, other: u64) -> u64 {
+    if one < other { one } else { other }
 }
 
 #[inline(always)]
@@ -407,7 +416,7 @@ mod tests {
             // As irregular as can be on the whole of it.
             dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let missing =
-                (task.piece as f64 - task.credit) * (0.5 + (dice >> 33) as f64 / f64::from(1 << 31));
+                (task.piece as f64 - task.credit) * (0.5 + (dice >> 32) as f64 / f64::from(u32::MAX));
             let missing = missing.max(task.piece as f64 / 4.0);
             task.next = now + ((missing * SECOND as f64 / rate as f64) as u64 + 1).min(SECOND / 50);
         }
@@ -491,7 +500,7 @@ mod tests {
                     assert!(got.abs_diff(*expected) <= most, "{count}, {index}: {got}, not {expected}");
                 }
                 let sum: u64 = got.iter().sum();
-                assert!(sum * 100 >= capacity * 96 && sum * 100 <= capacity * 103, "{count}: {sum}");
+                assert!(sum * 100 >= capacity * 97 && sum * 100 <= capacity * 103, "{count}: {sum}");
             }
         }
     }
@@ -506,7 +515,7 @@ mod tests {
         ];
         run(&mut pool, &mut tasks, 0, 11 * SECOND);
         let got = run(&mut pool, &mut tasks, 11 * SECOND, 13 * SECOND);
-        assert_near(&got, &[1_000_000, 7_000_000, 2_000_000], 3);
+        assert_near(&got, &[1_000_000, 7_000_000, 2_000_000], 4);
         // It grows, and nobody is in its way for longer than a few windows.
         tasks[0].demand = GREEDY;
         run(&mut pool, &mut tasks, 0, 13 * SECOND + SECOND / 5);
@@ -566,7 +575,9 @@ mod tests {
                 let granted = task.terms.guarantee as f64 + f64::from(task.terms.weight) * level;
                 (0.75..1.25).contains(&(task.demand.min(task.terms.ceiling) as f64 / granted))
             };
-            let undecided = if tasks.iter().any(is_undecided) { capacity / 20 } else { 0 };
+            let wanted: u64 = tasks.iter().map(|task| task.demand.min(task.terms.ceiling)).sum();
+            let is_nearly_full = wanted * 100 > capacity * 85 && wanted * 100 < capacity * 115;
+            let undecided = if is_nearly_full || tasks.iter().any(is_undecided) { capacity / 20 } else { 0 };
             for (index, (got, expected)) in got.iter().zip(&expected).enumerate() {
                 // Three in a hundred, and what the trim has of the capacity where little of it is left to divide.
                 prop_assert!(
