@@ -166,7 +166,7 @@ impl Machine<'_> {
         let mut command = Command::new("qemu-system-x86_64");
         command
             // The binaries with their symbols are a third of it, twice while they are unpacked.
-            .args(["-m", "1536M", "-smp", "2", "-no-reboot", "-nic", "none"])
+            .args(["-m", "2560M", "-smp", "2", "-no-reboot", "-nic", "none"])
             // As -nographic, less the firmware's output.
             .args(["-display", "none", "-monitor", "none", "-serial", "stdio"])
             .args(self.accel.arguments())
