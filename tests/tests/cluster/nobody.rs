@@ -91,7 +91,10 @@ fn nobody_submits_as_nobody_sees_no_other_tasks_sets_no_policy_and_is_no_agent()
     let answer = nobody.call_with(&["submit", "-"], of_root.as_bytes());
     assert!(answer.code == 2 && answer.stderr.contains("taken by a task of another user"), "{answer:?}");
     let answer = nobody.call_with(&["apply", "-f", "-"], b"{policy_name: p, priority: high}");
-    assert!(answer.code == 2 && answer.stderr.contains("may not call /shaper.v1.Broker/ApplyPolicy"), "{answer:?}");
+    assert!(
+        answer.code == 2 && answer.stderr.contains("may not call /shaper.v1.Broker/ApplyPolicy"),
+        "{answer:?}"
+    );
     assert_eq!(root.ok(&["get", "policies", "--output", "json"]).trim(), "[]");
 
     let status = attach_as(NOBODY, &broker.socket()).unwrap_err();
