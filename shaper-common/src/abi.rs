@@ -325,7 +325,7 @@ pub struct Clock {
 pub struct Pool {
     /// Bytes a second. Written by the agent.
     pub capacity: u64,
-    /// The window of the claims that were cleared last, less [`crate::pool::WINDOWS`].
+    /// The last window that has begun: the claims of those after it are cleared.
     pub window: u64,
     /// [`crate::pool::trim`].
     pub trim: u64,

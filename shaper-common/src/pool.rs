@@ -32,7 +32,7 @@ const AHEAD_MAX: u64 = WINDOWS - 2;
 /// Who was silent for so many windows is taken for somebody new, who wants everything.
 pub const STRANGER: u64 = 64;
 
-/// A trim of one, and of the share of a weight at a level.
+/// A trim of one.
 pub const TRIM_ONE: u64 = 1 << 16;
 /// The trim is looked at again after so long, ns.
 pub const TRIM_NS: u64 = 1 << 29;
@@ -181,7 +181,7 @@ pub const fn rate(bytes: u64, elapsed_ns: u64) -> u64 {
 #[inline(always)]
 pub const fn allowance(rate: u64, elapsed_ns: u64) -> u64 {
     let elapsed = if elapsed_ns > ELAPSED_MAX_NS { ELAPSED_MAX_NS } else { elapsed_ns };
-    // In units of 2¹⁰ ns: 976,562.5 a second.
+    // In units of 2⁹ ns, of which a second has 1,953,125.
     rate * (elapsed >> 9) / 1_953_125
 }
 
