@@ -7,7 +7,7 @@ use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
@@ -23,6 +23,7 @@ use shaper_proto::v1::{
     self, agent_message, agent_session_client::AgentSessionClient, broker_client::BrokerClient,
 };
 use tempfile::TempDir;
+use tokio::sync::watch;
 use tonic::{
     Code, Request, Status,
     transport::{Channel, Endpoint},
@@ -37,7 +38,7 @@ struct Broker {
     authority: Authority,
     child: Child,
     address: String,
-    log: Arc<Mutex<String>>,
+    log: watch::Receiver<String>,
 }
 
 impl Drop for Broker {
@@ -85,13 +86,13 @@ impl Broker {
                 break;
             }
         }
-        let log = Arc::new(Mutex::new(String::new()));
-        let kept = Arc::clone(&log);
+        let (kept, log) = watch::channel(String::new());
         std::thread::spawn(move || {
             for line in lines {
-                let mut log = kept.lock().unwrap();
-                log.push_str(&line);
-                log.push('\n');
+                kept.send_modify(|log| {
+                    log.push_str(&line);
+                    log.push('\n');
+                });
             }
         });
         let address = address.expect("the broker says where it listens");
@@ -133,17 +134,10 @@ impl Broker {
 
     /// Waits for a line of the log.
     async fn says(&self, wanted: &[&str]) {
-        let said = || {
-            let log = self.log.lock().unwrap();
-            log.lines().any(|line| wanted.iter().all(|wanted| line.contains(wanted)))
-        };
-        let waited = tokio::time::timeout(PATIENCE, async {
-            while !said() {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        });
-        let log = || self.log.lock().unwrap().clone();
-        waited.await.unwrap_or_else(|_| panic!("no line has {wanted:?}:\n{}", log()));
+        let said = |log: &String| log.lines().any(|line| wanted.iter().all(|wanted| line.contains(wanted)));
+        let mut log = self.log.clone();
+        let is_said = tokio::time::timeout(PATIENCE, log.wait_for(said)).await.is_ok_and(|said| said.is_ok());
+        assert!(is_said, "no line has {wanted:?}:\n{}", *self.log.borrow());
     }
 }
 

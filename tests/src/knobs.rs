@@ -2,10 +2,24 @@
 
 use shaper_agent::{
     actuate::{self, ActuateError, Change, Knob, Lasts, Pacing, Target, Value, Values, Wish},
-    kernel::bpf::BpfError,
+    kernel::{bpf::BpfError, cgroup::Cgroup},
 };
 use shaper_common::{abi::Pace, pool::Terms};
 use shaper_core::{id::BlockDevice, units::BitsPerSec};
+
+/// Where the limits of a task are that has this cgroup, no group of v1, no socket and no other manager.
+pub fn target(cgroup: Cgroup) -> Target {
+    Target {
+        cgroup,
+        v1_cpu: None,
+        v1_memory: None,
+        v1_io: None,
+        manager: None,
+        slot: 0,
+        has_sockets: false,
+        shares_network: false,
+    }
+}
 
 /// For tasks whose sockets nobody asks about.
 pub struct NoPacing;

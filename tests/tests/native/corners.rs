@@ -25,7 +25,7 @@ use shaper_tests::{
     agent::{Agent, Options},
     assert_close,
     cgroup::{TestCgroup, cpu_group, cpu_time, mounts, read, unique_name, write},
-    knobs::{NoPacing, grant},
+    knobs::{self, NoPacing, grant},
     process::{Process, pin, spawn_as},
     shaper::in_force,
     time::eventually,
@@ -65,16 +65,8 @@ impl V1Groups {
         let hierarchies = Hierarchies::detect().expect("/proc is mounted").expect("cgroup v2 is mounted");
         let (_, mount) = hierarchies.v1.iter().find(|(name, _)| name == "cpu").expect("it is there");
         let path = self.0[1].strip_prefix(mount).expect("it is below its mount");
-        Target {
-            cgroup: Cgroup::open(&hierarchies.v2, cgroup.path()).expect("it was just made"),
-            v1_cpu: Some(V1Group::at(mount, "cpu", path)),
-            v1_memory: None,
-            v1_io: None,
-            manager: None,
-            slot: 0,
-            has_sockets: false,
-            shares_network: false,
-        }
+        let cgroup = Cgroup::open(&hierarchies.v2, cgroup.path()).expect("it was just made");
+        Target { v1_cpu: Some(V1Group::at(mount, "cpu", path)), ..knobs::target(cgroup) }
     }
 
     fn set(group: &Path, [quota, period, burst]: [&str; 3]) {

@@ -17,7 +17,7 @@ use shaper_core::{
 };
 use shaper_tests::{
     cgroup::{TestCgroup, read, unique_name, write},
-    knobs::{assert_turned_and_restored, grant},
+    knobs::{self, assert_turned_and_restored, grant},
 };
 
 /// Directories that go with this.
@@ -60,16 +60,7 @@ fn every_knob_of_v1_is_turned_and_comes_back() {
     let [cpu, memory, io] = &removed.0;
     let [v1_cpu, v1_memory, v1_io] = groups.map(Some);
     let cgroup = Cgroup::open(&hierarchies.v2, group.path()).unwrap();
-    let target = Target {
-        cgroup,
-        v1_cpu,
-        v1_memory,
-        v1_io,
-        manager: None,
-        slot: 0,
-        has_sockets: false,
-        shares_network: false,
-    };
+    let target = Target { v1_cpu, v1_memory, v1_io, ..knobs::target(cgroup) };
     write(cpu, "cpu.shares", "333");
     write(memory, "memory.limit_in_bytes", "104857600");
     let files = || {

@@ -30,7 +30,7 @@ use shaper_tests::{
     cgroup::{TestCgroup, cpu_time, read, write},
     disk::Disk,
     kernel_is_at_least,
-    knobs::{NoPacing, grant},
+    knobs::{self, NoPacing, grant},
     shaper::in_force,
     slow_disk::SlowDisk,
     time::{Window, eventually, happens, monotonic_ns},
@@ -70,16 +70,7 @@ fn run(program: &str, arguments: &[&str]) {
 fn target(group: &Path) -> Target {
     let hierarchies = Hierarchies::detect().expect("/proc is mounted").expect("cgroup v2 is mounted");
     let cgroup = Cgroup::open(&hierarchies.v2, group).expect("it is there");
-    Target {
-        cgroup,
-        v1_cpu: None,
-        v1_memory: None,
-        v1_io: None,
-        manager: None,
-        slot: 0,
-        has_sockets: false,
-        shares_network: false,
-    }
+    knobs::target(cgroup)
 }
 
 /// Cores that are used in such a time, by the kernel's count.

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use shaper_agent::{
-    actuate::{Target, Wish},
+    actuate::Wish,
     kernel::{
         cgroup::{
             Cgroup, Contents, File,
@@ -26,7 +26,7 @@ use shaper_tests::{
     cgroup::{TestCgroup, read, write},
     disk::Disk,
     kernel_is_at_least,
-    knobs::{assert_turned_and_restored, grant},
+    knobs::{assert_turned_and_restored, grant, target},
     time::eventually,
 };
 
@@ -36,19 +36,6 @@ fn child(group: &TestCgroup) -> Cgroup {
     let path = group.make_child("task");
     let hierarchies = Hierarchies::detect().expect("/proc is mounted").expect("cgroup v2 is mounted");
     Cgroup::open(&hierarchies.v2, &path).expect("it was just made")
-}
-
-fn target(cgroup: Cgroup) -> Target {
-    Target {
-        cgroup,
-        v1_cpu: None,
-        v1_memory: None,
-        v1_io: None,
-        manager: None,
-        slot: 0,
-        has_sockets: false,
-        shares_network: false,
-    }
 }
 
 fn texts(path: &Path, files: &[&str]) -> String {
