@@ -119,7 +119,9 @@ pub const fn grant(capacity: u64, trim: u64, claims: Claims, terms: Terms, claim
     let granted = terms.guarantee + ((weight * level) >> LEVEL_SHIFT);
     let least = if before / 2 > GRANT_MIN { before / 2 } else { GRANT_MIN };
     let granted = if granted < least { least } else { granted };
-    if granted > terms.ceiling { terms.ceiling } else { granted }
+    // Who has settled at its ceiling stays there as long as that is within a thirty-second: it would swing.
+    let is_at_ceiling = matches!(claim, Claim::Settled(_)) && granted >= terms.ceiling - terms.ceiling / 32;
+    if is_at_ceiling { terms.ceiling } else { lower(granted, terms.ceiling) }
 }
 
 /// The claim that a task made for a window, so many windows before the last that it has claimed for; `opens` tells of each

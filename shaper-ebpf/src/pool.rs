@@ -14,35 +14,36 @@ use crate::{
 /// `Share::claim` of who wants what there is.
 const OPEN: u64 = u64::MAX;
 
-/// With the first packet of a slot in a window: it claims for the windows to come, and is granted something for this one.
+/// The share of a slot that is in the pool. With its first packet in a window it claims for the windows to come, and is granted
+/// something for this one.
 ///
 /// # Safety
 /// `clock` is the live map value of `slot`.
 #[inline(always)]
-pub unsafe fn keep_up(slot: u32, clock: *mut Clock, now_ns: u64) {
-    let Some(share) = SHARE.get_ptr_mut(slot) else { return };
+pub unsafe fn keep_up(slot: u32, clock: *mut Clock, now_ns: u64) -> Option<*mut Share> {
+    let share = SHARE.get_ptr_mut(slot)?;
     // SAFETY: words of a live map value; the caller's promise.
     unsafe {
+        if atomic::load(&raw const (*share).is_in) == 0 {
+            return None;
+        }
         let (window, before) = (pool::window(now_ns), atomic::load(&raw const (*share).window));
-        if atomic::load(&raw const (*share).is_in) != 0
-            && window > before
-            && atomic::compare_exchange(&raw mut (*share).window, before, window)
-        {
+        if window > before && atomic::compare_exchange(&raw mut (*share).window, before, window) {
             refresh(slot, share, clock, now_ns, before);
         }
     }
+    Some(share)
 }
 
-/// Notes what a slot has sent.
+/// Notes what a slot has sent, if it is in the pool.
+///
+/// # Safety
+/// `share` is a live map value.
 #[inline(always)]
-pub fn note(slot: u32, bytes: u64) {
-    if let Some(share) = SHARE.get_ptr_mut(slot) {
-        // SAFETY: words of a live map value.
-        unsafe {
-            if atomic::load(&raw const (*share).is_in) != 0 {
-                atomic::fetch_add(&raw mut (*share).sent, bytes);
-            }
-        }
+pub unsafe fn note(share: Option<*mut Share>, bytes: u64) {
+    if let Some(share) = share {
+        // SAFETY: the caller's promise.
+        unsafe { atomic::fetch_add(&raw mut (*share).sent, bytes) };
     }
 }
 

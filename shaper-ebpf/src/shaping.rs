@@ -38,7 +38,7 @@ pub unsafe fn verdict(slot: u32, clock: *mut Clock, kind: Kind, bytes: u64, pack
     // as good as one read just before or after.
     unsafe {
         let now_ns = bpf_ktime_get_ns();
-        pool::keep_up(slot, clock, now_ns);
+        let share = pool::keep_up(slot, clock, now_ns);
         let price = atomic::load(&raw const (*clock).price);
         let now = clock::ticks(now_ns);
         let floor = now.saturating_sub(atomic::load(&raw const (*clock).credit));
@@ -59,7 +59,7 @@ pub unsafe fn verdict(slot: u32, clock: *mut Clock, kind: Kind, bytes: u64, pack
                     charge(&raw mut (*clock).datagrams_due, floor, cost);
                 }
                 count_for_pacing(slot, bytes);
-                pool::note(slot, bytes);
+                pool::note(share, bytes);
                 Verdict::Pass
             }
             Kind::Datagram => {
@@ -74,7 +74,7 @@ pub unsafe fn verdict(slot: u32, clock: *mut Clock, kind: Kind, bytes: u64, pack
                     charge(&raw mut (*clock).streams_due, floor, clock::stream_cost(cost));
                     count_for_pacing(slot, bytes);
                 }
-                pool::note(slot, bytes);
+                pool::note(share, bytes);
                 if clock::is_nearly_due(due, floor, now) { Verdict::Mark } else { Verdict::Pass }
             }
         }
