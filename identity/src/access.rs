@@ -21,7 +21,7 @@ use std::{
 };
 
 use serde::Deserialize;
-use shaper_core::spec::{Priority, TaskSpec};
+use shaper_core::spec::{Policy, Priority, TaskSpec};
 
 use crate::{
     Identity, Role,
@@ -111,14 +111,24 @@ impl Grant {
         })
     }
 
-    /// Whether they may submit this.
-    pub fn permits(&self, spec: &TaskSpec) -> Result<(), Breach> {
-        self.covers(&spec.namespace)?;
-        let wanted = spec.profile.priority;
+    fn reaches(&self, wanted: Priority) -> Result<(), Breach> {
         if wanted > self.max_priority {
             let most = priority_name(self.max_priority).to_owned();
             return Err(Breach::Priority { wanted: priority_name(wanted).to_owned(), most });
         }
+        Ok(())
+    }
+
+    /// Whether they may set this.
+    pub fn permits_policy(&self, policy: &Policy) -> Result<(), Breach> {
+        self.covers(&policy.namespace)?;
+        self.reaches(policy.priority)
+    }
+
+    /// Whether they may submit this.
+    pub fn permits(&self, spec: &TaskSpec) -> Result<(), Breach> {
+        self.covers(&spec.namespace)?;
+        self.reaches(spec.profile.priority)?;
         let Some(run_as) = &spec.run_as else { return Ok(()) };
         if run_as.uid != self.uid {
             return Err(Breach::Uid { wanted: run_as.uid, uid: self.uid });

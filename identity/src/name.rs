@@ -18,11 +18,14 @@ pub enum Role {
     Reader,
     /// The server that agents and clients obey.
     Broker,
+    /// The server that signs certificates. It asks nobody for anything.
+    Authority,
 }
 
 impl Role {
     /// All of them.
-    pub const ALL: [Role; 5] = [Role::Submitter, Role::Operator, Role::Node, Role::Reader, Role::Broker];
+    pub const ALL: [Role; 6] =
+        [Role::Submitter, Role::Operator, Role::Node, Role::Reader, Role::Broker, Role::Authority];
 
     /// As it stands in a name.
     pub fn as_str(self) -> &'static str {
@@ -32,6 +35,7 @@ impl Role {
             Role::Node => "node",
             Role::Reader => "reader",
             Role::Broker => "broker",
+            Role::Authority => "authority",
         }
     }
 }

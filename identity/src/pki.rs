@@ -149,23 +149,12 @@ impl Authority {
         let mut params = CertificateParams::default();
         let uri = identity.to_string().try_into().map_err(malformed("the identity"))?;
         params.subject_alt_names = vec![SanType::URI(uri)];
-        for host in hosts {
-            params.subject_alt_names.push(match host.parse::<IpAddr>() {
-                Ok(address) => SanType::IpAddress(address),
-                Err(_) if host.is_empty() || host.contains(['/', ':', ' ']) => {
-                    return Err(PkiError::Host(host.clone()));
-                }
-                Err(_) => {
-                    SanType::DnsName(host.as_str().try_into().map_err(|_| PkiError::Host(host.clone()))?)
-                }
-            });
-        }
+        params.subject_alt_names.extend(host_names(hosts)?);
         params.distinguished_name = distinguished(identity.name());
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        // Agents are asked by clients, too.
-        if matches!(identity.role(), Role::Broker | Role::Node) {
+        if matches!(identity.role(), Role::Broker | Role::Authority) {
             params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
         }
         params.use_authority_key_identifier_extension = true;
@@ -183,8 +172,7 @@ impl Authority {
         hosts: &[String],
         valid: std::time::Duration,
     ) -> Result<String, PkiError> {
-        let request =
-            CertificateSigningRequestParams::from_pem(request_pem).map_err(malformed("the request"))?;
+        let request = read_request(request_pem)?;
         self.sign(&request.public_key, identity, hosts, valid)
     }
 
@@ -206,6 +194,29 @@ fn distinguished(name: &str) -> DistinguishedName {
     let mut distinguished = DistinguishedName::new();
     distinguished.push(DnType::CommonName, name);
     distinguished
+}
+
+/// What a certificate says of where its holder serves.
+fn host_names(hosts: &[String]) -> Result<Vec<SanType>, PkiError> {
+    let name = |host: &String| match host.parse::<IpAddr>() {
+        Ok(address) => Ok(SanType::IpAddress(address)),
+        Err(_) if host.is_empty() || host.contains(['/', ':', ' ']) => Err(PkiError::Host(host.clone())),
+        Err(_) => {
+            let name = host.as_str().try_into().map_err(|_| PkiError::Host(host.clone()))?;
+            Ok(SanType::DnsName(name))
+        }
+    };
+    hosts.iter().map(name).collect()
+}
+
+fn read_request(request_pem: &str) -> Result<CertificateSigningRequestParams, PkiError> {
+    CertificateSigningRequestParams::from_pem(request_pem).map_err(malformed("the request"))
+}
+
+/// Whether there is something to sign.
+pub fn check_request(request_pem: &str, hosts: &[String]) -> Result<(), PkiError> {
+    read_request(request_pem)?;
+    host_names(hosts).map(drop)
 }
 
 /// A key, and the request to sign it; both as PEM.

@@ -19,7 +19,7 @@ pub enum Asker {
 }
 
 impl Asker {
-    /// The columns of the table.
+    /// The columns of the table. An authority has none: it may do nothing.
     pub const ALL: [Asker; 8] = [
         Asker::Root,
         Asker::User,
@@ -61,7 +61,7 @@ pub struct Call {
     pub path: &'static str,
     /// It changes something: each of them is in the audit log, also those that were allowed.
     pub changes: bool,
-    /// It may last as long as a task does, so that it has no deadline.
+    /// It may last as long as a task does, or as memory takes to be given back: it has no deadline.
     pub is_long: bool,
     verdicts: [Verdict; 8],
 }
@@ -93,13 +93,13 @@ pub const CALLS: &[Call] = &[
     changes("/shaper.v1.Broker/CancelClusterTask",        [Y,   O,   O,   Y,   N,   N,   N,   N]),
     reads(  "/shaper.v1.Broker/ExplainTask",              [Y,   O,   O,   Y,   N,   Y,   N,   N]),
     reads(  "/shaper.v1.Broker/ListNodes",                [Y,   Y,   Y,   Y,   N,   Y,   N,   N]),
-    changes("/shaper.v1.Broker/ApplyPolicy",              [Y,   N,   N,   Y,   N,   N,   N,   N]),
-    reads(  "/shaper.v1.Broker/ListPolicies",             [Y,   Y,   Y,   Y,   N,   Y,   N,   N]),
+    changes("/shaper.v1.Broker/ApplyPolicy",              [Y,   N,   O,   Y,   N,   N,   N,   N]),
+    reads(  "/shaper.v1.Broker/ListPolicies",             [Y,   Y,   O,   Y,   N,   Y,   N,   N]),
     reads(  "/shaper.v1.Broker/GetProfile",               [Y,   O,   O,   Y,   N,   Y,   N,   N]),
     long(changes("/shaper.v1.AgentSession/Attach",        [Y,   N,   N,   N,   O,   N,   N,   N])),
     changes("/shaper.v1.Enrolment/CreateToken",           [Y,   N,   N,   Y,   N,   N,   N,   N]),
     changes("/shaper.v1.Enrolment/Join",                  [N,   N,   N,   N,   N,   N,   N,   O]),
-    changes("/shaper.v1.Enrolment/Renew",                 [N,   N,   O,   O,   O,   O,   N,   N]),
+    changes("/shaper.v1.Enrolment/Renew",                 [N,   N,   O,   O,   O,   O,   O,   N]),
     changes("/shaper.v1.Agent/RunTask",                   [Y,   O,   N,   Y,   N,   N,   N,   N]),
     changes("/shaper.v1.Agent/AdoptCgroup",               [Y,   N,   N,   Y,   N,   N,   N,   N]),
     reads(  "/shaper.v1.Agent/ListTasks",                 [Y,   O,   N,   Y,   N,   Y,   N,   N]),
@@ -108,8 +108,8 @@ pub const CALLS: &[Call] = &[
     long(reads("/shaper.v1.Agent/ReadLogs",               [Y,   O,   N,   Y,   N,   N,   N,   N])),
     long(changes("/shaper.v1.Agent/SetLimits",            [Y,   N,   N,   Y,   N,   N,   N,   N])),
     changes("/shaper.v1.Agent/CancelTask",                [Y,   O,   N,   Y,   N,   N,   N,   N]),
-    changes("/shaper.v1.Agent/ReleaseTask",               [Y,   N,   N,   Y,   N,   N,   N,   N]),
-    changes("/shaper.v1.Agent/ReleaseAll",                [Y,   N,   N,   Y,   N,   N,   N,   N]),
+    long(changes("/shaper.v1.Agent/ReleaseTask",          [Y,   N,   N,   Y,   N,   N,   N,   N])),
+    long(changes("/shaper.v1.Agent/ReleaseAll",           [Y,   N,   N,   Y,   N,   N,   N,   N])),
     reads(  "/shaper.v1.Agent/Doctor",                    [Y,   Y,   N,   Y,   N,   Y,   N,   N]),
     reads(  "/shaper.v1.Agent/GetSnapshot",               [Y,   O,   N,   Y,   N,   Y,   N,   N]),
     long(reads("/shaper.v1.Agent/WatchSnapshots",         [Y,   O,   N,   Y,   N,   Y,   N,   N])),
@@ -206,6 +206,7 @@ mod tests {
         for call in CALLS.iter().filter(|call| call.changes) {
             let own = |role| matches!(call.verdict(Asker::Role(role)), Verdict::Refused | Verdict::Own);
             assert!(own(Role::Reader) && own(Role::Node) && own(Role::Broker), "{}", call.path);
+            assert_eq!(call.verdict(Asker::Role(Role::Authority)), Verdict::Refused, "{}", call.path);
             let joins = call.path == "/shaper.v1.Enrolment/Join";
             assert_eq!(call.verdict(Asker::Stranger) != Verdict::Refused, joins, "{}", call.path);
         }

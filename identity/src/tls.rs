@@ -7,8 +7,9 @@ use std::{
 };
 
 use hyper_util::rt::TokioIo;
+pub use rustls::ClientConfig;
 use rustls::{
-    ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
+    DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
     client::{
         Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -166,7 +167,7 @@ impl Material {
 /// For one who has no certificate yet, and knows the hash of the authority's from its token.
 pub fn stranger(authority: &str) -> Result<Arc<ClientConfig>, rustls::Error> {
     let verifier =
-        Server { roots: Roots::Hashed(authority.to_owned()), trust_domain: None, roles: &[Role::Broker] };
+        Server { roots: Roots::Hashed(authority.to_owned()), trust_domain: None, roles: &[Role::Authority] };
     let mut config = client_builder(verifier)?.with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.resumption = Resumption::disabled();
@@ -213,7 +214,9 @@ impl ServerCertVerifier for Server {
                 let mut roots = RootCertStore::empty();
                 let shown = intermediates.iter().find(|der| is_same(&fingerprint(der), hash));
                 let shown = shown.ok_or_else(|| {
-                    rustls::Error::General("the broker is not of the authority that the token names".into())
+                    rustls::Error::General(
+                        "it has no certificate of the authority that the token names".into(),
+                    )
                 })?;
                 roots.add(shown.clone().into_owned())?;
                 Arc::new(roots)

@@ -1,7 +1,7 @@
 //! Tokens with which a node or a person joins: each works once, for one identity, for a while.
 //!
-//! A token reads `ID.SECRET.CA`. The broker keeps a hash of the secret. `CA` is the hash of the certificate
-//! of the authority, by which the one who joins knows the broker before it has any certificate.
+//! A token reads `ID.SECRET.CA`. The authority keeps a hash of the secret. `CA` is the hash of its certificate, by which
+//! the one who joins knows it before it has any certificate.
 
 use std::collections::BTreeMap;
 
@@ -96,7 +96,7 @@ struct Open {
     expires: i64,
 }
 
-/// The open tokens, as the broker keeps them.
+/// The open tokens, as the authority keeps them.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Tokens {

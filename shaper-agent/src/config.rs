@@ -1,7 +1,8 @@
 //! What the agent is told, checked before anything is touched.
 
 use std::{
-    fs, io,
+    fmt, fs, io,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
 };
 
@@ -84,6 +85,10 @@ pub struct Options {
     /// is this agent's operator: trust them as you trust root
     #[arg(long)]
     pub allow_root_tasks: bool,
+    /// As whom tasks may run here, whoever asks for it, the broker included: such as 1000-1999,65534 [default: everybody
+    /// but root]
+    #[arg(long, value_name = "LIST", default_value = "1-4294967294", hide_default_value = true, value_parser = Uids::parse)]
+    pub allowed_uids: Uids,
     /// How many tasks this node can hold at once. The kernel's tables for them take 0.7 MiB a CPU for each 1,000;
     /// takes effect where no earlier agent has left any (see `shaper release --all`)
     #[arg(long, value_name = "N", default_value_t = SLOTS - SLOT_FIRST)]
@@ -117,6 +122,44 @@ pub enum BurstPool {
     Auto,
     /// Of that, at most so much.
     AtMost(Millicores),
+}
+
+/// Users, as ranges of their ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uids(Vec<RangeInclusive<u32>>);
+
+impl Uids {
+    fn parse(list: &str) -> Result<Uids, String> {
+        let range = |part: &str| {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let (first, last) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+            // The kernel takes the last number for nobody at all.
+            (first <= last && last < u32::MAX).then_some(first..=last)
+        };
+        let ranges = list.split(',').map(|part| {
+            range(part).ok_or_else(|| format!("`{part}` is no uid, and no range such as 1000-1999"))
+        });
+        let ranges = ranges.collect::<Result<Vec<_>, _>>()?;
+        if ranges.iter().any(|range| range.contains(&0)) {
+            return Err("0 is root: say --allow-root-tasks".to_owned());
+        }
+        Ok(Uids(ranges))
+    }
+
+    /// Whether this is one of them.
+    pub fn contains(&self, uid: u32) -> bool {
+        self.0.iter().any(|range| range.contains(&uid))
+    }
+}
+
+impl fmt::Display for Uids {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let range = |range: &RangeInclusive<u32>| match (range.start(), range.end()) {
+            (first, last) if first == last => first.to_string(),
+            (first, last) => format!("{first}-{last}"),
+        };
+        f.write_str(&self.0.iter().map(range).collect::<Vec<_>>().join(","))
+    }
 }
 
 fn burst_pool(text: &str) -> Result<BurstPool, ParseQuantityError> {
@@ -262,6 +305,8 @@ pub struct Config {
     pub capacity_is_configured: bool,
     /// Whether tasks may run as root.
     pub allow_root_tasks: bool,
+    /// As whom other tasks may run.
+    pub allowed_uids: Uids,
     /// Tasks.
     pub max_tasks: u32,
     /// Tasks per user.
@@ -346,6 +391,7 @@ impl Options {
             capacity,
             capacity_is_configured,
             allow_root_tasks: self.allow_root_tasks,
+            allowed_uids: self.allowed_uids,
             max_tasks: self.max_tasks,
             max_tasks_per_user: self.max_tasks_per_user,
             on_exit: self.on_exit,
@@ -397,6 +443,20 @@ mod tests {
         assert_eq!(burst_pool("auto"), Ok(BurstPool::Auto));
         assert_eq!(burst_pool("1.5"), Ok(BurstPool::AtMost(Millicores(1500))));
         assert!(burst_pool("some").is_err() && burst_pool("0").is_err());
+    }
+
+    #[test]
+    fn users_are_ranges_without_root() {
+        let uids = Uids::parse("1000-1999,65534").unwrap();
+        assert_eq!(uids.to_string(), "1000-1999,65534");
+        let known: Vec<u32> = [0, 999, 1000, 1999, 2000, 65533, 65534, 65535, u32::MAX]
+            .into_iter()
+            .filter(|uid| uids.contains(*uid))
+            .collect();
+        assert_eq!(known, [1000, 1999, 65534]);
+        for bad in ["", "x", "5-4", "0", "0-10", "1,", "1-4294967295", "-1", "1-2-3"] {
+            assert!(Uids::parse(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

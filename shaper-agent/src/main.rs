@@ -19,6 +19,7 @@ use shaper_agent::{
     session,
 };
 use shaper_core::doctor::Availability;
+use shaper_identity::serve::{self, Guard, Limits};
 use shaper_proto::{
     peer::{self, Caller},
     v1::agent_server::AgentServer,
@@ -142,14 +143,16 @@ fn serve(options: Options) -> Result<(), Error> {
 
 /// Serves the socket until SIGTERM or SIGINT.
 async fn listen(config: &Config, handle: Handle) -> Result<(), Error> {
-    let listener = peer::bind(&config.socket, config.socket_gid)?;
-    let (incoming, accept) = peer::incoming(listener);
+    let (incoming, accept) = serve::local(peer::bind(&config.socket, config.socket_gid)?);
+    // Nobody has a certificate on this socket.
+    let (access, _) = serve::follow_access(None)?;
     let ticks = tokio::spawn(actor::tick(handle.clone()));
     let session = config.broker.clone().map(|broker| tokio::spawn(session::keep(broker, handle.clone())));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tracing::info!(node = config.node, socket = %config.socket.display(), "ready");
     let server = Server::builder()
+        .layer(Guard::new(access, Limits::AGENT))
         .concurrency_limit_per_connection(64)
         .add_service(AgentServer::new(AgentService::new(handle)).max_decoding_message_size(1 << 20))
         .serve_with_incoming(incoming);

@@ -7,9 +7,10 @@ use shaper_core::{
     limits::{Limits, LimitsChange},
     task::TaskStatus,
 };
-use shaper_proto::peer::{Admission, Caller, Permit};
+use shaper_identity::serve::Asking;
 use shaper_proto::{
     convert::WireError,
+    peer::Caller,
     v1::{self, agent_server::Agent},
 };
 use tokio::sync::mpsc;
@@ -31,11 +32,8 @@ use crate::{
 /// The service.
 pub struct AgentService {
     node: Handle,
-    streams: Admission,
 }
 
-/// Tasks that one user other than root may wait for or follow at once.
-const STREAMS_PER_USER: usize = 64;
 /// Where inotify instances have run out, a followed log is looked at this often.
 const LOOK: Duration = Duration::from_millis(250);
 /// Bytes of log in one answer.
@@ -44,17 +42,7 @@ const CHUNK: usize = 256 << 10;
 impl AgentService {
     /// A service in front of a node.
     pub fn new(node: Handle) -> AgentService {
-        AgentService { node, streams: Admission::new(STREAMS_PER_USER) }
-    }
-
-    /// For a request that may last as long as a task.
-    fn admit(&self, caller: &Caller) -> Result<Permit, Status> {
-        self.streams.admit(caller).ok_or_else(|| {
-            Status::resource_exhausted(format!(
-                "uid {} already waits for or follows {STREAMS_PER_USER} tasks",
-                caller.uid
-            ))
-        })
+        AgentService { node }
     }
 
     async fn ask<T: Send + 'static>(
@@ -121,12 +109,10 @@ fn invalid(error: WireError) -> Status {
     Status::invalid_argument(error.to_string())
 }
 
+/// As the kernel says. Whoever is no user has no business with the tasks of a node.
 fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
-    request
-        .extensions()
-        .get::<Caller>()
-        .cloned()
-        .ok_or_else(|| Status::unauthenticated("the connection has no peer credentials"))
+    let Asking { who, caller, .. } = Asking::of(request)?;
+    caller.clone().ok_or_else(|| Status::permission_denied(format!("{who} is no user, and has no tasks")))
 }
 
 fn task_id(text: &str) -> Result<TaskId, Status> {
@@ -195,7 +181,6 @@ impl Agent for AgentService {
     async fn wait_task(&self, request: Request<v1::WaitTaskRequest>) -> Result<Response<v1::Task>, Status> {
         let caller = caller(&request)?;
         let id = task_id(&request.get_ref().task_id)?;
-        let _permit = self.admit(&caller)?;
         let mut ended = {
             let (caller, id) = (caller.clone(), id.clone());
             self.ask(move |node| node.ended(&caller, &id)).await?
@@ -214,7 +199,6 @@ impl Agent for AgentService {
         let caller = caller(&request)?;
         let v1::ReadLogsRequest { task_id: id, cursor, follow } = request.into_inner();
         let id = task_id(&id)?;
-        let permit = self.admit(&caller)?;
         let (directory, ended) =
             self.ask(move |node| Ok((node.log_directory(&caller, &id)?, node.ended(&caller, &id)?))).await?;
         let reader =
@@ -222,7 +206,6 @@ impl Agent for AgentService {
         let (chunks, stream) = mpsc::channel(4);
         tokio::spawn(async move {
             send_log(reader, ended, follow, chunks).await;
-            drop(permit);
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
@@ -236,7 +219,6 @@ impl Agent for AgentService {
         if !wait {
             return self.task(move |node| node.set_limits(&caller, &id, &change)).await;
         }
-        let _permit = self.admit(&caller)?;
         let shrunk = {
             let (caller, id) = (caller.clone(), id.clone());
             self.ask(move |node| {
@@ -296,7 +278,6 @@ impl Agent for AgentService {
         request: Request<v1::WatchSnapshotsRequest>,
     ) -> Result<Response<Self::WatchSnapshotsStream>, Status> {
         let caller = caller(&request)?;
-        let permit = self.admit(&caller)?;
         let mut stocks = self.ask(|node| Ok(node.stocks())).await?;
         let (snapshots, stream) = mpsc::channel(1);
         let node = self.node.clone();
@@ -316,7 +297,6 @@ impl Agent for AgentService {
                     () = snapshots.closed() => break,
                 }
             }
-            drop(permit);
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
@@ -328,7 +308,6 @@ impl Agent for AgentService {
         let caller = caller(&request)?;
         let v1::GetLedgerRequest { task_id: id, since_unix_nanos: since } = request.into_inner();
         let task = if id.is_empty() { None } else { Some(task_id(&id)?) };
-        let _permit = self.admit(&caller)?;
         let (directory, query) = self.ask(move |node| Ok(node.ledger_query(&caller, task, since))).await?;
         // It may be long: the node is not kept from its work meanwhile.
         let read = tokio::task::spawn_blocking(move || ledger::read(&directory, &query)).await;

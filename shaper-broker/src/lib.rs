@@ -7,6 +7,7 @@
 
 pub mod actor;
 pub mod config;
+pub mod enrolment;
 pub mod reactor;
 pub mod service;
 pub mod session;

@@ -17,7 +17,7 @@ use shaper_broker::{
 };
 use shaper_identity::{
     Role,
-    serve::{self, Guard, Incoming, Tcp},
+    serve::{self, Guard, Incoming, Limits, Tcp},
 };
 use shaper_proto::{
     FILE_DESCRIPTOR_SET, peer,
@@ -105,7 +105,7 @@ async fn listen(config: &Config, handle: Handle) -> Result<(), Error> {
     let socket = config.socket.as_ref().map(|socket| socket.display().to_string());
     tracing::info!(socket, "ready");
     let server = Server::builder()
-        .layer(Guard::new(access))
+        .layer(Guard::new(access, Limits::BROKER))
         .concurrency_limit_per_connection(64)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))

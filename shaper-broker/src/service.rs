@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     actor::{ActorError, Handle, View},
-    reactor::{Answer, Event, Refusal, Task, query},
+    reactor::{Answer, Event, Refusal, Task, query, state::PolicyRow},
     wire,
 };
 
@@ -213,10 +213,14 @@ impl Broker for BrokerService {
         &self,
         request: Request<v1::ApplyPolicyRequest>,
     ) -> Result<Response<v1::PolicyStatus>, Status> {
-        let caller = caller(&request)?;
+        let (caller, grant) = (caller(&request)?, grant(&request)?);
         let policy = request.into_inner().policy.ok_or_else(|| invalid(WireError::Missing("policy")))?;
         let policy = Box::new(Policy::try_from(policy).map_err(invalid)?);
-        match self.ask(Event::ApplyPolicy { caller, policy }).await? {
+        if let Some(grant) = &grant {
+            grant.permits_policy(&policy).map_err(|error| breach(&error))?;
+        }
+        let within = grant.map(|grant| grant.namespaces.clone()).unwrap_or_default();
+        match self.ask(Event::ApplyPolicy { caller, within, policy }).await? {
             Answer::Policy(policy, revision) => {
                 Ok(Response::new(v1::PolicyStatus { policy: Some((*policy).into()), revision }))
             }
@@ -226,9 +230,15 @@ impl Broker for BrokerService {
 
     async fn list_policies(
         &self,
-        _request: Request<v1::ListPoliciesRequest>,
+        request: Request<v1::ListPoliciesRequest>,
     ) -> Result<Response<v1::ListPoliciesResponse>, Status> {
-        let list = |view: &View<'_>| Ok(view.state.policies.values().map(wire::policy_status).collect());
+        let grant = grant(&request)?;
+        let list = move |view: &View<'_>| {
+            let is_seen = |row: &&PolicyRow| {
+                grant.as_ref().is_none_or(|grant| grant.covers(&row.policy.namespace).is_ok())
+            };
+            Ok(view.state.policies.values().filter(is_seen).map(wire::policy_status).collect())
+        };
         Ok(Response::new(v1::ListPoliciesResponse { policies: self.read(list).await? }))
     }
 

@@ -4,7 +4,7 @@
 use std::{io, path::PathBuf};
 
 use shaper_core::{document::DocumentError, id::TaskId};
-use shaper_identity::{name::InvalidIdentity, pki::PkiError};
+use shaper_identity::{Identity, name::InvalidIdentity, pki::PkiError, token::TokenError};
 
 use crate::{
     client::{CallError, ConnectError},
@@ -26,6 +26,17 @@ pub(crate) enum Error {
     /// A name that nobody can have.
     #[error(transparent)]
     Identity(#[from] InvalidIdentity),
+    /// A token that is none.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The authority signed somebody else's name.
+    #[error("the authority gave a certificate of {other} to {own}, which was not taken")]
+    OtherIdentity {
+        /// Who asked.
+        own: Box<Identity>,
+        /// Whose it is.
+        other: Box<Identity>,
+    },
     /// `--user` names nobody.
     #[error(transparent)]
     User(#[from] UserError),

@@ -64,6 +64,7 @@ fn code(error: &Error) -> u8 {
         | Error::User(_)
         | Error::Pki(_)
         | Error::Identity(_)
+        | Error::Token(_)
         | Error::Environment(_)
         | Error::NotUtf8(_) => REFUSED,
         Error::Connect(_)
@@ -77,6 +78,7 @@ fn code(error: &Error) -> u8 {
         | Error::Superseded { .. }
         | Error::NotShrunk(_)
         | Error::Cancelled(_)
+        | Error::OtherIdentity { .. }
         | Error::Left(_) => FAILED,
     }
 }

@@ -1,6 +1,9 @@
 //! Whom to ask: the agent of this node, or the broker of its cluster.
 
-use std::{path::PathBuf, str::FromStr};
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use shaper_core::id::TaskId;
 use shaper_identity::address::{Address, InvalidAddress};
@@ -52,6 +55,11 @@ pub(crate) enum Found {
 }
 
 impl Servers {
+    /// The directory of our certificate.
+    pub(crate) fn tls_dir(&self) -> Option<&Path> {
+        self.tls_dir.as_deref()
+    }
+
     /// A broker at the usual place counts only for those who named neither a broker nor an agent.
     pub(crate) fn new(
         agent: Option<PathBuf>,

@@ -2,17 +2,19 @@
 
 use std::{
     io,
+    net::IpAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use shaper_proto::peer::{Caller, PeerStream};
+use shaper_proto::peer::{Caller, PeerStream, Permit};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
     sync::{OwnedSemaphorePermit, watch},
+    time::{Sleep, sleep},
 };
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
@@ -21,6 +23,11 @@ use crate::{access::Access, name::Holder, tls::now};
 
 /// Clocks are set: what ends later is looked at again by then.
 const LONGEST_LOOK: u64 = 60;
+/// How long somebody without a certificate may stay.
+const STAY: Duration = Duration::from_secs(10);
+
+/// What a connection holds of what there is for all, and of what there is for whoever is at its other end.
+pub(super) type Permits = (OwnedSemaphorePermit, Permit<String>);
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug)]
@@ -29,6 +36,8 @@ pub enum Peer {
     Local(Caller),
     /// As a certificate says.
     Certified(Arc<Holder>),
+    /// Nobody says, where those may come who want a certificate.
+    Stranger(IpAddr),
 }
 
 /// A connection, on whichever listener.
@@ -37,6 +46,22 @@ pub enum Connection {
     Local(PeerStream),
     /// Over TCP.
     Certified(Box<Certified>),
+    /// Over TCP, without a certificate.
+    Stranger(Box<Stranger>),
+}
+
+/// A connection of somebody who has no certificate yet. It lasts no longer than it takes to come by one.
+pub struct Stranger {
+    stream: TlsStream<TcpStream>,
+    from: IpAddr,
+    end: Pin<Box<Sleep>>,
+    _permits: Permits,
+}
+
+impl Stranger {
+    pub(super) fn new(stream: TlsStream<TcpStream>, from: IpAddr, permits: Permits) -> Stranger {
+        Stranger { stream, from, end: Box::pin(sleep(STAY)), _permits: permits }
+    }
 }
 
 /// A connection of the holder of a certificate. It breaks off, and with it every call and stream, when the certificate
@@ -46,7 +71,7 @@ pub struct Certified {
     holder: Arc<Holder>,
     /// `None`: not believed any more.
     distrusted: Option<Pin<Box<dyn Future<Output = &'static str> + Send>>>,
-    _permit: OwnedSemaphorePermit,
+    _permits: Permits,
 }
 
 async fn distrusted(holder: Arc<Holder>, mut access: watch::Receiver<Arc<Access>>) -> &'static str {
@@ -71,10 +96,10 @@ impl Certified {
         stream: TlsStream<TcpStream>,
         holder: Arc<Holder>,
         access: watch::Receiver<Arc<Access>>,
-        permit: OwnedSemaphorePermit,
+        permits: Permits,
     ) -> Certified {
         let distrusted = Some(Box::pin(distrusted(Arc::clone(&holder), access)) as Pin<Box<_>>);
-        Certified { stream, holder, distrusted, _permit: permit }
+        Certified { stream, holder, distrusted, _permits: permits }
     }
 
     /// Fails once the other end is not believed any more. Polled at each read, which a server always waits for.
@@ -101,6 +126,7 @@ impl Connected for Connection {
         match self {
             Connection::Local(stream) => Peer::Local(stream.connect_info()),
             Connection::Certified(certified) => Peer::Certified(Arc::clone(&certified.holder)),
+            Connection::Stranger(stranger) => Peer::Stranger(stranger.from),
         }
     }
 }
@@ -119,6 +145,12 @@ impl AsyncRead for Connection {
                 }
                 Pin::new(&mut certified.stream).poll_read(context, buffer)
             }
+            Connection::Stranger(stranger) => {
+                if stranger.end.as_mut().poll(context).is_ready() {
+                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                }
+                Pin::new(&mut stranger.stream).poll_read(context, buffer)
+            }
         }
     }
 }
@@ -128,6 +160,7 @@ impl AsyncWrite for Connection {
         match self.get_mut() {
             Connection::Local(stream) => Pin::new(stream).poll_write(context, data),
             Connection::Certified(certified) => Pin::new(&mut certified.stream).poll_write(context, data),
+            Connection::Stranger(stranger) => Pin::new(&mut stranger.stream).poll_write(context, data),
         }
     }
 
@@ -135,6 +168,7 @@ impl AsyncWrite for Connection {
         match self.get_mut() {
             Connection::Local(stream) => Pin::new(stream).poll_flush(context),
             Connection::Certified(certified) => Pin::new(&mut certified.stream).poll_flush(context),
+            Connection::Stranger(stranger) => Pin::new(&mut stranger.stream).poll_flush(context),
         }
     }
 
@@ -142,6 +176,7 @@ impl AsyncWrite for Connection {
         match self.get_mut() {
             Connection::Local(stream) => Pin::new(stream).poll_shutdown(context),
             Connection::Certified(certified) => Pin::new(&mut certified.stream).poll_shutdown(context),
+            Connection::Stranger(stranger) => Pin::new(&mut stranger.stream).poll_shutdown(context),
         }
     }
 }

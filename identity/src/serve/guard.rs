@@ -5,6 +5,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Instant,
 };
 
 use shaper_proto::peer::Caller;
@@ -13,11 +14,14 @@ use tonic::{Code, Request, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 use tower::{Layer, Service};
 
-use super::Peer;
+use super::{
+    Peer,
+    limits::{Counted, Limits, Meter, Permit},
+};
 use crate::{
-    Role,
+    Identity, Role,
     access::{Access, Grant},
-    table::{self, Asker, Verdict},
+    table::{self, Asker, Call, Verdict},
     tls::now,
 };
 
@@ -32,6 +36,8 @@ pub struct Asking {
     pub grant: Option<Arc<Grant>>,
     /// Of a node: which.
     pub node: Option<String>,
+    /// What a certificate says.
+    pub identity: Option<Identity>,
 }
 
 impl Asking {
@@ -47,38 +53,43 @@ fn root() -> Caller {
     Caller { uid: 0, gid: 0, groups: Vec::new() }
 }
 
-fn refusal(reason: &'static str, who: &str, call: &str, text: String) -> Status {
+fn refusal(code: Code, reason: &'static str, who: &str, call: &str, text: String) -> Status {
     let about = HashMap::from([("who".to_owned(), who.to_owned()), ("call".to_owned(), call.to_owned())]);
-    Status::with_error_details(
-        Code::PermissionDenied,
-        text,
-        ErrorDetails::with_error_info(reason, "shaper", about),
-    )
+    Status::with_error_details(code, text, ErrorDetails::with_error_info(reason, "shaper", about))
 }
 
 /// A layer that lets through what the table allows.
 #[derive(Clone)]
 pub struct Guard {
     access: watch::Receiver<Arc<Access>>,
+    meter: Meter,
+}
+
+/// A call that is let through.
+struct Admitted {
+    asking: Asking,
+    call: &'static Call,
+    permit: Option<Permit>,
 }
 
 impl Guard {
-    /// With the configuration of identities.
-    pub fn new(access: watch::Receiver<Arc<Access>>) -> Guard {
-        Guard { access }
+    /// With the configuration of identities, and what each of them may ask for.
+    pub fn new(access: watch::Receiver<Arc<Access>>, limits: Limits) -> Guard {
+        Guard { access, meter: Meter::new(limits) }
     }
 
-    fn judge(&self, peer: &Peer, path: &str) -> Result<Asking, (String, Status)> {
+    fn judge(&self, peer: &Peer, path: &str) -> Result<Admitted, (String, Status)> {
         let access = Arc::clone(&self.access.borrow());
         let (asker, asking) = match peer {
             Peer::Local(caller) => {
                 let asker = if caller.is_operator() { Asker::Root } else { Asker::User };
                 let who = format!("uid {}", caller.uid);
-                (asker, Asking { who, caller: Some(caller.clone()), grant: None, node: None })
+                (asker, Asking { who, caller: Some(caller.clone()), grant: None, node: None, identity: None })
             }
             Peer::Certified(holder) => {
                 let (role, who) = (holder.identity.role(), holder.identity.to_string());
-                let mut asking = Asking { who, caller: None, grant: None, node: None };
+                let identity = Some(holder.identity.clone());
+                let mut asking = Asking { who, caller: None, grant: None, node: None, identity };
                 match role {
                     Role::Operator | Role::Reader => asking.caller = Some(root()),
                     Role::Node => asking.node = Some(holder.identity.name().to_owned()),
@@ -90,13 +101,17 @@ impl Guard {
                             groups: grant.groups.clone(),
                         });
                     }
-                    Role::Broker => {}
+                    Role::Broker | Role::Authority => {}
                 }
                 (Asker::Role(role), asking)
             }
+            Peer::Stranger(from) => {
+                let who = format!("a stranger at {from}");
+                (Asker::Stranger, Asking { who, caller: None, grant: None, node: None, identity: None })
+            }
         };
         let no = |reason, text: String| {
-            let status = refusal(reason, &asking.who, path, text);
+            let status = refusal(Code::PermissionDenied, reason, &asking.who, path, text);
             Err((asking.who.clone(), status))
         };
         if let Peer::Certified(holder) = peer {
@@ -118,10 +133,21 @@ impl Guard {
             let (who, may) = (&asking.who, call.who_may());
             return no("CALL_NOT_OF_ROLE", format!("{who} ({asker}) may not call {path}; these may: {may}"));
         }
+        let permit = match asker {
+            Asker::Root => None,
+            _ => match self.meter.admit(&asking.who, call.is_long, Instant::now()) {
+                Ok(permit) => Some(permit),
+                Err(excess) => {
+                    let text = format!("{} {excess}", asking.who);
+                    let status = refusal(Code::ResourceExhausted, excess.rule(), &asking.who, path, text);
+                    return Err((asking.who, status));
+                }
+            },
+        };
         if call.changes {
             tracing::info!(target: "audit", who = asking.who, call = path, "let through");
         }
-        Ok(asking)
+        Ok(Admitted { asking, call, permit })
     }
 }
 
@@ -153,9 +179,9 @@ where
     S::Error: Send + 'static,
     B: Default + Send + 'static,
 {
-    type Response = http::Response<B>;
+    type Response = http::Response<Counted<B>>;
     type Error = S::Error;
-    type Future = Answer<B, S::Error>;
+    type Future = Answer<Counted<B>, S::Error>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
@@ -168,7 +194,8 @@ where
             // A browser sends an Origin, and has no business here.
             _ if request.headers().contains_key(http::header::ORIGIN) => {
                 let text = "a request with an Origin is one of a browser's, and is not served".to_owned();
-                Err(("a browser".to_owned(), refusal("BROWSER", "a browser", &path, text)))
+                let status = refusal(Code::PermissionDenied, "BROWSER", "a browser", &path, text);
+                Err(("a browser".to_owned(), status))
             }
             Some(peer) => self.guard.judge(&peer, &path),
             None => {
@@ -177,19 +204,33 @@ where
             }
         };
         match judged {
-            Ok(asking) => {
+            Ok(Admitted { asking, call, permit }) => {
                 let who = asking.who.clone();
                 request.extensions_mut().insert(asking);
                 let answer = self.inner.call(request);
+                let deadline = (!call.is_long).then(|| self.guard.meter.deadline());
                 Box::pin(async move {
-                    let answer = answer.await?;
+                    let answer = match deadline {
+                        None => answer.await?,
+                        Some(deadline) => match tokio::time::timeout(deadline, answer).await {
+                            Ok(answer) => answer?,
+                            Err(_) => {
+                                let text = format!(
+                                    "no answer within {} s; what was asked for may still be done: look before you ask again",
+                                    deadline.as_secs()
+                                );
+                                tracing::warn!(target: "audit", who, call = path, "not answered in time");
+                                return Ok(Status::deadline_exceeded(text).into_http());
+                            }
+                        },
+                    };
                     // What the service itself refused: somebody else's task, another node's name.
                     if let Some(status) = Status::from_header_map(answer.headers())
                         && status.code() == Code::PermissionDenied
                     {
                         log_refusal(&who, &path, status.message());
                     }
-                    Ok(answer)
+                    Ok(answer.map(|body| Counted::new(body, permit)))
                 })
             }
             Err((who, status)) => {

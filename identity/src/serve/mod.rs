@@ -3,9 +3,11 @@
 
 mod connection;
 mod guard;
+mod limits;
 
 use std::{
     io,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
@@ -13,7 +15,7 @@ use std::{
 };
 
 use rustls::ServerConfig;
-use shaper_proto::peer;
+use shaper_proto::peer::{self, Admission, Permit};
 use tokio::{
     net::{TcpListener, TcpStream, UnixListener},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
@@ -22,10 +24,11 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 
-use self::connection::Certified;
+use self::connection::{Certified, Stranger};
 pub use self::{
     connection::{Connection, Peer},
     guard::{Asking, Guard, Guarded},
+    limits::{Excess, Limits},
 };
 use crate::{
     Role,
@@ -34,13 +37,19 @@ use crate::{
     tls::{self, Material, TlsError},
 };
 
-/// Connections over TCP, those included that have not shown a certificate yet.
-const CONNECTIONS: usize = 1024;
+/// Connections over TCP of those who have shown who they are.
+const CONNECTIONS: usize = 16_384;
+/// Of those, of one identity.
+const CONNECTIONS_EACH: usize = 64;
+/// Connections over TCP that have not shown a certificate yet.
+const HANDSHAKES: usize = 512;
+/// Of those, from one address.
+const HANDSHAKES_EACH: usize = 32;
 /// How long the other end may take to show one.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long to wait after a connection could not be accepted: the next may do better.
 const RETRY: Duration = Duration::from_millis(10);
-/// How often the configuration of identities is looked at.
+/// How often the configuration of identities and the certificates are looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Connections as they come.
@@ -87,6 +96,10 @@ enum Unfit {
     Elsewhere(Box<crate::Identity>),
     #[error("{0}: {1}")]
     Distrusted(Box<crate::Identity>, &'static str),
+    #[error("{0} has {CONNECTIONS_EACH} connections already")]
+    TooMany(String),
+    #[error("there are {CONNECTIONS} connections already")]
+    Full,
 }
 
 /// An error and its causes in one line.
@@ -149,15 +162,27 @@ pub fn local(listener: UnixListener) -> (Incoming, JoinHandle<()>) {
 pub struct Tcp {
     listener: TcpListener,
     directory: PathBuf,
+    admits_strangers: bool,
     material: Material,
     config: Arc<ServerConfig>,
     access: watch::Receiver<Arc<Access>>,
+    /// The last error about the certificates.
+    told: Option<String>,
+}
+
+/// Whose a connection is before anybody has said so. Of IPv6 the network: whoever has one address has all of them.
+fn source(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
+        v4 @ IpAddr::V4(_) => v4,
+    }
 }
 
 impl Tcp {
-    /// Listens, with the certificate of a directory, which must be of `role`.
+    /// Listens, with the certificate of a directory, which must be of `role`. An authority admits strangers: who wants a
+    /// certificate has none.
     pub async fn bind(
-        address: std::net::SocketAddr,
+        address: SocketAddr,
         directory: &Path,
         role: Role,
         access: watch::Receiver<Arc<Access>>,
@@ -168,25 +193,39 @@ impl Tcp {
             let (directory, found) = (directory.to_owned(), Box::new(found.clone()));
             return Err(ServeError::Role { directory, found, wanted: role });
         }
-        let config = material.server(false)?;
+        let admits_strangers = role == Role::Authority;
+        let config = material.server(admits_strangers)?;
         let failed = |source| ServeError::Listen { address: address.to_string(), source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
-        Ok(Tcp { listener, directory: directory.to_owned(), material, config, access })
+        let directory = directory.to_owned();
+        Ok(Tcp { listener, directory, admits_strangers, material, config, access, told: None })
     }
 
     /// Where, with the port that the kernel chose if none was asked for.
-    pub fn address(&self) -> io::Result<std::net::SocketAddr> {
+    pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
     /// The connections of those who have shown a certificate, and the task that accepts them.
     pub fn incoming(mut self) -> (Incoming, JoinHandle<()>) {
         let (connections, incoming) = mpsc::channel(16);
-        let room = Arc::new(Semaphore::new(CONNECTIONS));
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+        let sources = Admission::new(HANDSHAKES_EACH);
+        let room = Room {
+            all: Arc::new(Semaphore::new(CONNECTIONS)),
+            each: Arc::new(Admission::new(CONNECTIONS_EACH)),
+        };
         let accept = tokio::spawn(async move {
+            let mut looks = tokio::time::interval(LOOK);
             loop {
-                let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
-                let (stream, from) = match self.listener.accept().await {
+                let Ok(handshake) = Arc::clone(&handshakes).acquire_owned().await else { return };
+                let accepted = loop {
+                    tokio::select! {
+                        accepted = self.listener.accept() => break accepted,
+                        _ = looks.tick() => self.reload().await,
+                    }
+                };
+                let (stream, from) = match accepted {
                     Ok(accepted) => accepted,
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept a connection");
@@ -194,15 +233,23 @@ impl Tcp {
                         continue;
                     }
                 };
-                self.reload();
-                let acceptor = TlsAcceptor::from(Arc::clone(&self.config));
-                let trust_domain = self.material.holder.identity.trust_domain().to_owned();
-                let (access, connections) = (self.access.clone(), connections.clone());
+                // Without a word, and without a line in the log: it would be as long as whoever does this likes.
+                let Some(one_of_source) = sources.admit(source(from.ip())) else { continue };
+                let welcome = Welcome {
+                    acceptor: TlsAcceptor::from(Arc::clone(&self.config)),
+                    trust_domain: self.material.holder.identity.trust_domain().to_owned(),
+                    admits_strangers: self.admits_strangers,
+                    access: self.access.clone(),
+                    room: room.clone(),
+                };
+                let connections = connections.clone();
                 tokio::spawn(async move {
-                    match welcome(stream, &acceptor, &trust_domain, access, permit).await {
-                        Ok(certified) => {
+                    let welcomed = welcome.welcome(stream, from.ip()).await;
+                    drop::<(OwnedSemaphorePermit, Permit<IpAddr>)>((handshake, one_of_source));
+                    match welcomed {
+                        Ok(connection) => {
                             // Without a server there is nobody to be connected to.
-                            let _ = connections.send(Ok(Connection::Certified(Box::new(certified)))).await;
+                            let _ = connections.send(Ok(connection)).await;
                         }
                         Err(error) => {
                             tracing::warn!(target: "audit", %from, reason = chain(&error), "refused a connection");
@@ -215,49 +262,88 @@ impl Tcp {
     }
 
     /// Takes other certificates into use, if there are any. Those that do not do change nothing.
-    fn reload(&mut self) {
-        let is_same = tls::fingerprint_of(&self.directory).is_ok_and(|now| now == self.material.fingerprint);
-        if is_same {
-            return;
-        }
-        let reloaded = Material::load(&self.directory).and_then(|material| {
-            let config = material.server(false)?;
-            Ok((material, config))
-        });
+    async fn reload(&mut self) {
+        let (directory, known) = (self.directory.clone(), self.material.fingerprint.clone());
+        let admits_strangers = self.admits_strangers;
+        let load = move || {
+            if tls::fingerprint_of(&directory).is_ok_and(|now| now == known) {
+                return Ok(None);
+            }
+            let material = Material::load(&directory)?;
+            let config = material.server(admits_strangers)?;
+            Ok::<_, TlsError>(Some((material, config)))
+        };
+        let Ok(reloaded) = tokio::task::spawn_blocking(load).await else { return };
         match reloaded {
-            Ok((material, config)) if material.holder.identity == self.material.holder.identity => {
+            Ok(None) => self.told = None,
+            Ok(Some((material, config))) if material.holder.identity == self.material.holder.identity => {
                 tracing::info!(target: "audit", serial = material.holder.serial, "other certificates are in use");
-                (self.material, self.config) = (material, config);
+                (self.material, self.config, self.told) = (material, config, None);
             }
-            Ok((material, _)) => {
-                let other = material.holder.identity.to_string();
-                tracing::error!(other, "the certificate was replaced by somebody else's, and is not used");
+            Ok(Some((material, _))) => {
+                let other = material.holder.identity;
+                self.tell(format!("the certificate was replaced by that of {other}, and is not used"));
             }
-            Err(error) => tracing::error!(error = chain(&error), "the certificates cannot be read anew"),
+            Err(error) => self.tell(format!("the certificates cannot be read anew: {}", chain(&error))),
+        }
+    }
+
+    /// Says it once.
+    fn tell(&mut self, text: String) {
+        if self.told.as_ref() != Some(&text) {
+            tracing::error!("{text}");
+            self.told = Some(text);
         }
     }
 }
 
+/// What there is of connections.
+#[derive(Clone)]
+struct Room {
+    all: Arc<Semaphore>,
+    each: Arc<Admission<String>>,
+}
+
+impl Room {
+    fn take(&self, whose: String) -> Result<connection::Permits, Unfit> {
+        let each = self.each.admit(whose.clone()).ok_or(Unfit::TooMany(whose))?;
+        let one_of_all = Arc::clone(&self.all).try_acquire_owned().map_err(|_| Unfit::Full)?;
+        Ok((one_of_all, each))
+    }
+}
+
 /// Finds out who is at the other end.
-async fn welcome(
-    stream: TcpStream,
-    acceptor: &TlsAcceptor,
-    trust_domain: &str,
+struct Welcome {
+    acceptor: TlsAcceptor,
+    trust_domain: String,
+    admits_strangers: bool,
     access: watch::Receiver<Arc<Access>>,
-    permit: OwnedSemaphorePermit,
-) -> Result<Certified, Unfit> {
-    stream.set_nodelay(true).map_err(Unfit::Handshake)?;
-    let stream = tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await.map_err(|_| Unfit::Slow)?;
-    let stream = stream.map_err(Unfit::Handshake)?;
-    let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-    let holder = Holder::of(shown.ok_or(Unfit::Stranger)?).map_err(Unfit::Nameless)?;
-    let identity = || Box::new(holder.identity.clone());
-    if holder.identity.trust_domain() != trust_domain {
-        return Err(Unfit::Elsewhere(identity()));
+    room: Room,
+}
+
+impl Welcome {
+    async fn welcome(self, stream: TcpStream, from: IpAddr) -> Result<Connection, Unfit> {
+        stream.set_nodelay(true).map_err(Unfit::Handshake)?;
+        let stream = tokio::time::timeout(PATIENCE, self.acceptor.accept(stream)).await;
+        let stream = stream.map_err(|_| Unfit::Slow)?.map_err(Unfit::Handshake)?;
+        let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let Some(shown) = shown else {
+            if !self.admits_strangers {
+                return Err(Unfit::Stranger);
+            }
+            let permits = self.room.take(source(from).to_string())?;
+            return Ok(Connection::Stranger(Box::new(Stranger::new(stream, from, permits))));
+        };
+        let holder = Holder::of(shown).map_err(Unfit::Nameless)?;
+        let identity = || Box::new(holder.identity.clone());
+        if holder.identity.trust_domain() != self.trust_domain {
+            return Err(Unfit::Elsewhere(identity()));
+        }
+        let distrust = self.access.borrow().distrust(&holder, tls::now());
+        if let Some(why) = distrust {
+            return Err(Unfit::Distrusted(identity(), why));
+        }
+        let permits = self.room.take(holder.identity.to_string())?;
+        Ok(Connection::Certified(Box::new(Certified::new(stream, Arc::new(holder), self.access, permits))))
     }
-    let distrust = access.borrow().distrust(&holder, tls::now());
-    if let Some(why) = distrust {
-        return Err(Unfit::Distrusted(identity(), why));
-    }
-    Ok(Certified::new(stream, Arc::new(holder), access, permit))
 }

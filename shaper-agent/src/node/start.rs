@@ -138,6 +138,21 @@ impl Node {
                     .into(),
             ));
         }
+        if run_as.uid != 0 && !self.config.allowed_uids.contains(run_as.uid) {
+            return Err(NodeError::Precondition(format!(
+                "this node runs no tasks as uid {}: it takes {} (--allowed-uids)",
+                run_as.uid, self.config.allowed_uids
+            )));
+        }
+        // What the broker says of groups no kernel vouches for.
+        let has_group_of_root = run_as.gid == 0 || run_as.groups.contains(&0);
+        if request.assignment.is_some() && has_group_of_root && !self.config.allow_root_tasks {
+            return Err(NodeError::Precondition(
+                "this node runs none of the broker's tasks with root's group (gid 0): name another, or start the \
+                 agent with --allow-root-tasks"
+                    .into(),
+            ));
+        }
         let running =
             self.tasks.values().filter(|task| task.is_running() && task.record.owner.uid == caller.uid);
         if !caller.is_operator() && running.count() >= self.config.max_tasks_per_user {

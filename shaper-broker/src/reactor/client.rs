@@ -14,6 +14,8 @@ use super::{
 /// Tasks that are not over.
 pub(super) const MAX_OPEN_TASKS: usize = 10_000;
 const MAX_POLICIES: usize = 1_000;
+/// Of a user other than root.
+const MAX_POLICIES_EACH: usize = 50;
 
 impl Turn<'_> {
     pub(super) fn submit(&mut self, caller: Credentials, spec: TaskSpec) {
@@ -104,21 +106,38 @@ impl Turn<'_> {
         self.direct_stop(id);
     }
 
-    pub(super) fn apply_policy(&mut self, caller: &Credentials, policy: Policy) {
+    pub(super) fn apply_policy(&mut self, caller: &Credentials, within: &[String], policy: Policy) {
         let name = policy.policy_name.clone();
-        let applied = self.accept_policy(caller, policy);
+        let applied = self.accept_policy(caller, within, policy);
         self.answer = Some(applied.map(|()| Reply::Policy(name)));
     }
 
-    fn accept_policy(&mut self, caller: &Credentials, policy: Policy) -> Result<(), Refusal> {
-        if !is_operator(caller) {
-            return Err(Refusal::Denied(Denied::Policies));
+    /// A policy covers, shrinks and evicts tasks of its own namespace alone; so who may set it is a matter of that namespace.
+    fn accept_policy(
+        &mut self,
+        caller: &Credentials,
+        within: &[String],
+        policy: Policy,
+    ) -> Result<(), Refusal> {
+        let is_theirs = |namespace: &String| is_operator(caller) || within.contains(namespace);
+        if !is_theirs(&policy.namespace) {
+            return Err(Refusal::Denied(Denied::Policies(policy.namespace)));
         }
         let name = policy.policy_name.clone();
         check_name("policy_name", &name).map_err(Refusal::Invalid)?;
         check_name("namespace", &policy.namespace).map_err(Refusal::Invalid)?;
         match self.state.policies.get(&name) {
+            Some(PolicyRow { policy: Policy { namespace, .. }, uid, .. })
+                if !is_operator(caller) && (*uid != caller.uid || !is_theirs(namespace)) =>
+            {
+                let (namespace, uid) = (namespace.clone(), *uid);
+                return Err(Refusal::Denied(Denied::PolicyOfOthers { name, namespace, uid }));
+            }
             Some(row) if row.policy == policy => return Ok(()),
+            None if !is_operator(caller) && self.state.policies_of(caller.uid) >= MAX_POLICIES_EACH => {
+                let remedy = "replace one of yours that is no longer needed";
+                return Err(Refusal::Full { what: "policies of a user", limit: MAX_POLICIES_EACH, remedy });
+            }
             None if self.state.policies.len() >= MAX_POLICIES => {
                 let remedy = "replace one that is no longer needed";
                 return Err(Refusal::Full { what: "policies", limit: MAX_POLICIES, remedy });
@@ -126,7 +145,7 @@ impl Turn<'_> {
             _ => {}
         }
         self.state.policies_revision += 1;
-        let row = PolicyRow { policy, revision: self.state.policies_revision };
+        let row = PolicyRow { policy, uid: caller.uid, revision: self.state.policies_revision };
         self.state.policies.insert(name.clone(), row);
         self.policies.insert(name);
         let sessions: Vec<_> = self.state.sessions.keys().copied().collect();

@@ -60,10 +60,12 @@ pub enum Event {
         /// Between SIGTERM and SIGKILL.
         grace_millis: u64,
     },
-    /// The operator sets a policy.
+    /// A policy is set.
     ApplyPolicy {
         /// Who.
         caller: Credentials,
+        /// Of a caller other than the operator: the namespaces whose policies are theirs to set.
+        within: Vec<String>,
         /// Which.
         policy: Box<Policy>,
     },
@@ -279,14 +281,26 @@ pub enum Taken {
 }
 
 /// What only the operator may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
     /// Running a task as somebody else.
     #[error("only uid 0 may run a task as another user or with other groups; leave run_as out")]
     RunAs,
     /// Setting policies.
-    #[error("only uid 0 may set policies")]
-    Policies,
+    #[error(
+        "policies of namespace `{0}` are not yours to set: those of your own namespaces are, and all are uid 0's"
+    )]
+    Policies(String),
+    /// Replacing somebody else's.
+    #[error("policy `{name}` is of namespace `{namespace}` and of uid {uid}: choose another name")]
+    PolicyOfOthers {
+        /// Which.
+        name: String,
+        /// Its namespace.
+        namespace: String,
+        /// Whose.
+        uid: u32,
+    },
 }
 
 /// What cannot be.
@@ -323,7 +337,7 @@ pub fn on_event(state: &mut State, event: Event, now: UnixNanos) -> Outcome {
     match event {
         Event::Submit { caller, spec } => turn.submit(caller, *spec),
         Event::Cancel { caller, task, grace_millis } => turn.cancel(&caller, &task, grace_millis),
-        Event::ApplyPolicy { caller, policy } => turn.apply_policy(&caller, *policy),
+        Event::ApplyPolicy { caller, within, policy } => turn.apply_policy(&caller, &within, *policy),
         Event::AgentConnected { session, hello } => turn.connected(session, *hello),
         Event::AgentGone { session } => turn.gone(session),
         Event::DirectiveResult { session, result } => turn.result(session, result),

@@ -287,6 +287,8 @@ impl Node {
 pub struct PolicyRow {
     /// The policy.
     pub policy: Policy,
+    /// Who set it.
+    pub uid: u32,
     /// Of the set of policies, when this one was applied.
     pub revision: u64,
 }
@@ -323,6 +325,11 @@ pub struct State {
 }
 
 impl State {
+    /// How many policies a user has set.
+    pub(super) fn policies_of(&self, uid: u32) -> usize {
+        self.policies.values().filter(|row| row.uid == uid).count()
+    }
+
     /// The nodes in the order of registration.
     pub fn nodes_in_order(&self) -> impl Iterator<Item = &Node> {
         self.registered.iter().filter_map(|name| self.nodes.get(name))

@@ -511,7 +511,7 @@ fn the_epoch_goes_above_what_an_agent_has_obeyed() {
 }
 
 #[test]
-fn policies_are_the_operators_and_reach_every_agent() {
+fn policies_reach_every_agent_and_stay_in_the_namespaces_of_who_sets_them() {
     let mut broker = Broker::new();
     let n1 = broker.node("n1", 4000);
     let policy = Box::new(Policy {
@@ -523,15 +523,42 @@ fn policies_are_the_operators_and_reach_every_agent() {
         preemption_enabled: true,
         window_millis: 10_000,
     });
-    let effects = broker.on(Event::ApplyPolicy { caller: USER, policy: policy.clone() });
-    assert_eq!(refusal(&effects), Some(&Refusal::Denied(Denied::Policies)));
-    let effects = broker.on(Event::ApplyPolicy { caller: OPERATOR, policy: policy.clone() });
+    let named = |name: &str, namespace: &str| {
+        Box::new(Policy { policy_name: name.into(), namespace: namespace.into(), ..(*policy).clone() })
+    };
+    let own = || vec!["etl".to_owned()];
+    let by_user = |within, policy| Event::ApplyPolicy { caller: USER, within, policy };
+    let by_operator = |policy| Event::ApplyPolicy { caller: OPERATOR, within: Vec::new(), policy };
+    for within in [Vec::new(), own()] {
+        let effects = broker.on(by_user(within, policy.clone()));
+        assert_eq!(refusal(&effects), Some(&Refusal::Denied(Denied::Policies("default".into()))));
+    }
+    let effects = broker.on(by_operator(policy.clone()));
     assert!(effects.contains(&Effect::Policies(n1, 1, vec![(*policy).clone()])));
     assert!(effects.contains(&Effect::Answer(Ok(Answer::Policy(policy.clone(), 1)))));
     let (n2, effects) = broker.connect(hello("n2", "boot", 4000, Vec::new()));
     assert!(effects.contains(&Effect::Policies(n2, 1, vec![(*policy).clone()])));
-    let effects = broker.on(Event::ApplyPolicy { caller: OPERATOR, policy });
+    let effects = broker.on(by_operator(policy.clone()));
     assert_eq!(effects.len(), 1, "the same again changes nothing");
+
+    let effects = broker.on(by_user(own(), named("theirs", "etl")));
+    assert_eq!(refusal(&effects), None);
+    broker.on(by_operator(named("of-root", "etl")));
+    broker.on(by_user(vec!["b".into()], named("before", "b")));
+    // Neither by a name in another namespace, nor what the operator has set in theirs.
+    for (name, namespace, uid) in [("p", "default", 0), ("of-root", "etl", 0), ("before", "b", USER.uid)] {
+        let effects = broker.on(by_user(own(), named(name, "etl")));
+        let (name, namespace) = (name.to_owned(), namespace.to_owned());
+        let denied = Denied::PolicyOfOthers { name, namespace, uid };
+        assert_eq!(refusal(&effects), Some(&Refusal::Denied(denied)));
+    }
+    for number in 2..50 {
+        assert_eq!(refusal(&broker.on(by_user(own(), named(&format!("p{number}"), "etl")))), None);
+    }
+    let full = broker.on(by_user(own(), named("one-more", "etl")));
+    assert!(matches!(refusal(&full), Some(Refusal::Full { limit: 50, .. })), "{full:?}");
+    assert_eq!(refusal(&broker.on(by_user(own(), named("theirs", "etl")))), None);
+    assert_eq!(refusal(&broker.on(by_operator(named("one-more", "etl")))), None);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use shaper_core::{
 
 pub(crate) use self::{
     cluster::{Apply, Explain, GetNodes, GetPolicies, Profile, Submit},
-    pki::{Pki, PkiCommand, PkiInit, PkiIssue, PkiRotate, PkiShow, Validity},
+    pki::{Pki, PkiCommand, PkiInit, PkiIssue, PkiJoin, PkiRenew, PkiRotate, PkiShow, PkiToken, Validity},
     top::{SortKey, Top},
 };
 use crate::{servers::BrokerAddress, time::Span, users::UserSpec};

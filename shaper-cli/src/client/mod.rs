@@ -6,6 +6,7 @@
 //! made once, except those that can be repeated without harm.
 
 mod agent;
+mod authority;
 mod broker;
 
 use std::{
@@ -23,7 +24,7 @@ use std::{
 use hyper_util::rt::TokioIo;
 use shaper_identity::{
     Role,
-    tls::{self, Material, TlsError},
+    tls::{self, ClientConfig, Material, TlsError},
 };
 use shaper_proto::convert::WireError;
 use tokio::net::UnixStream;
@@ -34,6 +35,7 @@ use tonic::{
 
 pub(crate) use self::{
     agent::{Client, LogReader},
+    authority::{Authority, Signed},
     broker::Broker,
 };
 use crate::{output, users};
@@ -43,6 +45,7 @@ use crate::{output, users};
 pub(crate) enum Peer {
     Agent,
     Broker,
+    Authority,
 }
 
 impl Peer {
@@ -51,6 +54,7 @@ impl Peer {
         match self {
             Peer::Agent => "--socket",
             Peer::Broker => "--broker",
+            Peer::Authority => "--authority",
         }
     }
 }
@@ -60,6 +64,7 @@ impl fmt::Display for Peer {
         f.write_str(match self {
             Peer::Agent => "agent",
             Peer::Broker => "broker",
+            Peer::Authority => "authority",
         })
     }
 }
@@ -101,13 +106,16 @@ pub(crate) enum ConnectError {
     },
     /// Nobody would know who we are.
     #[error(
-        "the broker at `{0}` knows people by their certificates: name the directory of yours with --tls-dir or \
+        "`{0}` knows people by their certificates: name the directory of yours with --tls-dir or \
          SHAPER_TLS_DIR; an operator makes one with `shaper pki issue`"
     )]
     NoCertificate(String),
     /// One that does not do.
     #[error(transparent)]
     Certificate(Box<TlsError>),
+    /// TLS itself.
+    #[error("TLS cannot be used: {0}")]
+    Tls(String),
     /// Anything else.
     #[error("cannot connect to the {peer} at `{}`: {reason}", .socket.display())]
     Failed {
@@ -276,19 +284,22 @@ impl Link {
         Ok(Link { peer, channel, away: Arc::default() })
     }
 
-    /// Over TCP, to a server that has a certificate of that role and of our authority.
+    /// Over TCP, to a broker of our authority.
     async fn connect_with_certificate(
         peer: Peer,
         address: &str,
         directory: &Path,
     ) -> Result<Link, ConnectError> {
-        let certificate = |error| ConnectError::Certificate(Box::new(error));
-        let roles = match peer {
-            Peer::Agent => &[Role::Node],
-            Peer::Broker => &[Role::Broker],
-        };
-        let config =
-            Material::load(directory).and_then(|material| material.client(roles)).map_err(certificate)?;
+        let config = Material::load(directory).and_then(|material| material.client(&[Role::Broker]));
+        let config = config.map_err(|error| ConnectError::Certificate(Box::new(error)))?;
+        Link::connect_over_tls(peer, address, config).await
+    }
+
+    async fn connect_over_tls(
+        peer: Peer,
+        address: &str,
+        config: Arc<ClientConfig>,
+    ) -> Result<Link, ConnectError> {
         let at = address.to_owned();
         let connector = tower::service_fn(move |_| {
             let (at, config) = (at.clone(), Arc::clone(&config));

@@ -52,7 +52,7 @@ pub(crate) async fn execute(args: Args) -> Result<ExitCode, Error> {
         Command::Release(args) => release::release(&servers.agent().await?, &args).await?,
         Command::Apply(args) => apply::apply(&servers, &args).await?,
         Command::Profile(args) => profile::profile(&servers.broker().await?, &args).await?,
-        Command::Pki(args) => pki::pki(args.command)?,
+        Command::Pki(args) => pki::pki(servers.tls_dir(), args.command).await?,
         Command::Doctor(args) => doctor::doctor(&servers.agent().await?, &args).await?,
     }
     Ok(ExitCode::SUCCESS)

@@ -89,13 +89,15 @@ fn another_users_task_looks_like_none_to_nobody() {
         &["logs", "foreign"],
         &["wait", "foreign"],
         &["cancel", "foreign", "--now"],
-        &["set", "foreign", "--cpu", "0.1"],
-        &["release", "foreign"],
     ] {
         assert_refused_with(&nobody, arguments, "you have no task `foreign`");
         let absent: Vec<&str> =
             arguments.iter().map(|word| if *word == "foreign" { "absent" } else { word }).collect();
         assert_refused_with(&nobody, &absent, "you have no task `absent`");
+    }
+    // These are refused before anybody looks whether there is such a task.
+    for arguments in [&["set", "foreign", "--cpu", "0.1"][..], &["release", "foreign"]] {
+        assert_refused_with(&nobody, arguments, "these may: root, operator");
     }
     let after = agent.shaper().get("foreign");
     assert_eq!((after.pid, after.limits), (foreign.pid, foreign.limits));
@@ -116,7 +118,7 @@ fn nobody_changes_no_limits_and_adopts_and_releases_nothing() {
         &["adopt", &root, "--id", "all"],
         &["adopt", "/nonexistent", "--id", "all"],
     ] {
-        assert_refused_with(&nobody, arguments, "only root may");
+        assert_refused_with(&nobody, arguments, "uid 65534 (user) may not call");
     }
     assert_eq!(agent.shaper().get("mine").limits, task.limits);
     assert!(agent.process(&task).is_alive());
@@ -176,6 +178,17 @@ fn a_task_has_no_way_to_more_than_its_user_has() {
 }
 
 #[test]
+fn a_task_has_no_descriptor_but_its_own_three() {
+    let agent = open_to_nobody();
+    let nobody = agent.shaper_as(NOBODY);
+    let script = "for fd in /proc/$$/fd/*; do echo ${fd##*/}; done";
+    for as_whom in [&nobody, &agent.shaper()] {
+        let output = as_whom.ok(&["run", "--user", "65534", "--", "/bin/sh", "-c", script]);
+        assert_eq!(output, "0\n1\n2\n");
+    }
+}
+
+#[test]
 fn tasks_of_root_are_refused_unless_allowed_and_have_no_capabilities_then() {
     let agent = Agent::start();
     let said = agent.shaper().refused(&["run", "--", "/bin/true"]);
@@ -192,6 +205,19 @@ fn tasks_of_root_are_refused_unless_allowed_and_have_no_capabilities_then() {
         "/proc/self/status",
     ]);
     assert_eq!(output, "Uid:\t0\t0\t0\t0\nCapEff:\t0000000000000000\nNoNewPrivs:\t1\n");
+}
+
+#[test]
+fn tasks_run_as_those_users_alone_that_the_node_allows() {
+    let agent = Options::default().with(&["--allowed-uids", "1-9,65534"]).start();
+    for user in ["10", "65533"] {
+        let said = agent.shaper().refused(&["run", "--user", user, "--", "/bin/true"]);
+        assert!(said.contains(&format!("as uid {user}: it takes 1-9,65534 (--allowed-uids)")), "{said}");
+    }
+    assert!(agent.shaper().tasks().is_empty());
+    for user in ["1", "9", "65534"] {
+        agent.shaper().ok(&["run", "--user", user, "--", "/bin/true"]);
+    }
 }
 
 #[test]

@@ -2,164 +2,34 @@
 //! no more.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::{
-    fs,
-    io::{BufRead, BufReader},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::Arc,
-    time::Duration,
-};
+mod bounds;
+mod enrolment;
+mod harness;
+mod limits;
 
-use http::uri::PathAndQuery;
-use hyper_util::rt::TokioIo;
+use std::{fs, path::Path, process::Command, time::Duration};
+
 use shaper_identity::{
     Identity, Role,
     pki::Authority,
     table::{Asker, CALLS, Verdict},
-    tls::{self, Material},
+    tls::Material,
 };
 use shaper_proto::v1::{
     self, agent_message, agent_session_client::AgentSessionClient, broker_client::BrokerClient,
 };
 use tempfile::TempDir;
-use tokio::sync::watch;
-use tonic::{
-    Code, Request, Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Status, transport::Channel};
 
-const PATIENCE: Duration = Duration::from_secs(20);
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// A broker with an authority, a Unix socket and a port of its own.
-struct Broker {
-    directory: TempDir,
-    authority: Authority,
-    child: Child,
-    address: String,
-    log: watch::Receiver<String>,
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn identity(role: Role, name: &str) -> Identity {
-    Identity::new("lab", role, name).unwrap()
-}
-
-impl Broker {
-    fn start() -> Broker {
-        let directory = TempDir::new().unwrap();
-        let at = |name: &str| directory.path().join(name);
-        let authority = Authority::create(&at("ca"), "lab").unwrap();
-        authority.issue(&at("tls"), &identity(Role::Broker, "b"), &["localhost".into()], DAY).unwrap();
-        let etl = "identities:\n  - id: spiffe://lab/submitter/etl\n    uid: 1500\n    gid: 1500\n    namespaces: [etl]\n    \
-                   max_priority: medium\n";
-        fs::write(at("identities.yaml"), etl).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_shaper-broker"))
-            .args(["--listen", "tcp://127.0.0.1:0", "--store", "memory"])
-            .arg("--listen")
-            .arg(at("b.sock"))
-            .arg("--state-dir")
-            .arg(at("state"))
-            .arg("--tls-dir")
-            .arg(at("tls"))
-            .arg("--identities")
-            .arg(at("identities.yaml"))
-            .env("RUST_LOG", "info")
-            .env("NO_COLOR", "1")
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
-        let mut address = None;
-        for line in lines.by_ref() {
-            if let Some((_, rest)) = line.split_once("who have a certificate address=") {
-                address = Some(rest.trim().to_owned());
-            }
-            if line.contains(" ready ") {
-                break;
-            }
-        }
-        let (kept, log) = watch::channel(String::new());
-        std::thread::spawn(move || {
-            for line in lines {
-                kept.send_modify(|log| {
-                    log.push_str(&line);
-                    log.push('\n');
-                });
-            }
-        });
-        let address = address.expect("the broker says where it listens");
-        Broker { directory, authority, child, address, log }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn material(&self, role: Role, name: &str) -> Material {
-        let at = self.path(&format!("{role}-{name}"));
-        self.authority.issue(&at, &identity(role, name), &[], DAY).unwrap();
-        Material::load(&at).unwrap()
-    }
-
-    async fn connect_with(&self, material: &Material) -> Result<Channel, tonic::transport::Error> {
-        let config = material.client(&[Role::Broker]).unwrap();
-        let address = self.address.clone();
-        let connector = tower::service_fn(move |_| {
-            let (address, config) = (address.clone(), Arc::clone(&config));
-            async move { tls::connect(&address, config).await }
-        });
-        Endpoint::from_static("http://broker").connect_with_connector(connector).await
-    }
-
-    async fn connect(&self, role: Role, name: &str) -> Channel {
-        self.connect_with(&self.material(role, name)).await.unwrap()
-    }
-
-    async fn connect_locally(&self) -> Channel {
-        let path = self.path("b.sock");
-        let connector = tower::service_fn(move |_| {
-            let path = path.clone();
-            async move { tokio::net::UnixStream::connect(path).await.map(TokioIo::new) }
-        });
-        Endpoint::from_static("http://broker").connect_with_connector(connector).await.unwrap()
-    }
-
-    /// Waits for a line of the log.
-    async fn says(&self, wanted: &[&str]) {
-        let said = |log: &String| log.lines().any(|line| wanted.iter().all(|wanted| line.contains(wanted)));
-        let mut log = self.log.clone();
-        let is_said = tokio::time::timeout(PATIENCE, log.wait_for(said)).await.is_ok_and(|said| said.is_ok());
-        assert!(is_said, "no line has {wanted:?}:\n{}", *self.log.borrow());
-    }
-}
-
-/// Makes a call with an empty message, and says how it was answered.
-async fn call(channel: &Channel, path: &'static str) -> Result<(), Status> {
-    let mut client = tonic::client::Grpc::new(channel.clone());
-    client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-    let codec = tonic_prost::ProstCodec::<(), ()>::default();
-    let messages = Request::new(tokio_stream::once(()));
-    let answer = client.streaming(messages, PathAndQuery::from_static(path), codec).await?;
-    // A refusal may also come at the end of an answer that has begun.
-    let mut answer = answer.into_inner();
-    match tokio::time::timeout(Duration::from_millis(200), answer.message()).await {
-        Ok(message) => message.map(|_| ()),
-        Err(_) => Ok(()),
-    }
-}
+use self::harness::{Broker, DAY, PATIENCE, call, identity};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_role_may_make_the_calls_that_the_table_says() {
     let broker = Broker::start();
-    let mut askers = vec![(Asker::Root, broker.connect_locally().await, "uid 0".to_owned())];
+    let mut askers = vec![
+        (Asker::Root, broker.connect_locally().await, "uid 0".to_owned()),
+        (Asker::User, broker.connect_as(65534).await, "uid 65534".to_owned()),
+    ];
     for role in Role::ALL {
         let name = if role == Role::Submitter { "etl" } else { "x" };
         let channel = broker.connect(role, name).await;
@@ -201,62 +71,19 @@ async fn every_role_may_make_the_calls_that_the_table_says() {
     assert_eq!(nowhere.code(), Code::PermissionDenied);
 }
 
-fn spec(task: &str, namespace: &str, priority: v1::Priority) -> v1::TaskSpec {
-    let demand = v1::ResourceDemand { cpu_millicores: 100, memory_bytes: 1 << 20, ..Default::default() };
-    v1::TaskSpec {
-        profile: Some(v1::TaskProfile {
-            task_id: task.into(),
-            demand: Some(demand),
-            priority: priority.into(),
-            estimated_runtime_seconds: None,
-        }),
-        command: vec!["true".into()],
-        cwd: "/".into(),
-        name: "true".into(),
-        namespace: namespace.into(),
-        ..Default::default()
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
-async fn a_submitter_stays_within_its_bounds() {
+async fn a_browser_is_not_served() {
     let broker = Broker::start();
-    let mut etl = BrokerClient::new(broker.connect(Role::Submitter, "etl").await);
-    let mut submit = async |spec| etl.submit_task(v1::SubmitTaskRequest { spec: Some(spec) }).await;
-    let own = submit(spec("t", "etl", v1::Priority::Medium)).await.unwrap().into_inner();
-    assert_eq!(own.owner.map(|owner| owner.uid), Some(1500));
-    let as_root = v1::TaskSpec {
-        run_as: Some(v1::Credentials { uid: 0, gid: 0, groups: Vec::new() }),
-        ..spec("r", "etl", v1::Priority::Low)
-    };
-    for (spec, told) in [
-        (spec("n", "default", v1::Priority::Low), "namespace `default`"),
-        (spec("n", "etl.b", v1::Priority::Low), "namespace `etl.b`"),
-        (spec("p", "etl", v1::Priority::High), "priority high is above medium"),
-        (as_root, "uid 0 is not the uid of this identity"),
-    ] {
-        let status = submit(spec).await.unwrap_err();
-        assert_eq!(status.code(), Code::PermissionDenied, "{status:?}");
-        assert!(status.message().contains(told), "{status:?}");
-        broker.says(&["audit", "refused", "spiffe://lab/submitter/etl", told]).await;
-    }
-    // What root has submitted, in that namespace too, is not theirs.
+    let mut operator = BrokerClient::new(broker.connect(Role::Operator, "o").await);
     let mut root = BrokerClient::new(broker.connect_locally().await);
-    let request = v1::SubmitTaskRequest { spec: Some(spec("of-root", "etl", v1::Priority::Low)) };
-    root.submit_task(request).await.unwrap();
-    let tasks = etl.list_cluster_tasks(v1::ListClusterTasksRequest {}).await.unwrap().into_inner().tasks;
-    let ids: Vec<_> = tasks.iter().filter_map(|task| task.spec.as_ref()?.profile.as_ref()).collect();
-    assert_eq!(ids.iter().map(|profile| profile.task_id.as_str()).collect::<Vec<_>>(), ["t"]);
-    let cancel = |task: &str| v1::CancelClusterTaskRequest { task_id: task.into(), grace_millis: 0 };
-    assert_eq!(etl.cancel_cluster_task(cancel("of-root")).await.unwrap_err().code(), Code::NotFound);
-    etl.cancel_cluster_task(cancel("t")).await.unwrap();
-    // A submitter that nobody has configured.
-    let other = broker.connect(Role::Submitter, "etl2").await;
-    let status = call(&other, "/shaper.v1.Broker/ListNodes").await.unwrap_err();
-    assert!(
-        status.code() == Code::PermissionDenied && status.message().contains("--identities"),
-        "{status:?}"
-    );
+    for client in [&mut operator, &mut root] {
+        let mut request = tonic::Request::new(v1::ListNodesRequest {});
+        request.metadata_mut().insert("origin", "https://evil.example".parse().unwrap());
+        let status = client.list_nodes(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::PermissionDenied, "{status:?}");
+        client.list_nodes(v1::ListNodesRequest {}).await.unwrap();
+    }
+    broker.says(&["audit", "refused", "a browser", "ListNodes"]).await;
 }
 
 async fn attach(channel: Channel, node: &str) -> Result<(), Status> {
@@ -347,13 +174,14 @@ async fn other_certificates_are_taken_into_use_without_a_restart() {
     let operator = broker.material(Role::Operator, "o");
     let before = broker.connect_with(&operator).await.unwrap();
     broker.authority.issue(&broker.path("tls"), &identity(Role::Broker, "b"), &[], DAY).unwrap();
+    broker.says(&["audit", "other certificates are in use"]).await;
     let after = broker.connect_with(&operator).await.unwrap();
     for channel in [before, after] {
         call(&channel, "/shaper.v1.Broker/ListNodes").await.unwrap();
     }
-    broker.says(&["audit", "other certificates are in use"]).await;
     // Somebody else's certificate is not.
     broker.authority.issue(&broker.path("tls"), &identity(Role::Node, "n"), &[], DAY).unwrap();
+    broker.says(&["spiffe://lab/node/n", "is not used"]).await;
     let channel = broker.connect_with(&operator).await.unwrap();
     call(&channel, "/shaper.v1.Broker/ListNodes").await.unwrap();
 }
