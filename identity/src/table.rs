@@ -108,7 +108,7 @@ pub const CALLS: &[Call] = &[
     long(reads("/shaper.v1.Agent/ReadLogs",               [Y,   O,   N,   Y,   N,   N,   N,   N])),
     long(changes("/shaper.v1.Agent/SetLimits",            [Y,   N,   N,   Y,   N,   N,   N,   N])),
     changes("/shaper.v1.Agent/CancelTask",                [Y,   O,   N,   Y,   N,   N,   N,   N]),
-    long(changes("/shaper.v1.Agent/ReleaseTask",          [Y,   N,   N,   Y,   N,   N,   N,   N])),
+    long(changes("/shaper.v1.Agent/ReleaseTask",          [Y,   O,   N,   Y,   N,   N,   N,   N])),
     long(changes("/shaper.v1.Agent/ReleaseAll",           [Y,   N,   N,   Y,   N,   N,   N,   N])),
     reads(  "/shaper.v1.Agent/Doctor",                    [Y,   Y,   N,   Y,   N,   Y,   N,   N]),
     reads(  "/shaper.v1.Agent/GetSnapshot",               [Y,   O,   N,   Y,   N,   Y,   N,   N]),

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use clap::builder::PossibleValuesParser;
 
 use crate::bins;
+use crate::guards;
 use crate::setup::{self, Need};
 use crate::tally::Tally;
 use crate::test::{self, Output};
@@ -37,6 +38,8 @@ const PROPERTIES: &str = "properties";
 const ROUNDS: u32 = 100;
 /// The packages of pure code, whose tests are nothing but computation.
 const PURE: [&str; 3] = ["shaper-core", "shaper-common", "shaper-broker"];
+/// The soak that takes guards away: see `guards`.
+const GUARDS: &str = "guards";
 /// What repeats a soak.
 const SEED: &str = "SHAPER_SEED";
 
@@ -47,11 +50,14 @@ const ARGUMENT: &str = "--soak=";
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// What to do
-    #[arg(value_parser = PossibleValuesParser::new(SOAKS.iter().map(|soak| soak.name).chain([PROPERTIES])))]
+    #[arg(value_parser = PossibleValuesParser::new(SOAKS.iter().map(|soak| soak.name).chain([PROPERTIES, GUARDS])))]
     name: String,
     /// How much of it
     #[arg(long, default_value = "1/1", value_name = "PART/WHOLE")]
     fraction: Fraction,
+    /// Of the guards, those whose names have this
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
     /// A series of Debian's kernels; may be given more than once [default: 6.12, 6.1 and 6.18; for kills 6.12]
     #[arg(long, value_name = "SERIES")]
     kernel: Vec<String>,
@@ -83,6 +89,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let Fraction { part, whole } = args.fraction;
     if args.name == PROPERTIES {
         return properties(args.fraction);
+    }
+    if args.name == GUARDS {
+        let tally = guards::run(part, whole, &args.only)?;
+        println!("{tally}");
+        return Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     let Some(soak) = SOAKS.iter().find(|soak| soak.name == args.name) else {
         bail!("there is no soak `{}`", args.name);

@@ -1,0 +1,228 @@
+//! Takes guards away, one at a time, in a copy of this tree, and sees that the test of each fails: a test that passes without
+//! what it is for shows nothing. docs/threat-model.md says what each guard is against.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::tally::Tally;
+use crate::{process, setup, workspace};
+
+/// What stands in a file, what it becomes, and the test that must fail then.
+struct Guard {
+    name: &'static str,
+    file: &'static str,
+    stands: &'static str,
+    becomes: &'static str,
+    test: Test,
+}
+
+/// Of a package that is tested by itself, or of the agent on this machine's kernel.
+enum Test {
+    Of { package: &'static str, target: &'static [&'static str], name: &'static str },
+    Native(&'static str),
+}
+
+const fn authorization(name: &'static str) -> Test {
+    Test::Of { package: "shaper-broker", target: &["--test", "authorization"], name }
+}
+
+const fn unit(package: &'static str, name: &'static str) -> Test {
+    Test::Of { package, target: &["--lib"], name }
+}
+
+#[rustfmt::skip]
+const GUARDS: &[Guard] = &[
+    Guard { name: "tcp-needs-certificates", file: "shaper-broker/src/config.rs",
+        stands: "tls_dir.clone().ok_or_else(|| ConfigError::NoCertificate(address.clone()))?",
+        becomes: "tls_dir.clone().unwrap_or_default()",
+        test: authorization("tcp_without_certificates_or_with_those_of_another_role_is_not_served") },
+    Guard { name: "no-browsers", file: "identity/src/serve/guard.rs",
+        stands: "_ if request.headers().contains_key(http::header::ORIGIN) =>",
+        becomes: "_ if request.uri().path().is_empty() =>",
+        test: authorization("a_browser_is_not_served") },
+    Guard { name: "names-are-no-paths", file: "shaper-core/src/id.rs",
+        stands: r#"let inner = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.".contains(byte);
+        let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);"#,
+        becomes: "let inner = |byte: &u8| *byte != 0;\n        let edge = |byte: Option<&u8>| byte.is_some();",
+        test: authorization("bounds::a_name_is_no_path") },
+    Guard { name: "exact-namespaces", file: "identity/src/access.rs",
+        stands: "self.namespaces.iter().any(|own| own == namespace)",
+        becomes: "self.namespaces.iter().any(|own| namespace.starts_with(own.as_str()))",
+        test: unit("shaper-identity", "access::tests::who_is_not_named_exactly_has_nothing") },
+    Guard { name: "default-deny", file: "identity/src/serve/guard.rs",
+        stands: "if call.verdict(asker) == Verdict::Refused {",
+        becomes: "if call.verdict(asker) == Verdict::Refused && path.is_empty() {",
+        test: authorization("every_role_may_make_the_calls_that_the_table_says") },
+    Guard { name: "own-uid", file: "identity/src/access.rs",
+        stands: "if run_as.uid != self.uid {",
+        becomes: "if run_as.uid == u32::MAX {",
+        test: authorization("bounds::a_submitter_stays_within_its_bounds") },
+    Guard { name: "highest-priority", file: "identity/src/access.rs",
+        stands: "if wanted > self.max_priority {",
+        becomes: "if wanted < self.max_priority && wanted > self.max_priority {",
+        test: authorization("bounds::a_submitter_stays_within_its_bounds") },
+    Guard { name: "policies-of-a-namespace", file: "shaper-broker/src/reactor/client.rs",
+        stands: "if !is_operator(caller) && (*uid != caller.uid || !is_theirs(namespace)) =>",
+        becomes: "if !is_operator(caller) && *uid == u32::MAX && namespace.is_empty() =>",
+        test: authorization("bounds::a_submitters_policies_stay_in_its_namespaces") },
+    Guard { name: "own-node", file: "shaper-broker/src/session.rs",
+        stands: "node.filter(|certified| *certified != name)",
+        becomes: "node.filter(|certified| certified.is_empty())",
+        test: authorization("a_node_is_the_one_that_its_certificate_names") },
+    Guard { name: "streams-end", file: "identity/src/serve/connection.rs",
+        stands: "if let Err(error) = certified.poll_trust(context) {",
+        becomes: "if let Err(error) = certified.poll_trust(context)\n                    && error.kind() == io::ErrorKind::Other\n                {",
+        test: authorization("a_stream_ends_with_the_belief_in_its_reader") },
+    Guard { name: "one-use", file: "identity/src/token.rs",
+        stands: "self.open.remove(id).map(|open| open.identity)",
+        becomes: "self.open.get(id).map(|open| open.identity.clone())",
+        test: authorization("enrolment::a_token_makes_a_node_once_and_also_after_a_restart") },
+    Guard { name: "message-size", file: "shaper-broker/src/main.rs",
+        stands: "const MAX_MESSAGE: usize = 1 << 20;",
+        becomes: "const MAX_MESSAGE: usize = 1 << 30;",
+        test: authorization("limits::a_message_that_is_too_large_is_not_read") },
+    Guard { name: "calls-counted", file: "identity/src/serve/limits.rs",
+        stands: "if *count >= most {",
+        becomes: "if *count > most.saturating_mul(1000) {",
+        test: authorization("limits::streams_are_counted_by_identity_until_they_end") },
+    Guard { name: "silence-counted", file: "identity/src/serve/mod.rs",
+        stands: "const HANDSHAKES_EACH: usize = 32;",
+        becomes: "const HANDSHAKES_EACH: usize = 512;",
+        test: authorization("limits::who_connects_and_says_nothing_keeps_nobody_out") },
+    Guard { name: "beneath-the-root", file: "shaper-agent/src/kernel/cgroup/mod.rs",
+        stands: "ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;",
+        becomes: "ResolveFlags::empty();",
+        test: unit("shaper-agent", "kernel::cgroup::tests::a_symbolic_link_is_not_followed") },
+    Guard { name: "file-system-type", file: "shaper-agent/src/kernel/cgroup/mod.rs",
+        stands: "if file_system.f_type as i64 != CGROUP2_SUPER_MAGIC {",
+        becomes: "if file_system.f_type as i64 == 0 {",
+        test: unit("shaper-agent", "kernel::cgroup::tests::what_leaves_the_mount_or_is_no_cgroup_is_refused") },
+    Guard { name: "no-leaked-descriptors", file: "shaper-agent/src/launch/child.rs",
+        stands: "libc::syscall(libc::SYS_close_range, 3 as c_uint, c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)",
+        becomes: "libc::syscall(libc::SYS_close_range, c_uint::MAX - 1, c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)",
+        test: Test::Native("identity::a_task_has_no_descriptor_but_its_own_three") },
+    Guard { name: "allowed-uids", file: "shaper-agent/src/node/start.rs",
+        stands: "if run_as.uid != 0 && !self.config.allowed_uids.contains(run_as.uid) {",
+        becomes: "if run_as.uid == u32::MAX {",
+        test: Test::Native("identity::tasks_run_as_those_users_alone_that_the_node_allows") },
+    Guard { name: "socket-mode", file: "proto/src/peer.rs",
+        stands: "fs::set_permissions(socket, fs::Permissions::from_mode(0o660))",
+        becomes: "fs::set_permissions(socket, fs::Permissions::from_mode(0o666))",
+        test: Test::Native("identity::nobody_cannot_connect_without_access_to_the_socket") },
+    Guard { name: "pins-0700", file: "shaper-agent/src/kernel/bpf/attach.rs",
+        stands: "fs::set_permissions(directory, fs::Permissions::from_mode(0o700))",
+        becomes: "fs::set_permissions(directory, fs::Permissions::from_mode(0o755))",
+        test: Test::Native("identity::neither_state_nor_pins_nor_socket_are_open_to_others") },
+];
+
+/// The copy, and what is built of it.
+struct Copy {
+    tree: PathBuf,
+    built: PathBuf,
+    bpf_object: PathBuf,
+}
+
+impl Copy {
+    /// Of every file that git knows, as it is now. Those that are the same stay untouched, so that they are not built anew.
+    fn make(bpf_object: &Path) -> Result<Copy> {
+        let (tree, built) =
+            (workspace::target().join("guards/tree"), workspace::target().join("guards/built"));
+        let listed =
+            process::read(Command::new("git").current_dir(workspace::root()).args(["ls-files", "-z"]))?;
+        for name in listed.split('\0').filter(|name| !name.is_empty()) {
+            let (from, to) = (workspace::root().join(name), tree.join(name));
+            let Ok(content) = fs::read(&from) else { continue };
+            if fs::read(&to).is_ok_and(|there| there == content) {
+                continue;
+            }
+            let folder = to.parent().context("a file is in a folder")?;
+            fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+            fs::write(&to, content).with_context(|| format!("cannot write {}", to.display()))?;
+        }
+        Ok(Copy { tree, built, bpf_object: bpf_object.to_owned() })
+    }
+
+    fn cargo(&self) -> Command {
+        let mut cargo = process::cargo();
+        cargo.current_dir(&self.tree).env("CARGO_TARGET_DIR", &self.built);
+        cargo.env("SHAPER_BPF_OBJECT", &self.bpf_object).env("SHAPER_BIN_DIR", self.built.join("debug"));
+        cargo
+    }
+
+    /// Whether the test passes. What cannot be built is an error: it shows nothing.
+    fn passes(&self, test: &Test) -> Result<bool> {
+        let (arguments, name) = match test {
+            Test::Of { package, target, name } => {
+                ([&["test", "--locked", "-p", package][..], target].concat(), name)
+            }
+            Test::Native(name) => {
+                let whole = ["--locked", "--workspace", "--exclude", "xtask"];
+                process::run(self.cargo().args(["build", "--quiet", "--bins", "--tests"]).args(whole))?;
+                ([&["test"][..], &whole, &["--test", "native"]].concat(), name)
+            }
+        };
+        process::run(self.cargo().args(&arguments).args(["--quiet", "--no-run"]))?;
+        let output = process::output(self.cargo().args(&arguments).args(["--", "--exact", name]))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let tally = text.lines().filter_map(Tally::of_libtest).fold(Tally::default(), |mut sum, tally| {
+            sum += tally;
+            sum
+        });
+        match (tally.passed, tally.failed) {
+            (1, 0) => Ok(true),
+            (0, 1) => Ok(false),
+            _ => bail!("`{name}` is not one test, or did not run:\n{text}"),
+        }
+    }
+}
+
+/// Of the guards, the first `part` of `whole`, of those whose name has `filter`.
+pub(crate) fn run(part: u32, whole: u32, filter: &str) -> Result<Tally> {
+    setup::ensure(setup::Need::Native)?;
+    let bpf_object = workspace::target().join("bpf/shaper.bpf.o");
+    if !bpf_object.is_file() {
+        bail!("{} is not there: build it with `cargo xtask build-ebpf`", bpf_object.display());
+    }
+    let copy = Copy::make(&bpf_object)?;
+    let guards: Vec<_> = GUARDS.iter().filter(|guard| guard.name.contains(filter)).collect();
+    let most = (guards.len() * part as usize).div_ceil(whole as usize);
+    let mut tally = Tally::default();
+    for Guard { name, file, stands, becomes, test } in guards.into_iter().take(most) {
+        let path = copy.tree.join(file);
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        if text.matches(stands).count() != 1 {
+            bail!("guard `{name}`: `{stands}` does not stand once in {file}");
+        }
+        let with = copy.passes(test)?;
+        fs::write(&path, text.replacen(stands, becomes, 1))?;
+        let without = copy.passes(test);
+        fs::write(&path, text)?;
+        let without = without?;
+        let verdict = match (with, without) {
+            (true, false) => "its test passes with it and fails without",
+            (false, _) => "its test FAILS with it",
+            (true, true) => "its test PASSES without it",
+        };
+        println!("soak: guard {name}: {verdict}");
+        tally += if with && !without { Tally { passed: 1, ..Tally::default() } } else { Tally::FAILURE };
+    }
+    Ok(tally)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_guard_stands_where_it_is_said_and_is_in_the_threat_model() {
+        let model = fs::read_to_string(workspace::root().join("docs/threat-model.md")).unwrap();
+        for Guard { name, file, stands, .. } in GUARDS {
+            let text = fs::read_to_string(workspace::root().join(file)).unwrap();
+            assert_eq!(text.matches(stands).count(), 1, "{name}: {file}");
+            assert!(model.contains(&format!("`{name}`")), "{name}");
+        }
+    }
+}
