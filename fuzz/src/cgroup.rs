@@ -30,7 +30,8 @@ fn read<T: Contents>(text: &str) -> Option<T> {
 /// What is written as it was read is read as the same.
 fn same<T: Contents + Setting + PartialEq + Debug>(text: &str) -> Option<T> {
     let value: T = read(text)?;
-    assert_eq!(T::from_text(&value.text()).as_ref(), Ok(&value));
+    let written = value.text();
+    assert_eq!(T::from_text(written.strip_suffix('\n').unwrap_or(&written)).as_ref(), Ok(&value));
     Some(value)
 }
 
