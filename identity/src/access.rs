@@ -204,7 +204,8 @@ impl Access {
         Access::parse(&files::read(path, LONGEST)?, path)
     }
 
-    fn parse(text: &str, path: &Path) -> Result<Access, AccessError> {
+    /// Reads a text; `path` is its name in errors.
+    pub fn parse(text: &str, path: &Path) -> Result<Access, AccessError> {
         let form =
             |error: serde_yaml::Error| AccessError::Form { path: path.to_owned(), reason: error.to_string() };
         let Document { identities, revoked, revoked_serials } = serde_yaml::from_str(text).map_err(form)?;

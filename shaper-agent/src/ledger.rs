@@ -294,14 +294,35 @@ fn read_lines(directory: &Path) -> Result<(Vec<Line>, usize), Error> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(source) => return Err(Error::Io { operation: "read", path, source }),
         };
-        for line in text.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n")) {
-            match serde_json::from_slice(line) {
-                Ok(line) => lines.push(line),
-                Err(_) => unreadable += 1,
-            }
-        }
+        unreadable += parse(&text, &mut lines);
     }
     Ok((lines, unreadable))
+}
+
+/// Adds the whole lines of a file to `lines`, and says how many others there are.
+fn parse(text: &[u8], lines: &mut Vec<Line>) -> usize {
+    let mut unreadable = 0;
+    for line in text.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n")) {
+        match serde_json::from_slice(line) {
+            Ok(line) => lines.push(line),
+            Err(_) => unreadable += 1,
+        }
+    }
+    unreadable
+}
+
+/// Reads a file of whatever content, for [`crate::fuzz`]: what stands, what is told, and what is understood as it would be
+/// written.
+pub(crate) fn examine(text: &[u8]) -> (HashMap<ExecutionId, Decided>, Vec<Entry>, Vec<u8>) {
+    let mut lines = Vec::new();
+    let unreadable = parse(text, &mut lines);
+    let mut written = Vec::new();
+    for line in &lines {
+        written.extend(serde_json::to_vec(line).unwrap_or_default());
+        written.push(b'\n');
+    }
+    let decided = decided(&lines);
+    (decided, tell(lines, unreadable, &Query::default()).0, written)
 }
 
 /// What stands for each task after all lines: an intent counts unless it is said to have failed.
@@ -359,6 +380,10 @@ pub struct Query {
 /// Reads what is wanted, oldest first, with remarks for the reader. Beside a writer, too.
 pub fn read(directory: &Path, query: &Query) -> Result<(Vec<Entry>, Vec<String>), Error> {
     let (lines, unreadable) = read_lines(directory)?;
+    Ok(tell(lines, unreadable, query))
+}
+
+fn tell(lines: Vec<Line>, unreadable: usize, query: &Query) -> (Vec<Entry>, Vec<String>) {
     let (mut entries, mut notes) = (BTreeMap::new(), Vec::new());
     let is_wanted = |execution: &ExecutionId, owner: &Owner, at: UnixNanos| {
         at >= query.since
@@ -393,7 +418,7 @@ pub fn read(directory: &Path, query: &Query) -> Result<(Vec<Entry>, Vec<String>)
         entries.drain(..left_out);
         notes.push(format!("{left_out} older entries are left out: name a task, or use --since"));
     }
-    Ok((entries, notes))
+    (entries, notes)
 }
 
 fn entry(number: u64, at: UnixNanos, intent: Intent) -> Entry {

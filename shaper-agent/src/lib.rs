@@ -7,6 +7,8 @@ pub mod actuate;
 pub mod calibrate;
 pub mod config;
 pub mod durable;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod ground;
 pub mod kernel;
 pub mod launch;

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use shaper_core::{
-    id::{ExecutionId, TaskId},
     spec::{Policy, TaskSpec},
     task::Owner,
 };
@@ -14,7 +13,7 @@ use shaper_identity::{
     tls::{self, Material, TlsError},
 };
 use shaper_proto::{
-    convert::WireError,
+    convert::{self, WireError},
     failpoint,
     v1::{
         self, agent_message, agent_session_client::AgentSessionClient, broker_message, directive,
@@ -189,9 +188,8 @@ async fn carry_out(
     session: u64,
 ) -> Result<directive_result::Outcome, SessionError> {
     let v1::Directive { task_id, attempt, generation, epoch, kind } = wire;
-    let task: TaskId = task_id.parse().map_err(WireError::from)?;
-    let id =
-        DirectiveId { execution: ExecutionId { task: task.clone(), attempt }, generation, epoch, session };
+    let id = DirectiveId { execution: convert::execution(&task_id, attempt)?, generation, epoch, session };
+    let task = id.execution.task.clone();
     match kind.ok_or(WireError::Missing("directive.kind"))? {
         directive::Kind::Start(v1::Start { spec, owner }) => {
             let spec = TaskSpec::try_from(spec.ok_or(WireError::Missing("start.spec"))?)?;

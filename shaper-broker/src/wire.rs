@@ -2,7 +2,7 @@
 //! `shaper_proto::convert`.
 
 use shaper_core::{
-    id::{ExecutionId, TaskId},
+    id::TaskId,
     spec::{Capacity, Decision},
     task::{Phase as RunPhase, TaskStatus},
 };
@@ -97,17 +97,10 @@ fn directive(directive: Directive) -> v1::Directive {
     }
 }
 
-fn execution(task_id: String, attempt: u32) -> Result<ExecutionId, WireError> {
-    if attempt == 0 {
-        return Err(WireError::Invalid { field: "attempt", expected: "from 1" });
-    }
-    Ok(ExecutionId { task: TaskId::try_from(task_id)?, attempt })
-}
-
 fn node_task(wire: v1::NodeTask) -> Result<NodeTask, WireError> {
     let v1::NodeTask { task, generation, evicted } = wire;
     let status = TaskStatus::try_from(task.ok_or(WireError::Missing("task"))?)?;
-    execution(status.task_id.to_string(), status.attempt)?;
+    convert::execution(status.task_id.as_str(), status.attempt)?;
     Ok(NodeTask { status, generation, evicted })
 }
 
@@ -151,7 +144,7 @@ pub fn event(session: SessionId, wire: v1::AgentMessage) -> Result<Event, WireEr
         }
         Kind::Decision(v1::TaskDecision { task_id, attempt, decision }) => Event::TaskDecision {
             session,
-            execution: execution(task_id, attempt)?,
+            execution: convert::execution(&task_id, attempt)?,
             decision: Box::new(Decision::try_from(decision.ok_or(WireError::Missing("decision"))?)?),
         },
     })
@@ -165,5 +158,5 @@ fn directive_result(wire: v1::DirectiveResult) -> Result<DirectiveResult, WireEr
         Outcome::Refused(why) => DirectiveOutcome::Refused(why),
         Outcome::Settled(task) => DirectiveOutcome::Settled(Box::new(node_task(task)?)),
     };
-    Ok(DirectiveResult { execution: execution(task_id, attempt)?, generation, outcome })
+    Ok(DirectiveResult { execution: convert::execution(&task_id, attempt)?, generation, outcome })
 }

@@ -1,9 +1,9 @@
 //! Identifiers. A [`TaskId`] becomes part of paths, cgroup names and log lines, so what it may
 //! contain is decided once, here.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, num::NonZeroU32, str::FromStr};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Why a name was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -71,7 +71,12 @@ pub struct ExecutionId {
     /// The task.
     pub task: TaskId,
     /// Which run of it, from 1.
+    #[serde(deserialize_with = "attempt")]
     pub attempt: u32,
+}
+
+fn attempt<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    NonZeroU32::deserialize(deserializer).map(NonZeroU32::get)
 }
 
 impl fmt::Display for ExecutionId {
@@ -169,6 +174,14 @@ mod tests {
         let id = ExecutionId { task: "model.7".parse().unwrap(), attempt: 3 };
         assert_eq!(id.to_string(), "model.7.3");
         assert_eq!(id.to_string().parse(), Ok(id));
+    }
+
+    #[test]
+    fn there_is_no_attempt_before_the_first() {
+        assert!("a.0".parse::<ExecutionId>().is_err());
+        assert!(serde_json::from_str::<ExecutionId>(r#"{"task":"a","attempt":0}"#).is_err());
+        let first: ExecutionId = serde_json::from_str(r#"{"task":"a","attempt":1}"#).unwrap();
+        assert_eq!(serde_json::to_string(&first).unwrap(), r#"{"task":"a","attempt":1}"#);
     }
 
     proptest! {

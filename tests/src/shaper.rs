@@ -45,11 +45,13 @@ impl Answer {
 pub const REFUSED: i32 = 2;
 
 impl Shaper {
-    pub(crate) fn new(binary: &Path, socket: &Path, uid: u32) -> Shaper {
+    /// The command at `binary` for the agent at `socket`, as that user.
+    pub fn new(binary: &Path, socket: &Path, uid: u32) -> Shaper {
         Shaper { binary: binary.to_owned(), server: ("SHAPER_SOCKET", socket.to_owned()), uid }
     }
 
-    pub(crate) fn of_broker(binary: &Path, socket: &Path, uid: u32) -> Shaper {
+    /// The same for a broker.
+    pub fn of_broker(binary: &Path, socket: &Path, uid: u32) -> Shaper {
         Shaper { binary: binary.to_owned(), server: ("SHAPER_BROKER", socket.to_owned()), uid }
     }
 

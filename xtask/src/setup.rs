@@ -42,6 +42,8 @@ pub(crate) enum Need {
     Native,
     /// Loads of the network that others measure with, too.
     Traffic,
+    /// What libFuzzer is compiled with.
+    Fuzzing,
 }
 
 /// How a package shows that it is there.
@@ -85,6 +87,7 @@ const REQUIREMENTS: &[Requirement] = &[
     program(Need::Native, "ip", "iproute2"),
     program(Need::Native, "tc", "iproute2"),
     program(Need::Traffic, "iperf3", "iperf3"),
+    program(Need::Fuzzing, "c++", "g++"),
 ];
 
 impl Need {
@@ -94,6 +97,7 @@ impl Need {
             Self::BpfLinker => "LLVM, to build bpf-linker, which links the kernel programs",
             Self::Vm => "QEMU, kernel tools and mkfs, to run the VM tests",
             Self::Traffic => "iperf3, to load the network for `bench net`",
+            Self::Fuzzing => "a C++ compiler, to build libFuzzer for `soak fuzz`",
             Self::Native => "ip and tc, to set up network namespaces for tests and the demo",
         }
     }
@@ -199,7 +203,7 @@ mod tests {
     #[test]
     fn requirements_of_one_package_stand_together() {
         // `missing` names each package once by comparing neighbours.
-        for need in [Need::BpfRust, Need::BpfLinker, Need::Vm, Need::Native, Need::Traffic] {
+        for need in [Need::BpfRust, Need::BpfLinker, Need::Vm, Need::Native, Need::Traffic, Need::Fuzzing] {
             let mut packages: Vec<_> =
                 REQUIREMENTS.iter().filter(|r| r.need == need).map(|r| r.package).collect();
             packages.dedup();

@@ -1,4 +1,5 @@
 //! Runs in full, in the VM and on this machine's own kernel, what a run of all tests does a little of: `cargo xtask soak NAME`.
+//! So does the fuzzing (`fuzz.rs`), of which `.ci/run` does a little.
 //!
 //! A test that belongs to a soak asks `shaper_tests::soak` how often to do what it does, and prints the figures that it
 //! aims at in lines that begin with `soak: `. In a soak it fails where they are not met.
@@ -12,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use clap::builder::PossibleValuesParser;
 
 use crate::bins;
+use crate::fuzz;
 use crate::guards;
 use crate::setup::{self, Need};
 use crate::tally::Tally;
@@ -33,6 +35,8 @@ const SOAKS: &[Soak] = &[
     Soak { name: "shrink", tests: "memory::", is_native: false, series: &vm::SERIES },
 ];
 
+/// The soak of the fuzz targets.
+const FUZZ: &str = "fuzz";
 /// The soak of the property tests: so many rounds, each with a seed of its own.
 const PROPERTIES: &str = "properties";
 const ROUNDS: u32 = 100;
@@ -50,7 +54,7 @@ const ARGUMENT: &str = "--soak=";
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// What to do
-    #[arg(value_parser = PossibleValuesParser::new(SOAKS.iter().map(|soak| soak.name).chain([PROPERTIES, GUARDS])))]
+    #[arg(value_parser = PossibleValuesParser::new(SOAKS.iter().map(|soak| soak.name).chain([FUZZ, GUARDS, PROPERTIES])))]
     name: String,
     /// How much of it
     #[arg(long, default_value = "1/1", value_name = "PART/WHOLE")]
@@ -61,6 +65,12 @@ pub(crate) struct Args {
     /// A series of Debian's kernels; may be given more than once [default: 6.12, 6.1 and 6.18; for kills 6.12]
     #[arg(long, value_name = "SERIES")]
     kernel: Vec<String>,
+    /// Of `fuzz`: a target, or a part of the names of some; may be given more than once [default: all]
+    #[arg(long, value_name = "NAME")]
+    target: Vec<String>,
+    /// Of `fuzz`: how many targets run at a time, 1 or 2 [default: 2]
+    #[arg(long, value_name = "NUMBER")]
+    jobs: Option<usize>,
     /// Seconds until a machine is given up
     #[arg(long, default_value_t = 3600)]
     timeout: u64,
@@ -87,6 +97,9 @@ impl FromStr for Fraction {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let Fraction { part, whole } = args.fraction;
+    if args.name == FUZZ {
+        return fuzz::run(part, whole, &args.target, args.jobs);
+    }
     if args.name == PROPERTIES {
         return properties(args.fraction);
     }

@@ -66,6 +66,11 @@ const ARROWS: &[Arrows] = &[
         ],
         others: ANY,
     },
+    Arrows {
+        package: "shaper-fuzz",
+        ours: &["shaper-agent", "shaper-broker", "shaper-core", "shaper-identity", "shaper-proto"],
+        others: KERNEL,
+    },
     Arrows { package: "xtask", ours: &[], others: KERNEL },
 ];
 
@@ -76,7 +81,7 @@ pub(crate) fn run() -> Result<ExitCode> {
         let name = file.strip_prefix(workspace::root()).unwrap_or(&file).display().to_string();
         problems.extend(problems_of_source(&text).into_iter().map(|problem| format!("{name}{problem}")));
     }
-    for manifest in ["Cargo.toml", "shaper-ebpf/Cargo.toml"] {
+    for manifest in ["Cargo.toml", "shaper-ebpf/Cargo.toml", "fuzz/Cargo.toml"] {
         let metadata: Metadata = workspace::metadata(&workspace::root().join(manifest))?;
         problems.extend(metadata.packages.iter().flat_map(problems_of_arrows));
     }

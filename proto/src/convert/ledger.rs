@@ -1,9 +1,6 @@
 //! The ledger.
 
-use shaper_core::{
-    id::ExecutionId,
-    ledger::{Actor, Cause, Entry, Kind, KnobChange, Outcome},
-};
+use shaper_core::ledger::{Actor, Cause, Entry, Kind, KnobChange, Outcome};
 
 use super::WireError;
 use crate::v1::{
@@ -84,7 +81,7 @@ impl TryFrom<v1::LedgerEntry> for Entry {
         Ok(Entry {
             number,
             at: unix_nanos,
-            execution: ExecutionId { task: task_id.parse()?, attempt },
+            execution: super::execution(&task_id, attempt)?,
             owner: super::owner("owner", owner)?,
             kind,
             cause: Cause { actor, reason },
@@ -126,6 +123,8 @@ mod tests {
             }
         }
         assert_eq!(Entry::try_from(v1::LedgerEntry::from(entry.clone())), Ok(entry.clone()));
+        let wire = v1::LedgerEntry { attempt: 0, ..entry.clone().into() };
+        assert!(matches!(Entry::try_from(wire), Err(WireError::Invalid { field: "attempt", .. })));
         let wire = v1::LedgerEntry { actor: None, ..entry.into() };
         assert_eq!(Entry::try_from(wire), Err(WireError::Missing("actor")));
     }

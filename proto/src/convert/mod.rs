@@ -8,7 +8,7 @@ mod snapshot;
 
 use shaper_core::{
     doctor::{Availability, Report, Rung},
-    id::{InvalidTaskId, TaskId},
+    id::{ExecutionId, InvalidTaskId, TaskId},
     limits::{Limit, Limits, LimitsChange},
     task::{Enforcement, ExitStatus, Origin, Owner, Phase, TaskStatus, Traffic, Usage},
     units::{BitsPerSec, Bytes, Iops, Micros, Millicores, Weight},
@@ -43,6 +43,14 @@ pub enum WireError {
     /// A task id that is not one.
     #[error(transparent)]
     TaskId(#[from] InvalidTaskId),
+}
+
+/// One run of a task.
+pub fn execution(task_id: &str, attempt: u32) -> Result<ExecutionId, WireError> {
+    if attempt == 0 {
+        return Err(WireError::Invalid { field: "attempt", expected: "from 1" });
+    }
+    Ok(ExecutionId { task: task_id.parse()?, attempt })
 }
 
 fn cpu(value: u64) -> Result<Millicores, WireError> {

@@ -14,7 +14,7 @@
 //! `shaper-agent calibrate --undo` and with `shaper-agent release --all`. A reboot forgets both.
 
 mod probe;
-mod record;
+pub(crate) mod record;
 
 use std::{
     fmt::Write as _,

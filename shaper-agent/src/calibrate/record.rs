@@ -15,9 +15,9 @@ use crate::{
     kernel::{cgroup::Cgroup, disks},
 };
 
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Before {
+pub(crate) struct Before {
     boot_id: String,
     cost: Cost,
 }

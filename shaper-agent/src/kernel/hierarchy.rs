@@ -24,7 +24,8 @@ impl Hierarchies {
         Ok(Hierarchies::from_mountinfo(&fs::read_to_string("/proc/self/mountinfo")?))
     }
 
-    fn from_mountinfo(mountinfo: &str) -> Option<Hierarchies> {
+    /// From the text of a `mountinfo` (proc_pid_mountinfo(5)).
+    pub fn from_mountinfo(mountinfo: &str) -> Option<Hierarchies> {
         let mut v2 = None;
         let mut v1 = Vec::new();
         for line in mountinfo.lines() {
@@ -55,6 +56,13 @@ impl Hierarchies {
 /// of a v1 controller.
 pub fn place_of(pid: &str, controller: Option<&str>) -> io::Result<PathBuf> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    place_in(&text, controller).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::NotFound, format!("/proc/{pid}/cgroup names no such hierarchy"))
+    })
+}
+
+/// The same from the text of such a file.
+pub fn place_in(text: &str, controller: Option<&str>) -> Option<PathBuf> {
     for line in text.lines() {
         let mut parts = line.splitn(3, ':');
         let (Some(_), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else {
@@ -65,10 +73,10 @@ pub fn place_of(pid: &str, controller: Option<&str>) -> io::Result<PathBuf> {
             Some(controller) => controllers.split(',').any(|name| name == controller),
         };
         if wanted {
-            return Ok(Path::new(path).strip_prefix("/").unwrap_or(Path::new("")).to_path_buf());
+            return Some(Path::new(path).strip_prefix("/").unwrap_or(Path::new("")).to_path_buf());
         }
     }
-    Err(io::Error::new(io::ErrorKind::NotFound, format!("/proc/{pid}/cgroup names no such hierarchy")))
+    None
 }
 
 #[cfg(test)]

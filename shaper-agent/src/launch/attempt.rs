@@ -162,7 +162,7 @@ pub(super) fn start_time(pid: u32) -> io::Result<u64> {
     parse_start_time(&stat).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-fn parse_start_time(stat: &[u8]) -> Option<u64> {
+pub(crate) fn parse_start_time(stat: &[u8]) -> Option<u64> {
     // The second field is the program's name in parentheses, which may contain both of these and
     // any other byte. State, the third, comes after the last.
     let name_end = stat.iter().rposition(|byte| *byte == b')')?;

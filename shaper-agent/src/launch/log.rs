@@ -92,7 +92,7 @@ const MAX_CONTENT: usize = 16 << 10;
 const MAX_RECORD: usize = time::LENGTH + " stdout F ".len() + MAX_CONTENT + "\n".len();
 
 /// Appends one record. `head` and `tail` together are its content.
-fn encode(at: u64, stream: Stream, partial: bool, head: &[u8], tail: &[u8], log: &mut Vec<u8>) {
+pub(crate) fn encode(at: u64, stream: Stream, partial: bool, head: &[u8], tail: &[u8], log: &mut Vec<u8>) {
     time::format(at, log);
     log.push(b' ');
     log.extend_from_slice(stream.tag());
@@ -103,7 +103,7 @@ fn encode(at: u64, stream: Stream, partial: bool, head: &[u8], tail: &[u8], log:
 }
 
 /// The record in `line`, which has no newline; `None` when it is not one.
-fn decode(line: &[u8]) -> Option<LogRecord> {
+pub(crate) fn decode(line: &[u8]) -> Option<LogRecord> {
     let (at, line) = line.split_at_checked(time::LENGTH)?;
     let at = time::parse(at)?;
     let (stream, line) = if let Some(line) = line.strip_prefix(b" stdout ") {

@@ -10,7 +10,7 @@
 //! limits, mount namespace and scheduling policy (not its cgroups, session, signals, descriptors,
 //! credentials or oom_score_adj).
 
-mod attempt;
+pub(crate) mod attempt;
 mod child;
 mod hired;
 pub mod log;

@@ -51,7 +51,7 @@ impl Machine {
 }
 
 /// A size in `/proc/meminfo`, bytes.
-fn kib(meminfo: &str, name: &str) -> Option<u64> {
+pub(crate) fn kib(meminfo: &str, name: &str) -> Option<u64> {
     let rest = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     Some(rest.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
 }
@@ -61,7 +61,7 @@ pub fn swap_free() -> u64 {
     read_to_string("/proc/meminfo").and_then(|text| kib(&text, "SwapFree")).unwrap_or(0)
 }
 
-fn online(stat: &str) -> u32 {
+pub(crate) fn online(stat: &str) -> u32 {
     let is_cpu = |line: &&str| {
         line.strip_prefix("cpu").is_some_and(|rest| rest.starts_with(|letter: char| letter.is_ascii_digit()))
     };
@@ -74,7 +74,8 @@ pub fn busy_ns(stat: &str) -> u64 {
     let fields = stat.lines().find_map(|line| line.strip_prefix("cpu "));
     let ticks = fields.into_iter().flat_map(str::split_whitespace).enumerate();
     let busy = ticks.filter(|(index, _)| matches!(index, 0..=2 | 5..=7));
-    busy.filter_map(|(_, ticks)| ticks.parse::<u64>().ok()).sum::<u64>() * TICK_NS
+    let ticks = busy.filter_map(|(_, ticks)| ticks.parse::<u64>().ok());
+    ticks.fold(0, u64::saturating_add).saturating_mul(TICK_NS)
 }
 
 #[cfg(test)]

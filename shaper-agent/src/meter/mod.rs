@@ -11,7 +11,7 @@
 
 mod alarm;
 pub mod files;
-mod machine;
+pub(crate) mod machine;
 mod snapshot;
 
 use std::{

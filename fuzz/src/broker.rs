@@ -1,0 +1,113 @@
+//! What the broker keeps, and what it does with what it is told.
+
+use std::collections::BTreeMap;
+
+use prost::Message;
+use shaper_broker::{
+    reactor::{
+        Event, Outcome, SessionId, State,
+        history::History,
+        next_wakeup, on_event,
+        rows::EPOCH,
+        state::{DECISIONS, NodeRow, PolicyRow, TaskRow},
+    },
+    wire,
+};
+use shaper_core::{
+    spec::{Credentials, Policy, TaskSpec},
+    task::UnixNanos,
+};
+use shaper_proto::v1;
+
+use crate::json;
+
+type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
+
+fn load(rows: &Rows) -> Option<State> {
+    State::load(rows.iter().map(|(key, value)| (key.as_slice(), value.as_slice()))).ok()
+}
+
+/// Lets something happen, as the broker does: what it writes is what it would find after a crash.
+fn happens(state: &mut State, rows: &mut Rows, event: Event, now: UnixNanos) {
+    let Outcome { changes, effects: _ } = on_event(state, event, now);
+    rows.extend(changes.into_iter().map(|change| (change.key.into_bytes(), change.value)));
+    let found = load(rows).expect("what the broker writes it can read");
+    assert_eq!(found.tasks, state.tasks);
+    assert_eq!(found.policies, state.policies);
+    assert_eq!(found.histories, state.histories);
+    for row in found.tasks.values() {
+        assert!(row.decisions.len() <= DECISIONS);
+    }
+    for (name, node) in &found.nodes {
+        assert_eq!(node.reserved, state.nodes[name].reserved, "what is reserved on {name}");
+    }
+    let _ = next_wakeup(state);
+}
+
+/// A store: a line for each row, with a space between key and value.
+pub fn rows(data: &[u8]) {
+    let mut rows = Rows::new();
+    for line in data.split(|byte| *byte == b'\n') {
+        let Some(at) = line.iter().position(|byte| *byte == b' ') else { continue };
+        let (key, value) = (&line[..at], &line[at + 1..]);
+        if key.starts_with(b"task/") {
+            json::<TaskRow>(value);
+        } else if key.starts_with(b"node/") {
+            json::<NodeRow>(value);
+        } else if key.starts_with(b"policy/") {
+            json::<PolicyRow>(value);
+        } else if key.starts_with(b"history/") {
+            if let Some(history) = json::<History>(value) {
+                let _ = history.measured();
+            }
+        } else if key == EPOCH.as_bytes() {
+            json::<u64>(value);
+        }
+        rows.insert(key.to_owned(), value.to_owned());
+    }
+    let Some(mut state) = load(&rows) else { return };
+    // It is not only read, but gone on from.
+    happens(&mut state, &mut rows, Event::Tick, 1_700_000_000_000_000_000);
+}
+
+/// Messages of clients and agents, one after the other: a kind, who, a length of two bytes, and so many.
+pub fn reactor(data: &[u8]) {
+    let (mut state, mut rows) = (State::default(), Rows::new());
+    let mut rest = data;
+    let mut now: UnixNanos = 1_700_000_000_000_000_000;
+    let mut sessions = 0;
+    // Each is followed by a load of everything.
+    for _ in 0..24 {
+        let Some(([kind, who, high, low], after)) = rest.split_first_chunk() else { break };
+        let length = usize::from(u16::from_be_bytes([*high, *low])).min(after.len());
+        let (message, after) = after.split_at(length);
+        rest = after;
+        now += u64::from(*who) * 100_000_000;
+        let caller = Credentials { uid: u32::from(*who % 3), gid: u32::from(*who % 3), groups: Vec::new() };
+        let session = SessionId(u64::from(*who).min(sessions));
+        let event = match kind % 6 {
+            0 => v1::Hello::decode(message).ok().and_then(|hello| wire::hello(hello).ok()).map(|hello| {
+                sessions += 1;
+                Event::AgentConnected { session: SessionId(sessions), hello: Box::new(hello) }
+            }),
+            1 => v1::AgentMessage::decode(message).ok().and_then(|it| wire::event(session, it).ok()),
+            2 => v1::TaskSpec::decode(message)
+                .ok()
+                .and_then(|spec| TaskSpec::try_from(spec).ok())
+                .map(|spec| Event::Submit { caller, spec: Box::new(spec) }),
+            3 => v1::CancelClusterTaskRequest::decode(message).ok().and_then(|cancel| {
+                let task = cancel.task_id.parse().ok()?;
+                Some(Event::Cancel { caller, task, grace_millis: cancel.grace_millis })
+            }),
+            4 => v1::Policy::decode(message)
+                .ok()
+                .and_then(|policy| Policy::try_from(policy).ok())
+                .map(|policy| Event::ApplyPolicy { caller, policy: Box::new(policy) }),
+            _ if who % 2 == 0 => Some(Event::Tick),
+            _ => Some(Event::AgentGone { session }),
+        };
+        if let Some(event) = event {
+            happens(&mut state, &mut rows, event, now);
+        }
+    }
+}
