@@ -69,7 +69,7 @@ impl Now {
             cpu: used(Some(Millicores(usage.cpu_now_millicores)), &limits.cpu),
             memory: used(usage.memory_bytes.map(Bytes), &limits.memory),
             net_out: used(Some(BitsPerSec(usage.egress_now_bps)), &limits.net_egress),
-            net_in: compact(BitsPerSec(usage.ingress_now_bps)),
+            net_in: used(Some(BitsPerSec(usage.ingress_now_bps)), &limits.net_ingress),
         }
     }
 }
@@ -80,6 +80,7 @@ pub(crate) mod resource {
     pub(crate) const CPU_WEIGHT: &str = "cpu_weight";
     pub(crate) const MEMORY: &str = "memory";
     pub(crate) const NET_EGRESS: &str = "net_egress";
+    pub(crate) const NET_INGRESS: &str = "net_ingress";
     pub(crate) const NET_EGRESS_GUARANTEE: &str = "net_egress_guarantee";
     pub(crate) const NET_EGRESS_WEIGHT: &str = "net_egress_weight";
     pub(crate) const STORAGE_IO: &str = "storage_io";
@@ -107,6 +108,7 @@ pub(crate) fn limits(limits: &Limits) -> Vec<NamedLimit> {
         reclaim_idle: _,
         net_egress_guarantee,
         net_egress_weight,
+        net_ingress,
     } = limits;
     let weight =
         |weight: &Option<Weight>| weight.as_ref().map_or_else(|| "as found".into(), ToString::to_string);
@@ -115,6 +117,7 @@ pub(crate) fn limits(limits: &Limits) -> Vec<NamedLimit> {
         NamedLimit { resource: resource::CPU_WEIGHT, limit: weight(cpu_weight) },
         NamedLimit { resource: resource::MEMORY, limit: memory.to_string() },
         NamedLimit { resource: resource::NET_EGRESS, limit: net_egress.to_string() },
+        NamedLimit { resource: resource::NET_INGRESS, limit: net_ingress.to_string() },
         NamedLimit { resource: resource::STORAGE_IO, limit: storage_io.to_string() },
         NamedLimit { resource: resource::STORAGE_IO_WEIGHT, limit: weight(storage_io_weight) },
         NamedLimit { resource: resource::STORAGE_IO_LATENCY, limit: storage_io_latency.to_string() },

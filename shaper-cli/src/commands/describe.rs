@@ -114,6 +114,7 @@ fn requests(demand: &Demand, limits: &Limits) -> String {
         ["memory".into(), memory.to_string(), limit(limits.memory)],
         ["gpu_memory".into(), requested(*gpu_memory), "-".into()],
         ["network".into(), requested(*network), limit(limits.net_egress)],
+        ["network_ingress".into(), "-".into(), limit(limits.net_ingress)],
         ["storage_io".into(), requested(*storage_io), limit(limits.storage_io)],
         ["storage_io_weight".into(), "-".into(), requested(limits.storage_io_weight)],
         ["storage_io_latency".into(), "-".into(), limit(limits.storage_io_latency)],

@@ -158,7 +158,7 @@ fn network_fields(reading: &Reading<'_>, network: &NetUsage, field: &mut impl Fn
         let NetCount { total, now: _, packets_per_sec: _, congestion_marks } = usage;
         let now = match way {
             Way::Out => used(reading.net_now(way), &reading.task.limits.net_egress),
-            Way::In => or_unknown(reading.net_now(way), compact),
+            Way::In => used(reading.net_now(way), &reading.task.limits.net_ingress),
         };
         field(
             name,
