@@ -108,18 +108,18 @@ fn requests(demand: &Demand, limits: &Limits) -> String {
     }
     let Demand { cpu, memory, gpu_memory, network, storage_io } = demand;
     let columns = [Column::Text("RESOURCE"), Column::Number("REQUEST"), Column::Number("LIMIT")];
+    let ingress = limits.net_ingress.at().map(|it| ["network_ingress".into(), "-".into(), it.to_string()]);
     let rows = [
         ["cpu".into(), cpu.to_string(), limit(limits.cpu)],
         ["cpu_weight".into(), "-".into(), requested(limits.cpu_weight)],
         ["memory".into(), memory.to_string(), limit(limits.memory)],
         ["gpu_memory".into(), requested(*gpu_memory), "-".into()],
         ["network".into(), requested(*network), limit(limits.net_egress)],
-        ["network_ingress".into(), "-".into(), limit(limits.net_ingress)],
         ["storage_io".into(), requested(*storage_io), limit(limits.storage_io)],
         ["storage_io_weight".into(), "-".into(), requested(limits.storage_io_weight)],
         ["storage_io_latency".into(), "-".into(), limit(limits.storage_io_latency)],
     ];
-    output::table(columns, rows)
+    output::table(columns, rows.into_iter().chain(ingress))
 }
 
 fn text(task: &TaskStatus, now: UnixNanos) -> String {
