@@ -357,9 +357,8 @@ command: [/usr/bin/python3, etl.py]
 env: {MODE: fast}
 cwd: /srv/etl
 labels: {team: data}
-limits: {cpu_cores: 2, memory_gb: 2, network_bandwidth_mbps: 10, storage_io_ops: 300, cpu_weight: 200,
-         storage_io_weight: 150, storage_io_latency_ms: 2.5, reclaim_idle: true, network_weight: 300,
-         network_ingress_mbps: 20}
+limits: {cpu_cores: 2, memory_gb: 2, network_bandwidth_mbps: 10, storage_io_ops: 300, cpu_weight: 200, network_ingress_mbps: 20,
+         storage_io_weight: 150, storage_io_latency_ms: 2.5, reclaim_idle: true, network_weight: 300}
 run_as: {uid: 1000, gid: 100, groups: [4, 24]}
 retries: 3
 ";
