@@ -19,7 +19,6 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     actor::{ActorError, Handle},
-    actuate::ActuateError,
     kernel::cgroup::CgroupError,
     launch::{
         self,
@@ -86,13 +85,8 @@ fn refused(error: NodeError) -> Status {
         NodeError::Exists(_) => Status::already_exists(text),
         NodeError::Denied(_) => Status::permission_denied(text),
         NodeError::Exhausted(_) => Status::resource_exhausted(text),
-        NodeError::Precondition(_)
-        | NodeError::NotReclaimable(_)
-        | NodeError::Actuate(
-            ActuateError::NoMechanism { .. }
-            | ActuateError::BelowUse { .. }
-            | ActuateError::AboveGroup { .. },
-        ) => Status::failed_precondition(text),
+        NodeError::Precondition(_) | NodeError::NotReclaimable(_) => Status::failed_precondition(text),
+        NodeError::Actuate(error) if error.is_refusal() => Status::failed_precondition(text),
         NodeError::Actuate(error) if error.is_gone() => Status::not_found(text),
         NodeError::Cgroup(error) if error.is_gone() => Status::not_found(text),
         NodeError::Cgroup(CgroupError::Open { .. } | CgroupError::NotACgroup(_)) => {

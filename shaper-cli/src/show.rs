@@ -54,6 +54,14 @@ pub(crate) fn used<T: fmt::Display>(used: Option<T>, limit: &Limit<T>) -> String
     format!("{used}/{}", compact(limit))
 }
 
+/// What is received, and of which limit where there is one: most tasks have none.
+pub(crate) fn received(now: BitsPerSec, limit: &Limit<BitsPerSec>) -> String {
+    match limit {
+        Limit::Unlimited => compact(now),
+        limit => used(Some(now), limit),
+    }
+}
+
 /// What a task uses of its limits now.
 pub(crate) struct Now {
     pub(crate) cpu: String,
@@ -69,7 +77,7 @@ impl Now {
             cpu: used(Some(Millicores(usage.cpu_now_millicores)), &limits.cpu),
             memory: used(usage.memory_bytes.map(Bytes), &limits.memory),
             net_out: used(Some(BitsPerSec(usage.egress_now_bps)), &limits.net_egress),
-            net_in: compact(BitsPerSec(usage.ingress_now_bps)),
+            net_in: received(BitsPerSec(usage.ingress_now_bps), &limits.net_ingress),
         }
     }
 }
@@ -80,6 +88,7 @@ pub(crate) mod resource {
     pub(crate) const CPU_WEIGHT: &str = "cpu_weight";
     pub(crate) const MEMORY: &str = "memory";
     pub(crate) const NET_EGRESS: &str = "net_egress";
+    pub(crate) const NET_INGRESS: &str = "net_ingress";
     pub(crate) const NET_EGRESS_GUARANTEE: &str = "net_egress_guarantee";
     pub(crate) const NET_EGRESS_WEIGHT: &str = "net_egress_weight";
     pub(crate) const STORAGE_IO: &str = "storage_io";
@@ -107,6 +116,7 @@ pub(crate) fn limits(limits: &Limits) -> Vec<NamedLimit> {
         reclaim_idle: _,
         net_egress_guarantee,
         net_egress_weight,
+        net_ingress,
     } = limits;
     let weight =
         |weight: &Option<Weight>| weight.as_ref().map_or_else(|| "as found".into(), ToString::to_string);
@@ -119,8 +129,9 @@ pub(crate) fn limits(limits: &Limits) -> Vec<NamedLimit> {
         NamedLimit { resource: resource::STORAGE_IO_WEIGHT, limit: weight(storage_io_weight) },
         NamedLimit { resource: resource::STORAGE_IO_LATENCY, limit: storage_io_latency.to_string() },
     ];
-    // These are shown where there are any: a node that does not divide its network has none.
+    // These are shown where there are any: a node that does not divide its network, or has no queue of what arrives, has none.
     let shares = [
+        (resource::NET_INGRESS, net_ingress.at().map(|it| it.to_string())),
         (resource::NET_EGRESS_GUARANTEE, net_egress_guarantee.map(|it| it.to_string())),
         (resource::NET_EGRESS_WEIGHT, net_egress_weight.map(|it| it.to_string())),
     ];
@@ -156,6 +167,9 @@ mod tests {
         assert_eq!(used(Some(Millicores(480)), &Limit::At(Millicores(500))), "0.48/0.5");
         assert_eq!(used(None, &Limit::At(Bytes(1 << 30))), "-/1GiB");
         assert_eq!(used(Some(BitsPerSec(0)), &Limit::Unlimited), "0bit/max");
+        let (now, limit) = (BitsPerSec(9_800_000), Limit::At(BitsPerSec(20_000_000)));
+        assert_eq!(received(now, &Limit::Unlimited), "9.8Mbit");
+        assert_eq!(received(now, &limit), "9.8Mbit/20Mbit");
         assert_eq!(BitsPerSec::parse(&compact(BitsPerSec(9_800_000))), Ok(BitsPerSec(9_800_000)));
         assert_eq!(Bytes::parse(&compact(Bytes(3 << 29))), Ok(Bytes(3 << 29)));
     }

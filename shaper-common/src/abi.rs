@@ -410,6 +410,16 @@ pub struct SocketState {
     pub own: u64,
 }
 
+/// The slot of a socket, in its socket storage.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketSlot {
+    /// The slot.
+    pub slot: u32,
+    /// [`Control::generation`] then: it is void under another.
+    pub generation: u32,
+}
+
 const _: () = {
     assert!(size_of::<CgroupSlot>() == 8);
     assert!(size_of::<Control>() == 64);
@@ -429,4 +439,5 @@ const _: () = {
     assert!(size_of::<Claims>() == 32);
     assert!(size_of::<Share>() == 128 && align_of::<Share>() == 64);
     assert!(size_of::<SocketState>() == 24);
+    assert!(size_of::<SocketSlot>() == 8);
 };

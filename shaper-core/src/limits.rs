@@ -77,6 +77,9 @@ pub struct Limits {
     /// Its share of the rest, relative to the others'; `None`: [`Weight::DEFAULT`].
     #[serde(default)]
     pub net_egress_weight: Option<Weight>,
+    /// Received on the wire through the uplinks, by TCP and UDP together.
+    #[serde(default)]
+    pub net_ingress: Limit<BitsPerSec>,
 }
 
 /// A change of some limits: what is `None` stays.
@@ -109,6 +112,9 @@ pub struct LimitsChange {
     /// New weight of what it sends.
     #[serde(default)]
     pub net_egress_weight: Option<Weight>,
+    /// New limit of what it receives.
+    #[serde(default)]
+    pub net_ingress: Option<Limit<BitsPerSec>>,
 }
 
 impl LimitsChange {
@@ -133,6 +139,7 @@ impl Limits {
             reclaim_idle: change.reclaim_idle.or(self.reclaim_idle),
             net_egress_guarantee: change.net_egress_guarantee.or(self.net_egress_guarantee),
             net_egress_weight: change.net_egress_weight.or(self.net_egress_weight),
+            net_ingress: change.net_ingress.unwrap_or(self.net_ingress),
         }
     }
 
@@ -152,6 +159,7 @@ impl Limits {
             reclaim_idle: self.reclaim_idle,
             net_egress_guarantee: self.net_egress_guarantee,
             net_egress_weight: self.net_egress_weight,
+            net_ingress: set(self.net_ingress),
         }
     }
 }

@@ -16,7 +16,7 @@ use shaper_common::{
     abi::{
         Activity, Budget, CGROUPS, CgroupSlot, Claims, Clock, Control, CpuStat, CpuState, EVENT_BYTES, Event,
         IO_ENTRIES, IoKey, IoStat, NetStat, PAIRS, POOLS, Pace, PacketCount, Pool, REMEMBERED,
-        RememberedPair, SLOT_AGENT, SLOTS, Share, SocketState,
+        RememberedPair, SLOT_AGENT, SLOTS, Share, SocketSlot, SocketState,
     },
     hist::{self, BUCKETS, Histogram},
     pool::WINDOWS,
@@ -121,9 +121,17 @@ pub static CLAIMS: Array<Claims> = Array::pinned(POOLS * WINDOWS as u32, BPF_F_M
 #[map]
 pub static SHARE: Array<Share> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
 
+/// The class of the queue in which what arrives for a slot waits; 0: it does not. Written by the agent.
+#[map]
+pub static INGRESS_CLASS: Array<u64> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
+
 /// What a socket remembers.
 #[btf_map]
 pub static SOCKET_STATE: SkStorage<SocketState> = SkStorage::new();
+
+/// The slot of a socket of UDP, for whoever meets it without its cgroup.
+#[btf_map]
+pub static SOCKET_SLOT: SkStorage<SocketSlot> = SkStorage::new();
 
 /// What the agent is told at once: seldom, and never per packet or switch.
 #[map]
@@ -174,6 +182,19 @@ pub unsafe fn count(counts: *mut [u32; BUCKETS], ns: u64, shift: u32) {
     }
 }
 
+/// The class of a slot in the queue of what arrives; 0: that is not limited.
+#[inline(always)]
+pub fn class_of_slot(slot: u32) -> u32 {
+    if slot <= SLOT_AGENT {
+        return 0;
+    }
+    match INGRESS_CLASS.get_ptr(slot) {
+        // SAFETY: a word of a live map value.
+        Some(class) => unsafe { atomic::load(class) as u32 },
+        None => 0,
+    }
+}
+
 /// Notes that a slot was active since the agent last looked.
 #[inline(always)]
 pub fn touch(slot: u32) {
@@ -220,6 +241,7 @@ pub struct Layouts {
     pool: Pool,
     claims: Claims,
     share: Share,
+    socket_slot: SocketSlot,
 }
 
 #[used]

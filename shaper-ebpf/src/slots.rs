@@ -1,20 +1,24 @@
 //! Which slot a cgroup has.
 
+use core::ptr::null_mut;
+
 use aya_ebpf::{
+    bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     helpers::{
         bpf_get_smp_processor_id,
-        generated::{bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id},
+        generated::{bpf_sk_storage_get, bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id},
     },
     maps::HashMap,
 };
 use shaper_common::abi::{
     CgroupSlot, Control, LEVELS_MAX, PAIRS, REMEMBERED, Remembered, SLOT_NOBODY, SLOT_UNMANAGED, SLOTS_MAX,
+    SocketSlot,
 };
 
 use crate::{
     atomic,
     kernel::{Cgroup, CssSet},
-    maps::{CGROUP_SLOT, CONTROL, PACKET_MEMORY, SWITCH_MEMORY, V1_SLOT},
+    maps::{CGROUP_SLOT, CONTROL, PACKET_MEMORY, SOCKET_SLOT, SWITCH_MEMORY, V1_SLOT},
 };
 
 /// How far up a cgroup without an entry is followed. Tasks that were launched cannot nest deeper, by their
@@ -154,7 +158,54 @@ const SLOT_BITS: u32 = SLOTS_MAX.ilog2();
 const SLOT: u64 = (1 << SLOT_BITS) - 1;
 const GENERATION: u64 = (1 << (32 - SLOT_BITS)) - 1;
 
-/// The same, without memory.
+/// Has a socket remember its slot, which it is of now.
+///
+/// # Safety
+/// `socket` is a full socket.
+#[inline(always)]
+pub unsafe fn remember(socket: *mut bpf_sock, slot: u32) {
+    // SAFETY: the caller's promise; live map values, of which any value is as good as the one before.
+    unsafe {
+        let Some(control) = CONTROL.get_ptr(0) else { return };
+        let generation = atomic::load(&raw const (*control).generation);
+        let mut fresh = SocketSlot { slot, generation };
+        let known = storage(socket, &raw mut fresh, BPF_SK_STORAGE_GET_F_CREATE as u64);
+        if !known.is_null() && ((*known).slot != slot || (*known).generation != generation) {
+            (*known).generation = generation;
+            (*known).slot = slot;
+        }
+    }
+}
+
+/// The slot that a socket remembers.
+///
+/// # Safety
+/// `socket` is a full socket.
+#[inline(always)]
+pub unsafe fn remembered_by(socket: *mut bpf_sock) -> u32 {
+    // SAFETY: the caller's promise; live map values.
+    unsafe {
+        let Some(control) = CONTROL.get_ptr(0) else { return SLOT_NOBODY };
+        let known = storage(socket, null_mut(), 0);
+        if known.is_null() || (*known).generation != atomic::load(&raw const (*control).generation) {
+            return SLOT_NOBODY;
+        }
+        (*known).slot
+    }
+}
+
+/// What a socket remembers of its slot; null: nothing.
+///
+/// # Safety
+/// `socket` is a full socket, `fresh` null or a value.
+#[inline(always)]
+unsafe fn storage(socket: *mut bpf_sock, fresh: *mut SocketSlot, flags: u64) -> *mut SocketSlot {
+    let map = (&raw const SOCKET_SLOT).cast_mut();
+    // SAFETY: the caller's promise.
+    unsafe { bpf_sk_storage_get(map.cast(), socket.cast(), fresh.cast(), flags) }.cast()
+}
+
+/// [`of_packet`] without memory.
 ///
 /// # Safety
 /// As for [`of_packet`].

@@ -2,7 +2,7 @@
 
 use shaper_agent::{
     actuate::{self, ActuateError, Change, Knob, Lasts, Pacing, Target, Value, Values, Wish},
-    kernel::{bpf::BpfError, cgroup::Cgroup},
+    kernel::{bpf::BpfError, cgroup::Cgroup, ingress::ClassState},
 };
 use shaper_common::{abi::Pace, pool::Terms};
 use shaper_core::{id::BlockDevice, units::BitsPerSec};
@@ -43,6 +43,18 @@ impl Pacing for NoPacing {
 
     fn limit(&mut self, slot: u32, _: Option<BitsPerSec>, _: bool) -> Result<(), BpfError> {
         panic!("slot {slot} is to be paced");
+    }
+
+    fn ingress(&self, slot: u32) -> Result<Option<ClassState>, BpfError> {
+        panic!("the queue of slot {slot} is asked for");
+    }
+
+    fn ingress_device(&self) -> &str {
+        panic!("the device of a queue is asked for");
+    }
+
+    fn limit_ingress(&mut self, slot: u32, _: Option<BitsPerSec>) -> Result<(), BpfError> {
+        panic!("what slot {slot} receives is to be limited");
     }
 }
 

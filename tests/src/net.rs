@@ -107,6 +107,11 @@ impl NetPair {
     /// See above.
     pub const FAR_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 2));
 
+    /// Addresses of the near end.
+    pub const NEAR_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 99, 0, 1));
+    /// See above.
+    pub const NEAR_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 1));
+
     /// A new pair, its cable up.
     pub fn new() -> NetPair {
         let (near, far) = (Netns::new(), Netns::new());

@@ -74,7 +74,7 @@ struct InVm {
 struct Net {
     #[command(flatten)]
     options: Options,
-    /// Only these parts: 1mbit, 10mbit, 100mbit, 1gbit, 5gbit (every load at that rate), latency, attached, packet
+    /// Only these parts: 1mbit, 10mbit, 100mbit, 1gbit, 5gbit (every load at that rate), latency, attached, packet, ingress
     #[arg(value_name = "PART")]
     parts: Vec<String>,
 }

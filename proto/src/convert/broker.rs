@@ -198,6 +198,7 @@ fn at_least_the_request(limits: &Limits, demand: &Demand) -> Result<(), WireErro
         ("limits.cpu_millicores", limits.cpu.at().map(|cpu| cpu.0), demand.cpu.0),
         ("limits.memory_bytes", limits.memory.at().map(|memory| memory.0), demand.memory.0),
         ("limits.net_egress_bps", limits.net_egress.at().map(|bandwidth| bandwidth.0), requested),
+        ("limits.net_ingress_bps", limits.net_ingress.at().map(|bandwidth| bandwidth.0), requested),
         ("limits.storage_iops", limits.storage_io.at().map(|operations| operations.0), storage_io),
     ] {
         if let Some(value) = limit.filter(|limit| *limit < request) {
@@ -425,6 +426,7 @@ mod tests {
                 reclaim_idle: Some(true),
                 net_egress_guarantee: None,
                 net_egress_weight: Weight::new(300),
+                net_ingress: Limit::Unlimited,
             },
             run_as: Some(Credentials { uid: 7, gid: 8, groups: vec![9] }),
             retries: 2,

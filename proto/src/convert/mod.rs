@@ -156,6 +156,7 @@ impl TryFrom<v1::Limits> for Limits {
             reclaim_idle,
             net_egress_guarantee_bps,
             net_egress_weight,
+            net_ingress_bps,
         } = wire;
         Ok(Limits {
             cpu: limit(cpu_millicores, cpu)?,
@@ -168,6 +169,7 @@ impl TryFrom<v1::Limits> for Limits {
             reclaim_idle,
             net_egress_guarantee: guarantee(net_egress_guarantee_bps)?,
             net_egress_weight: net_egress_weight.map(|it| weight("net_egress_weight", it)).transpose()?,
+            net_ingress: limit(net_ingress_bps, |bits| bandwidth("net_ingress_bps", bits))?,
         })
     }
 }
@@ -185,6 +187,7 @@ impl From<Limits> for v1::Limits {
             reclaim_idle,
             net_egress_guarantee,
             net_egress_weight,
+            net_ingress,
         } = limits;
         v1::Limits {
             cpu_millicores: cpu.at().map(|cpu| cpu.0),
@@ -197,6 +200,7 @@ impl From<Limits> for v1::Limits {
             reclaim_idle,
             net_egress_guarantee_bps: net_egress_guarantee.map(|it| it.0),
             net_egress_weight: net_egress_weight.map(Weight::get),
+            net_ingress_bps: net_ingress.at().map(|bandwidth| bandwidth.0),
         }
     }
 }
@@ -216,6 +220,7 @@ impl TryFrom<v1::LimitsChange> for LimitsChange {
             reclaim_idle,
             net_egress_guarantee_bps,
             net_egress_weight,
+            net_ingress_bps,
         } = wire;
         Ok(LimitsChange {
             cpu: ceiling("cpu_millicores", cpu_millicores, cpu)?,
@@ -228,6 +233,9 @@ impl TryFrom<v1::LimitsChange> for LimitsChange {
             reclaim_idle,
             net_egress_guarantee: guarantee(net_egress_guarantee_bps)?,
             net_egress_weight: net_egress_weight.map(|it| weight("net_egress_weight", it)).transpose()?,
+            net_ingress: ceiling("net_ingress_bps", net_ingress_bps, |bits| {
+                bandwidth("net_ingress_bps", bits)
+            })?,
         })
     }
 }
@@ -245,6 +253,7 @@ impl From<LimitsChange> for v1::LimitsChange {
             reclaim_idle,
             net_egress_guarantee,
             net_egress_weight,
+            net_ingress,
         } = change;
         v1::LimitsChange {
             cpu_millicores: to_ceiling(cpu, |cpu| cpu.0),
@@ -257,6 +266,7 @@ impl From<LimitsChange> for v1::LimitsChange {
             reclaim_idle,
             net_egress_guarantee_bps: net_egress_guarantee.map(|it| it.0),
             net_egress_weight: net_egress_weight.map(Weight::get),
+            net_ingress_bps: to_ceiling(net_ingress, |bandwidth| bandwidth.0),
         }
     }
 }
@@ -504,6 +514,7 @@ mod tests {
                 reclaim_idle: Some(false),
                 net_egress_guarantee: Some(BitsPerSec(500_000)),
                 net_egress_weight: Weight::new(300),
+                net_ingress: Limit::At(BitsPerSec(2_000_000)),
             },
             enforcement: vec![Enforcement {
                 resource: "cpu".into(),
@@ -547,6 +558,7 @@ mod tests {
             reclaim_idle: Some(true),
             net_egress_guarantee: Some(BitsPerSec(0)),
             net_egress_weight: Weight::new(300),
+            net_ingress: Some(Limit::Unlimited),
             ..LimitsChange::default()
         };
         assert_eq!(LimitsChange::try_from(v1::LimitsChange::from(change)), Ok(change));

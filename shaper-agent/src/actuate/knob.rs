@@ -34,6 +34,8 @@ pub enum Knob {
     NetGuarantee,
     /// Share of the rest of it.
     NetWeight,
+    /// Received on the wire.
+    NetIngress,
     /// Read from and written to a block device.
     IoMax(BlockDevice),
     /// Share of contended block devices, by io.cost.
@@ -46,7 +48,7 @@ const IO_MAX: &str = "io_max:";
 
 impl Knob {
     /// Those that a task has one of.
-    pub(super) const PLAIN: [Knob; 10] = [
+    pub(super) const PLAIN: [Knob; 11] = [
         Knob::Cpu,
         Knob::CpuWeight,
         Knob::Memory,
@@ -55,6 +57,7 @@ impl Knob {
         Knob::NetEgress,
         Knob::NetGuarantee,
         Knob::NetWeight,
+        Knob::NetIngress,
         Knob::IoWeight,
         Knob::BfqWeight,
     ];
@@ -67,7 +70,7 @@ impl Knob {
             Knob::Memory => ["memory.max", "memory.limit_in_bytes"].contains(&file),
             Knob::MemoryHigh => file == "memory.high",
             Knob::MemoryLow => file == "memory.low",
-            Knob::NetEgress | Knob::NetGuarantee | Knob::NetWeight => false,
+            Knob::NetEgress | Knob::NetGuarantee | Knob::NetWeight | Knob::NetIngress => false,
             Knob::IoMax(_) => file == "io.max" || file.starts_with("blkio.throttle."),
             Knob::IoWeight => file == "io.weight",
             Knob::BfqWeight => file == "io.bfq.weight",
@@ -92,6 +95,7 @@ impl fmt::Display for Knob {
             Knob::NetEgress => "net_egress",
             Knob::NetGuarantee => "net_egress_guarantee",
             Knob::NetWeight => "net_egress_weight",
+            Knob::NetIngress => "net_ingress",
             Knob::IoMax(device) => return f.pad(&format!("{IO_MAX}{device}")),
             Knob::IoWeight => "io_weight",
             Knob::BfqWeight => "io_bfq_weight",
@@ -276,6 +280,8 @@ pub enum Wish {
     NetGuarantee(BitsPerSec),
     /// This share of the rest.
     NetWeight(Weight),
+    /// So much received.
+    NetIngress(Limit<BitsPerSec>),
     /// So much of a block device.
     IoMax(BlockDevice, IoLimits),
     /// So many reads and writes of it; its limits of bytes stay.
@@ -302,6 +308,7 @@ impl Wish {
             Wish::NetEgress(_) => Knob::NetEgress,
             Wish::NetGuarantee(_) => Knob::NetGuarantee,
             Wish::NetWeight(_) => Knob::NetWeight,
+            Wish::NetIngress(_) => Knob::NetIngress,
             Wish::IoMax(device, _) | Wish::IoOperations(device, _) | Wish::IoBytes(device, _) => {
                 Knob::IoMax(*device)
             }
@@ -325,6 +332,7 @@ impl Wish {
             reclaim_idle: _,
             net_egress_guarantee,
             net_egress_weight,
+            net_ingress,
         } = *change;
         let wishes = [
             cpu_weight.map(Wish::CpuWeight),
@@ -333,6 +341,7 @@ impl Wish {
             net_egress.map(Wish::NetEgress),
             net_egress_guarantee.map(Wish::NetGuarantee),
             net_egress_weight.map(Wish::NetWeight),
+            net_ingress.map(Wish::NetIngress),
         ];
         wishes.into_iter().flatten().collect()
     }

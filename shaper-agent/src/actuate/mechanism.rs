@@ -24,6 +24,7 @@ pub(super) enum Mechanism<'a> {
     Cgroup(&'a Cgroup),
     V1(&'a V1Group),
     Pacing(u32),
+    Queue(u32),
 }
 
 /// A file of cgroup v2 that holds a bound of memory.
@@ -54,6 +55,7 @@ impl<'a> Mechanism<'a> {
             Knob::NetEgress | Knob::NetGuarantee | Knob::NetWeight => {
                 return Ok(Mechanism::Pacing(target.slot));
             }
+            Knob::NetIngress => return Ok(Mechanism::Queue(target.slot)),
             Knob::Cpu => (cgroup.has(cpu::MAX), &target.v1_cpu),
             Knob::CpuWeight => (cgroup.has(cpu::WEIGHT), &target.v1_cpu),
             Knob::Memory => (cgroup.has(memory::MAX), &target.v1_memory),
@@ -92,6 +94,7 @@ impl<'a> Mechanism<'a> {
             (Mechanism::V1(_), _) => "v1 cpu.cfs_quota_us",
             (Mechanism::Pacing(_), Knob::NetGuarantee | Knob::NetWeight) => "pool",
             (Mechanism::Pacing(_), _) => "tcp-pacing",
+            (Mechanism::Queue(_), _) => "ifb-htb",
         }
     }
 
@@ -116,7 +119,7 @@ impl<'a> Mechanism<'a> {
             (Wish::Memory(limit) | Wish::MemoryHigh(limit) | Wish::MemoryLow(limit), _) => {
                 Value::Memory(limit)
             }
-            (Wish::NetEgress(limit), _) => Value::Rate(limit),
+            (Wish::NetEgress(limit) | Wish::NetIngress(limit), _) => Value::Rate(limit),
             (Wish::NetGuarantee(rate), _) => Value::Rate(Limit::At(rate)),
             (Wish::IoMax(_, limits), _) => Value::Io(limits),
             (Wish::IoOperations(_, [read_operations, write_operations]), _) => {
@@ -144,6 +147,10 @@ impl<'a> Mechanism<'a> {
             }
             (Mechanism::Pacing(slot), _) => Value::Rate(match pacing.ceiling(*slot) {
                 Some(bytes) => Limit::At(BitsPerSec(bytes * 8)),
+                None => Limit::Unlimited,
+            }),
+            (Mechanism::Queue(slot), _) => Value::Rate(match pacing.ingress(*slot)? {
+                Some(class) => Limit::At(BitsPerSec(class.rate * 8)),
                 None => Limit::Unlimited,
             }),
             (Mechanism::Cgroup(cgroup), Knob::Cpu) => Value::Bandwidth(cgroup.bandwidth()?),
@@ -190,6 +197,7 @@ impl<'a> Mechanism<'a> {
                 pacing.set_terms(*slot, terms.guarantee, terms.weight);
             }
             (Mechanism::Pacing(slot), Value::Rate(limit)) => pacing.limit(*slot, limit.at(), has_sockets)?,
+            (Mechanism::Queue(slot), Value::Rate(limit)) => pacing.limit_ingress(*slot, limit.at())?,
             (Mechanism::Cgroup(cgroup), Value::Bandwidth(bandwidth)) => cgroup.set_bandwidth(&bandwidth)?,
             (Mechanism::V1(group), Value::Bandwidth(bandwidth)) => {
                 group.set_bandwidth(&bandwidth).map_err(|error| explained(group, &bandwidth, error))?;
@@ -230,7 +238,7 @@ impl<'a> Mechanism<'a> {
                 cgroup.set(block::MAX, &OfDevice(device, *limits)).map_err(ActuateError::from)
             }
             Mechanism::V1(group) => group.set_io_limits(device, limits).map_err(ActuateError::from),
-            Mechanism::Pacing(_) => Ok(()),
+            Mechanism::Pacing(_) | Mechanism::Queue(_) => Ok(()),
         };
         match written {
             // A device that is gone took its limits with it.

@@ -27,6 +27,7 @@ use crate::{
     kernel::{
         bpf::{Bpf, BpfError},
         cgroup::{Cgroup, CgroupError, memory},
+        ingress::ClassState,
         v1::{self, V1Error, V1Group},
     },
     manager::{Manager, ManagerError},
@@ -56,6 +57,15 @@ pub trait Pacing {
 
     /// Sets a ceiling, or lifts it; `has_sockets` if any may be there that have to be told.
     fn limit(&mut self, slot: u32, ceiling: Option<BitsPerSec>, has_sockets: bool) -> Result<(), BpfError>;
+
+    /// The queue of what the slot receives, if that is limited.
+    fn ingress(&self, slot: u32) -> Result<Option<ClassState>, BpfError>;
+
+    /// The device of that queue.
+    fn ingress_device(&self) -> &str;
+
+    /// Limits what it receives, or no longer.
+    fn limit_ingress(&mut self, slot: u32, limit: Option<BitsPerSec>) -> Result<(), BpfError>;
 }
 
 impl Pacing for Bpf {
@@ -77,6 +87,18 @@ impl Pacing for Bpf {
 
     fn limit(&mut self, slot: u32, ceiling: Option<BitsPerSec>, has_sockets: bool) -> Result<(), BpfError> {
         self.limit_egress(slot, ceiling, has_sockets)
+    }
+
+    fn ingress(&self, slot: u32) -> Result<Option<ClassState>, BpfError> {
+        self.ingress(slot)
+    }
+
+    fn ingress_device(&self) -> &str {
+        self.ingress_device()
+    }
+
+    fn limit_ingress(&mut self, slot: u32, limit: Option<BitsPerSec>) -> Result<(), BpfError> {
+        self.limit_ingress(slot, limit)
     }
 }
 
@@ -194,6 +216,17 @@ impl ActuateError {
     /// Whether everything is again as it was before.
     pub fn is_undone(&self) -> bool {
         !matches!(self, ActuateError::Undo { .. })
+    }
+
+    /// Whether it is for the user to see to.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            ActuateError::NoMechanism { .. }
+            | ActuateError::BelowUse { .. }
+            | ActuateError::AboveGroup { .. } => true,
+            ActuateError::Bpf(BpfError::Ingress(error)) => error.is_refusal(),
+            _ => false,
+        }
     }
 
     /// Whether the cgroup is not there any more.
@@ -361,6 +394,7 @@ pub fn decided(limits: &Limits, standing: &Values, baseline: &Values) -> Vec<Wis
             (limit, _) => Wish::Memory(limit),
         }),
         Knob::NetEgress => Some(Wish::NetEgress(limits.net_egress)),
+        Knob::NetIngress => Some(Wish::NetIngress(limits.net_ingress)),
         Knob::NetGuarantee => Some(Wish::NetGuarantee(limits.net_egress_guarantee.unwrap_or(BitsPerSec(0)))),
         Knob::NetWeight => Some(Wish::NetWeight(limits.net_egress_weight.unwrap_or(Weight::DEFAULT))),
         Knob::IoMax(device) if limits.storage_io != Limit::Unlimited => {
@@ -418,6 +452,15 @@ pub fn enforcement(
             if active * pace::SHARE_MIN > pace.rate {
                 in_force += " (the least that keeps a socket alive: together they exceed the limit)";
             }
+        }
+        if knob == Knob::NetIngress
+            && let Some(ClassState { dropped, waiting, .. }) = pacing.ingress(target.slot)?
+        {
+            let device = pacing.ingress_device();
+            in_force += &format!(
+                " in a queue of {device}: {} wait, {dropped} buffers dropped",
+                Bytes(waiting.into())
+            );
         }
         found.push(Enforcement {
             resource: knob.to_string(),

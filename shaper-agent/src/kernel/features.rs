@@ -9,8 +9,10 @@ use super::{
     bpf::Measure,
     btf::{Btf, BtfError, IO_OFFSETS},
     hierarchy::Hierarchies,
+    ingress::{self, IngressError},
     qdisc,
 };
+use crate::launch::chain;
 
 /// One row of the table.
 pub struct Feature {
@@ -118,6 +120,18 @@ pub const LADDER: &[Feature] = &[
         },
     },
     Feature {
+        name: "ingress-queue",
+        used_for: "limits on what a task receives: ifb, HTB, and a bpf filter with mirred",
+        degrades_to: "`--net-in` is refused, with what to load",
+        probe: |_| match ingress::probe() {
+            Ok(()) => Availability::Available,
+            Err(error @ IngressError::Unsupported { .. }) => {
+                Availability::Missing { evidence: chain(&error) }
+            }
+            Err(error) => Availability::Unusable { reason: chain(&error) },
+        },
+    },
+    Feature {
         name: "iterator-cb-flags",
         used_for: "pacing sockets that are older than a task's management (6.12)",
         degrades_to: "such sockets get the share of the last change of the limit, and keep it",
@@ -201,6 +215,7 @@ pub fn program(name: &str, why: &str) -> Rung {
         "kfree_skb" => ("packets that were thrown away on their way out", "not measured"),
         "tcp_retransmit_skb" => ("TCP segments that were sent again", "not measured"),
         "sched_stat_runtime" => ("a warning before a CPU quota is used up", "seen once it is, within 100 ms"),
+        "uplink_ingress" => ("limits on what a task receives", "`--net-in` is refused"),
         _ => ("the end of an adopted cgroup, at once", "it is found within ten seconds"),
     };
     Rung {

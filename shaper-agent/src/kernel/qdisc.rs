@@ -11,18 +11,16 @@ use aya::programs::{
     links::Link,
     tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
 };
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netdevice::name_to_index, recv, send,
-    socket_with,
-};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice::name_to_index, socket_with};
 
 use super::{
     bpf::{self, BpfError},
+    netlink::{Message, NLM_F_ACK, NLM_F_DUMP, RTM_DELQDISC, RTM_GETTFILTER, RTM_NEWTFILTER, Request},
     sys,
 };
 
 /// Where our filter is on clsact, so that a later agent finds it again.
-const PRIORITY: u16 = 0x5a9e;
+pub(super) const PRIORITY: u16 = 0x5a9e;
 const HANDLE: TcHandle = TcHandle::new(0, 1);
 
 /// How a device is attached.
@@ -97,20 +95,7 @@ pub fn attach_egress(
     }
 
     let attach = |source| UplinkError::Attach { device: device.to_owned(), source };
-    // A mark for every device that has a filter of ours; it says whether the qdisc is ours, too. It is
-    // there first: after a crash in between, a qdisc that was there is taken for ours, and is still
-    // only removed when nothing hangs on it.
-    let mark = mark(marks, device);
-    let earlier_mark = fs::read_to_string(&mark).ok();
-    if earlier_mark.is_none() {
-        fs::write(&mark, OURS).map_err(io("note the qdisc of"))?;
-    }
-    match tc::qdisc_add_clsact(device) {
-        Ok(()) => {}
-        Err(error) if is_there(&error) && earlier_mark.is_some() => {}
-        Err(error) if is_there(&error) => fs::write(&mark, NOT_OURS).map_err(io("note the qdisc of"))?,
-        Err(error) => return Err(attach(error.into()).into()),
-    }
+    add_clsact(device, marks)?;
     let earlier = our_filter(device).map_err(io("find"))?;
     let id = match program.attach_to_link(earlier) {
         Ok(id) => id,
@@ -124,6 +109,25 @@ pub fn attach_egress(
     // A filter lives in the qdisc, not in a descriptor: forget aya's link without detaching it.
     std::mem::forget(program.take_link(id).map_err(attach)?);
     Ok(UplinkForm::Clsact)
+}
+
+/// Sees to it that `device` has the qdisc clsact, for a filter of ours.
+pub(super) fn add_clsact(device: &str, marks: &Path) -> Result<(), UplinkError> {
+    let io = |verb| move |source| UplinkError::Device { verb, device: device.to_owned(), source };
+    // A mark for every device that has a filter of ours; it says whether the qdisc is ours, too. It is
+    // there first: after a crash in between, a qdisc that was there is taken for ours, and is still
+    // only removed when nothing hangs on it.
+    let mark = mark(marks, device);
+    let earlier_mark = fs::read_to_string(&mark).ok();
+    if earlier_mark.is_none() {
+        fs::write(&mark, OURS).map_err(io("note the qdisc of"))?;
+    }
+    match tc::qdisc_add_clsact(device) {
+        Ok(()) => Ok(()),
+        Err(error) if is_there(&error) && earlier_mark.is_some() => Ok(()),
+        Err(error) if is_there(&error) => fs::write(&mark, NOT_OURS).map_err(io("note the qdisc of")),
+        Err(error) => Err(UplinkError::Attach { device: device.to_owned(), source: error.into() }),
+    }
 }
 
 fn attach_tcx(program: &mut SchedClassifier, device: &str, index: u32, links: &Path) -> Result<(), BpfError> {
@@ -146,10 +150,19 @@ const MARK: &str = "clsact@";
 const OURS: &str = "ours\n";
 const NOT_OURS: &str = "not ours\n";
 
-/// Takes every filter of ours off clsact, whatever devices this agent was told of, and the qdisc with it
+/// Takes every egress filter of ours off clsact, whatever devices this agent was told of, and the qdisc with it
 /// if we made it and nothing else hangs on it. Returns the devices. (A tcx link goes with its pin.)
 pub fn detach_all_clsact(marks: &Path) -> Result<Vec<String>, UplinkError> {
-    let mut detached = Vec::new();
+    let devices = marked(marks)?;
+    for device in &devices {
+        detach_clsact(device, marks)?;
+    }
+    Ok(devices)
+}
+
+/// The devices that have a filter of ours on clsact.
+pub(super) fn marked(marks: &Path) -> Result<Vec<String>, UplinkError> {
+    let mut devices = Vec::new();
     let listed = |source| UplinkError::Device {
         verb: "list the marks of",
         device: marks.display().to_string(),
@@ -158,26 +171,62 @@ pub fn detach_all_clsact(marks: &Path) -> Result<Vec<String>, UplinkError> {
     for entry in fs::read_dir(marks).map_err(listed)? {
         let name = entry.map_err(listed)?.file_name();
         if let Some(device) = name.to_str().and_then(|name| name.strip_prefix(MARK)) {
-            detach_clsact(device, marks)?;
-            detached.push(device.to_owned());
+            devices.push(device.to_owned());
         }
     }
-    Ok(detached)
+    Ok(devices)
 }
 
 fn detach_clsact(device: &str, marks: &Path) -> Result<(), UplinkError> {
     let io = |verb| move |source| UplinkError::Device { verb, device: device.to_owned(), source };
-    let mark = mark(marks, device);
-    // A device that is gone took its qdisc along.
-    if let Ok(index) = ifindex(device) {
+    // A device that is gone took its qdisc along; where there is tcx, no such filter was ever there.
+    if let Ok(index) = ifindex(device)
+        && has_our_egress(index).map_err(io("list the filters of"))?
+    {
         let filter = our_filter(device).map_err(io("find"))?;
         filter.detach().map_err(|source| UplinkError::Attach { device: device.to_owned(), source })?;
+    }
+    remove_clsact(device, marks)
+}
+
+/// Once a filter of ours is off: takes the qdisc away if we made it and nothing else hangs on it, and forgets it if nothing of
+/// ours does.
+pub(super) fn remove_clsact(device: &str, marks: &Path) -> Result<(), UplinkError> {
+    let io = |verb| move |source| UplinkError::Device { verb, device: device.to_owned(), source };
+    let mark = mark(marks, device);
+    if let Ok(index) = ifindex(device) {
+        if has_our_egress(index).map_err(io("list the filters of"))? {
+            return Ok(());
+        }
         let ours = fs::read_to_string(&mark).map_err(io("read the note of"))? == OURS;
         if ours && !has_filters(index).map_err(io("list the filters of"))? {
             delete_clsact(index).map_err(io("remove the qdisc of"))?;
         }
     }
     fs::remove_file(&mark).map_err(io("forget the qdisc of"))
+}
+
+/// Whether our filter of what leaves is there.
+fn has_our_egress(index: u32) -> io::Result<bool> {
+    has_filter(index, CLSACT_EGRESS, PRIORITY, 1)
+}
+
+/// Whether a filter is there. (A device without clsact has none.)
+pub(super) fn has_filter(index: u32, parent: u32, priority: u16, handle: u32) -> io::Result<bool> {
+    let found = Request::traffic_control(RTM_GETTFILTER, NLM_F_DUMP, index, 0, parent, 0).send()?;
+    let is_it = |message: &Message| {
+        message.kind == RTM_NEWTFILTER
+            && message.word(4) == index
+            && message.word(8) == handle
+            && message.word(16) >> 16 == u32::from(priority)
+    };
+    Ok(found.iter().any(is_it))
+}
+
+/// Gives `device` the qdisc clsact, where nobody has to know of it.
+pub(super) fn try_clsact(device: &str) -> Result<(), UplinkError> {
+    let attach = |source: TcError| UplinkError::Attach { device: device.to_owned(), source: source.into() };
+    tc::qdisc_add_clsact(device).map_err(attach)
 }
 
 /// Whether the qdisc was there before. (aya 0.14 gives the kernel's EEXIST as it is.)
@@ -197,23 +246,18 @@ fn mark(marks: &Path, device: &str) -> PathBuf {
     marks.join(format!("{MARK}{device}"))
 }
 
-const RTM_DELQDISC: u16 = 37;
-const RTM_GETTFILTER: u16 = 46;
-const RTM_NEWTFILTER: u16 = 44;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-const NLM_F_DUMP: u16 = 0x300;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
 /// TC_H_CLSACT: the qdisc's handle is ffff:, its parent ffff:fff1; ingress and egress are below it.
 const CLSACT_HANDLE: u32 = 0xffff_0000;
 const CLSACT_PARENT: u32 = 0xffff_fff1;
-const CLSACT_INGRESS: u32 = 0xffff_fff2;
+/// Where filters of what arrives are …
+pub(super) const CLSACT_INGRESS: u32 = 0xffff_fff2;
+/// … and of what leaves.
 const CLSACT_EGRESS: u32 = 0xffff_fff3;
 
 fn has_filters(index: u32) -> io::Result<bool> {
     for parent in [CLSACT_INGRESS, CLSACT_EGRESS] {
-        if traffic_control(RTM_GETTFILTER, NLM_F_DUMP, index, 0, parent)?.contains(&RTM_NEWTFILTER) {
+        let filters = Request::traffic_control(RTM_GETTFILTER, NLM_F_DUMP, index, 0, parent, 0).send()?;
+        if filters.iter().any(|message| message.kind == RTM_NEWTFILTER) {
             return Ok(true);
         }
     }
@@ -221,47 +265,7 @@ fn has_filters(index: u32) -> io::Result<bool> {
 }
 
 fn delete_clsact(index: u32) -> io::Result<()> {
-    traffic_control(RTM_DELQDISC, NLM_F_ACK, index, CLSACT_HANDLE, CLSACT_PARENT).map(drop)
-}
-
-/// One rtnetlink request with a `tcmsg`; returns the types of the messages that answer it.
-fn traffic_control(kind: u16, flags: u16, index: u32, handle: u32, parent: u32) -> io::Result<Vec<u16>> {
-    let mut request = Vec::with_capacity(36);
-    request.extend(36u32.to_ne_bytes()); // nlmsg_len
-    request.extend(kind.to_ne_bytes());
-    request.extend((NLM_F_REQUEST | flags).to_ne_bytes());
-    request.extend(1u32.to_ne_bytes()); // nlmsg_seq
-    request.extend(0u32.to_ne_bytes()); // nlmsg_pid: the kernel
-    request.extend([0; 4]); // tcm_family and padding
-    request.extend(index.to_ne_bytes());
-    request.extend(handle.to_ne_bytes());
-    request.extend(parent.to_ne_bytes());
-    request.extend(0u32.to_ne_bytes()); // tcm_info
-
-    // Protocol 0 is NETLINK_ROUTE.
-    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
-    send(&socket, &request, SendFlags::empty())?;
-    let mut kinds = Vec::new();
-    let mut buffer = vec![0u8; 1 << 16];
-    loop {
-        let (length, _) = recv(&socket, buffer.as_mut_slice(), RecvFlags::empty())?;
-        let mut rest = &buffer[..length];
-        while let Some((header, _)) = rest.split_first_chunk::<20>() {
-            let word =
-                |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-            let answer = u16::from_ne_bytes([header[4], header[5]]);
-            match answer {
-                NLMSG_ERROR => {
-                    let errno = word(16) as i32;
-                    return if errno == 0 { Ok(kinds) } else { Err(io::Error::from_raw_os_error(-errno)) };
-                }
-                NLMSG_DONE => return Ok(kinds),
-                _ => kinds.push(answer),
-            }
-            let step = (word(0) as usize).next_multiple_of(4).max(20);
-            rest = rest.get(step..).unwrap_or(&[]);
-        }
-    }
+    Request::traffic_control(RTM_DELQDISC, NLM_F_ACK, index, CLSACT_HANDLE, CLSACT_PARENT, 0).send().map(drop)
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 //! The `bpf(2)` commands that aya does not offer: pinning the links of tracing programs, replacing
-//! the program behind a cgroup link, iterators, and the query that probes for tcx.
+//! the program behind a cgroup link, iterators, and the query that probes for tcx; and a network namespace for a thread.
 
 use std::{
     ffi::CString,
@@ -24,6 +24,15 @@ const BPF_ITER_CREATE: libc::c_long = 33;
 /// `enum bpf_attach_type`
 const BPF_TRACE_ITER: u32 = 28;
 const BPF_TCX_EGRESS: u32 = 47;
+
+/// Puts this thread into a network namespace of its own, which ends with it.
+pub(super) fn leave_network() -> io::Result<()> {
+    // SAFETY: it concerns this thread's view of the network alone.
+    match unsafe { libc::unshare(libc::CLONE_NEWNET) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
 
 /// `union bpf_attr`: larger than any kernel's part of it that is used here, the rest 0.
 #[repr(C, align(8))]

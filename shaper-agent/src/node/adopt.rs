@@ -67,6 +67,7 @@ impl Node {
         }
         if let Some(bpf) = &self.bpf {
             bpf.remove_other_layouts()?;
+            bpf.settle_ingress()?;
         }
         Ok(())
     }

@@ -323,6 +323,7 @@ fn first_grant(spec: &TaskSpec, divides: bool) -> Limits {
             .net_egress_weight
             .or(Weight::new(weight(spec.profile.priority)))
             .filter(|_| divides),
+        net_ingress: spec.limits.net_ingress,
     }
 }
 

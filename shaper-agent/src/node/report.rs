@@ -189,6 +189,13 @@ impl Node {
                     .into(),
             );
         }
+        if task.record.limits.net_ingress.at().is_some() && task.is_running() {
+            notes.push(
+                "the limit on what it receives holds for TCP and UDP that arrive at this node's uplinks. What is too much \
+                 waits in a queue, and is dropped where that is full"
+                    .into(),
+            );
+        }
         notes
     }
 

@@ -344,7 +344,7 @@ impl Node {
         let Some(task) = self.tasks.get(id) else { return false };
         match knob {
             Knob::Cpu | Knob::CpuWeight | Knob::Memory => true,
-            Knob::NetEgress | Knob::NetGuarantee | Knob::NetWeight => true,
+            Knob::NetEgress | Knob::NetGuarantee | Knob::NetWeight | Knob::NetIngress => true,
             other => task.record.standing.contains_key(&other),
         }
     }
@@ -364,6 +364,9 @@ impl Node {
         }
         if is_theirs(&Knob::Memory) {
             record.limits.memory = Limit::Unlimited;
+        }
+        if is_theirs(&Knob::NetIngress) {
+            record.limits.net_ingress = Limit::Unlimited;
         }
         // One ceiling over all devices is not held where one of them is somebody else's.
         let any_device = found.iter().any(|change| matches!(change.knob, Knob::IoMax(_)));

@@ -153,6 +153,9 @@ pub(crate) struct LimitArgs {
     /// Share of the rest of what the node sends, 1 to 10000; usual is 100. Likewise
     #[arg(long, value_name = "N", value_parser = Weight::parse, help_heading = "Limits")]
     net_weight: Option<Weight>,
+    /// Received from the network by TCP and UDP together: 20M, 1gbit
+    #[arg(long, value_name = "RATE|max", value_parser = limit(BitsPerSec::parse), help_heading = "Limits")]
+    net_in: Option<Limit<BitsPerSec>>,
     /// Reads and writes a second, of all block devices together: 500
     #[arg(long, value_name = "N|max", value_parser = limit(Iops::parse), help_heading = "Limits")]
     io: Option<Limit<Iops>>,
@@ -184,6 +187,7 @@ impl From<LimitArgs> for LimitsChange {
             net,
             net_guarantee,
             net_weight,
+            net_in,
             io,
             io_weight,
             io_latency,
@@ -200,6 +204,7 @@ impl From<LimitArgs> for LimitsChange {
             reclaim_idle,
             net_egress_guarantee: net_guarantee,
             net_egress_weight: net_weight,
+            net_ingress: net_in,
         }
     }
 }
@@ -343,7 +348,7 @@ pub(crate) struct Logs {
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = SET_AFTER_HELP,
-    group = ArgGroup::new("change").required(true).multiple(true).args(["cpu", "cpu_weight", "memory", "net", "net_guarantee", "net_weight", "io", "io_weight", "io_latency", "reclaim_idle"])
+    group = ArgGroup::new("change").required(true).multiple(true).args(["cpu", "cpu_weight", "memory", "net", "net_guarantee", "net_weight", "net_in", "io", "io_weight", "io_latency", "reclaim_idle"])
 )]
 pub(crate) struct Set {
     /// The task

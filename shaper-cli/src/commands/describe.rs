@@ -108,6 +108,7 @@ fn requests(demand: &Demand, limits: &Limits) -> String {
     }
     let Demand { cpu, memory, gpu_memory, network, storage_io } = demand;
     let columns = [Column::Text("RESOURCE"), Column::Number("REQUEST"), Column::Number("LIMIT")];
+    let ingress = limits.net_ingress.at().map(|it| ["network_ingress".into(), "-".into(), it.to_string()]);
     let rows = [
         ["cpu".into(), cpu.to_string(), limit(limits.cpu)],
         ["cpu_weight".into(), "-".into(), requested(limits.cpu_weight)],
@@ -118,7 +119,7 @@ fn requests(demand: &Demand, limits: &Limits) -> String {
         ["storage_io_weight".into(), "-".into(), requested(limits.storage_io_weight)],
         ["storage_io_latency".into(), "-".into(), limit(limits.storage_io_latency)],
     ];
-    output::table(columns, rows)
+    output::table(columns, rows.into_iter().chain(ingress))
 }
 
 fn text(task: &TaskStatus, now: UnixNanos) -> String {

@@ -47,12 +47,14 @@ fn text(change: &LimitsChange, before: &TaskStatus, after: &TaskStatus) -> Strin
         reclaim_idle,
         net_egress_guarantee,
         net_egress_weight,
+        net_ingress,
     } = change;
     let named = [
         (resource::CPU, cpu.is_some()),
         (resource::CPU_WEIGHT, cpu_weight.is_some()),
         (resource::MEMORY, memory.is_some()),
         (resource::NET_EGRESS, net_egress.is_some()),
+        (resource::NET_INGRESS, net_ingress.is_some()),
         (resource::NET_EGRESS_GUARANTEE, net_egress_guarantee.is_some()),
         (resource::NET_EGRESS_WEIGHT, net_egress_weight.is_some()),
         (resource::STORAGE_IO, storage_io.is_some()),

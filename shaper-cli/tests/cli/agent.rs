@@ -38,6 +38,7 @@ fn busy_task() -> TaskStatus {
             reclaim_idle: None,
             net_egress_guarantee: None,
             net_egress_weight: None,
+            net_ingress: Limit::Unlimited,
         },
         usage: Usage {
             memory_bytes: Some(120 << 20),

@@ -286,6 +286,7 @@ const NO_CHANGE: LimitsChange = LimitsChange {
     reclaim_idle: None,
     net_egress_guarantee: None,
     net_egress_weight: None,
+    net_ingress: None,
 };
 
 fn cpu_sample(task: &TaskObservation<'_>, Observation { cpu, .. }: &Observation<'_>) -> Option<Sample> {

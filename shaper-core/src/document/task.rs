@@ -124,6 +124,7 @@ const LIMITS: &[Field] = &[
     Field { name: "storage_io_weight", example: "100" },
     Field { name: "cpu_weight", example: "100" },
     Field { name: "network_weight", example: "100" },
+    Field { name: "network_ingress_mbps", example: "10" },
     Field { name: "reclaim_idle", example: "true" },
 ];
 
@@ -255,10 +256,13 @@ fn limits(item: &Item<'_>, request: &Demand) -> Result<Limits, DocumentError> {
     let memory = fields.map("memory_gb", |item| {
         at_least(item, item.quantity(&MEMORY)?, request.memory.0, request.memory.to_string())
     })?;
-    let network = fields.map("network_bandwidth_mbps", |item| {
-        let requested = request.network.unwrap_or(BitsPerSec(0));
-        at_least(item, item.quantity(&BANDWIDTH)?, requested.0, requested.to_string())
-    })?;
+    // What is requested is meant for each direction.
+    let network = |name| {
+        fields.map(name, |item| {
+            let requested = request.network.unwrap_or(BitsPerSec(0));
+            at_least(item, item.quantity(&BANDWIDTH)?, requested.0, requested.to_string())
+        })
+    };
     let operations = fields.map("storage_io_ops", |item| {
         let requested = request.storage_io.unwrap_or(Iops(0));
         let limit = item.whole(1, Iops::MAX.0, "a number of operations a second")?;
@@ -276,7 +280,7 @@ fn limits(item: &Item<'_>, request: &Demand) -> Result<Limits, DocumentError> {
         cpu: limit(cpu, Millicores),
         cpu_weight: weight("cpu_weight")?,
         memory: limit(memory, Bytes),
-        net_egress: limit(network, BitsPerSec),
+        net_egress: limit(network("network_bandwidth_mbps")?, BitsPerSec),
         storage_io: limit(operations, Iops),
         storage_io_weight: weight("storage_io_weight")?,
         storage_io_latency: limit(latency, Micros),
@@ -284,6 +288,7 @@ fn limits(item: &Item<'_>, request: &Demand) -> Result<Limits, DocumentError> {
         // The request is guaranteed.
         net_egress_guarantee: None,
         net_egress_weight: weight("network_weight")?,
+        net_ingress: limit(network("network_ingress_mbps")?, BitsPerSec),
     })
 }
 

@@ -357,7 +357,7 @@ command: [/usr/bin/python3, etl.py]
 env: {MODE: fast}
 cwd: /srv/etl
 labels: {team: data}
-limits: {cpu_cores: 2, memory_gb: 2, network_bandwidth_mbps: 10, storage_io_ops: 300, cpu_weight: 200,
+limits: {cpu_cores: 2, memory_gb: 2, network_bandwidth_mbps: 10, storage_io_ops: 300, cpu_weight: 200, network_ingress_mbps: 20,
          storage_io_weight: 150, storage_io_latency_ms: 2.5, reclaim_idle: true, network_weight: 300}
 run_as: {uid: 1000, gid: 100, groups: [4, 24]}
 retries: 3
@@ -386,6 +386,7 @@ fn a_task_spec() {
             reclaim_idle: Some(true),
             net_egress_guarantee: None,
             net_egress_weight: Weight::new(300),
+            net_ingress: Limit::At(BitsPerSec(20_000_000)),
         },
         run_as: Some(Credentials { uid: 1000, gid: 100, groups: vec![4, 24] }),
         retries: 3,

@@ -1,6 +1,7 @@
 //! The programs, a file per subject.
 
 mod cpu;
+mod ingress;
 mod io;
 mod lifecycle;
 mod net;

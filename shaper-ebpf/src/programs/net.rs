@@ -14,7 +14,7 @@ use shaper_common::{
 use crate::{
     atomic,
     kernel::{self, TcpSock},
-    maps::{CLOCK, NET_STAT, is_on_duty, of_slot, touch},
+    maps::{CLOCK, NET_STAT, class_of_slot, is_on_duty, of_slot, touch},
     shaping::{self, Kind, Verdict},
     slots,
 };
@@ -28,6 +28,7 @@ const DROP: i32 = 2;
 /// Index of the loopback device, in every network namespace.
 const LOOPBACK: u32 = 1;
 const TCP: u8 = 6;
+const UDP: u8 = 17;
 const UDP_HEADER: u64 = 8;
 const IPV6_HEADER: u64 = 40;
 /// ECN field of a packet that met congestion.
@@ -43,6 +44,7 @@ pub fn net_egress(ctx: SkBuffContext) -> i32 {
     }
     let mut seen = look_at(&ctx);
     touch(slot);
+    remember(&ctx, slot);
     if let Some(clock) = CLOCK.get_ptr_mut(slot) {
         // SAFETY: a word of a live map value, and a field of the context.
         let (price, device) = unsafe { (atomic::load(&raw const (*clock).price), (*ctx.skb.skb).ifindex) };
@@ -114,7 +116,27 @@ pub fn net_ingress(ctx: SkBuffContext) -> i32 {
         }
     }
     touch(slot);
+    remember(&ctx, slot);
     PASS
+}
+
+/// Has a socket of UDP know its slot, where what arrives for that is limited: `uplink_ingress` asks it.
+#[inline(always)]
+fn remember(ctx: &SkBuffContext, slot: u32) {
+    if class_of_slot(slot) == 0 {
+        return;
+    }
+    // SAFETY: the context; the verifier demands the null checks.
+    unsafe {
+        let socket = (*ctx.skb.skb).__bindgen_anon_2.sk;
+        if socket.is_null() {
+            return;
+        }
+        let socket = bpf_sk_fullsock(socket);
+        if !socket.is_null() && (*socket).protocol == UDP as u32 {
+            slots::remember(socket, slot);
+        }
+    }
 }
 
 /// Counts what TCP sends again.

@@ -7,6 +7,7 @@ mod ceiling;
 mod corners;
 mod cpu;
 mod identity;
+mod ingress;
 mod input;
 mod kills;
 mod knobs;

@@ -19,14 +19,14 @@ use aya::{
 use shaper_common::abi;
 
 use super::{BpfConfig, BpfError};
-use crate::kernel::{qdisc, sys};
+use crate::kernel::{ingress::Queue, qdisc, sys};
 
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11_u32 as i64;
 
 /// Removes the uplinks' filters and what is pinned.
 pub(super) fn remove_pins(config: &BpfConfig) -> Result<Vec<String>, BpfError> {
     let directory = config.directory.as_path();
-    let mut done = Vec::new();
+    let mut done = Queue::of(directory).remove(&config.state_dir)?;
     for device in qdisc::detach_all_clsact(&config.state_dir)? {
         done.push(format!("uplink {device}: detached (clsact)"));
     }

@@ -37,6 +37,7 @@ use crate::launch::chain;
 
 use super::{
     btf::{Btf, BtfError, IO_EXTRAS, IO_OFFSETS, OFFSETS, QUOTA_OFFSETS},
+    ingress::{ClassState, IngressError, Queue},
     mapped::{Mapped, monotonic_ns},
     netns,
     pace_table::PaceTable,
@@ -142,6 +143,9 @@ pub enum BpfError {
     /// An uplink.
     #[error(transparent)]
     Uplink(#[from] UplinkError),
+    /// The queue of what arrives.
+    #[error(transparent)]
+    Ingress(#[from] IngressError),
 }
 
 /// A struct of `shaper_common::abi` as aya wants it.
@@ -197,6 +201,9 @@ pub struct Bpf {
     round_trip: Mapped<Histogram>,
     uplink_stat: Mapped<PacketCount>,
     pace: PaceTable,
+    /// The class of each slot in the queue of what arrives; 0: none.
+    ingress_class: Mapped<u64>,
+    queue: Queue,
     iterator: OwnedFd,
     uplinks: Vec<(String, Result<UplinkForm, String>)>,
     /// Why a program that others do without is not attached.
@@ -214,9 +221,11 @@ const TRACING: [&str; 3] = ["sched_switch", "cgroup_mkdir", "cgroup_release"];
 const OPTIONAL: [&str; 4] = [BLOCK_IO, DROPS, "tcp_retransmit_skb", "cgroup_rmdir"];
 const BLOCK_IO: &str = "block_rq_complete";
 const DROPS: &str = "kfree_skb";
-/// The storage of sockets, of a kind whose definition has no place for a pin.
-const SOCKETS: &str = "SOCKET_STATE";
+/// The storages of sockets, of a kind whose definition has no place for a pin.
+const SOCKETS: [&str; 2] = ["SOCKET_STATE", "SOCKET_SLOT"];
 const BUDGET_PROGRAM: &str = "sched_stat_runtime";
+/// Attached while a slot has a limit of what it receives.
+const INGRESS_PROGRAM: &str = "uplink_ingress";
 
 /// What the programs measure, as far as it can be tested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -248,12 +257,13 @@ enum Size {
     Remembered,
 }
 
-const SIZES: [(&str, Size); 12] = [
+const SIZES: [(&str, Size); 13] = [
     ("ACTIVITY", Size::Slots),
     ("BUDGET", Size::Slots),
     ("PACE", Size::Slots),
     ("CLOCK", Size::Slots),
     ("SHARE", Size::Slots),
+    ("INGRESS_CLASS", Size::Slots),
     ("CPU_STATE", Size::Cpus),
     ("SWITCH_MEMORY", Size::Pairs),
     ("PACKET_MEMORY", Size::Remembered),
@@ -354,7 +364,9 @@ impl Bpf {
         for (global, offset) in &offsets {
             loader.override_global(global, offset, true);
         }
-        loader.map_pin_path(SOCKETS, maps.join(SOCKETS));
+        for name in SOCKETS {
+            loader.map_pin_path(name, maps.join(name));
+        }
         for (name, size) in &SIZES {
             loader.map_max_entries(name, entries(size));
         }
@@ -452,6 +464,12 @@ impl Bpf {
                 }
             }
         }
+        let ingress: &mut SchedClassifier = program(&mut ebpf, INGRESS_PROGRAM, &object)?;
+        if let Err(error) = ingress.load() {
+            let error = chain(&error);
+            tracing::error!(program = INGRESS_PROGRAM, error, "a kernel program cannot be used");
+            without.push((INGRESS_PROGRAM, error));
+        }
         if config.debug {
             forward_messages(&mut ebpf);
         }
@@ -494,7 +512,7 @@ impl Bpf {
         for attached in beside {
             attached.replace()?;
         }
-        Ok(Bpf {
+        let mut bpf = Bpf {
             cgroup_slot: typed(take("CGROUP_SLOT")?, "CGROUP_SLOT")?,
             v1_slot: typed(take("V1_SLOT")?, "V1_SLOT")?,
             io_stat: typed(take("IO_STAT")?, "IO_STAT")?,
@@ -507,6 +525,8 @@ impl Bpf {
             round_trip: mapped!("ROUND_TRIP"),
             uplink_stat: mapped!("UPLINK_STAT"),
             pace,
+            ingress_class: mapped!("INGRESS_CLASS"),
+            queue: Queue::of(&config.directory),
             config,
             slots,
             cpus,
@@ -517,7 +537,14 @@ impl Bpf {
             distrusted: Vec::new(),
             budget_link: None,
             budgets: BTreeSet::new(),
-        })
+        };
+        // The filters of an earlier agent go on with these programs.
+        if bpf.limits_ingress()
+            && let Err(error) = bpf.feed_queue()
+        {
+            tracing::error!(error = chain(&error), "what arrives is not limited by this agent's programs");
+        }
+        Ok(bpf)
     }
 
     /// The uplinks, and how each is attached, or why not.
@@ -638,6 +665,80 @@ impl Bpf {
     /// The pacing of a slot, as the kernel has it.
     pub fn pacing(&self, slot: u32) -> Pace {
         self.pace.read(slot)
+    }
+
+    /// Sets or lifts the limit on what a slot receives. In force when this returns.
+    pub fn limit_ingress(&mut self, slot: u32, limit: Option<BitsPerSec>) -> Result<(), BpfError> {
+        let class = self.ingress_class.word(slot as usize, 0);
+        match limit {
+            Some(rate) => {
+                let result = self.queue_up(slot, rate);
+                if result.is_err() {
+                    self.settle_ingress()?;
+                }
+                result
+            }
+            None if class.load(SeqCst) == 0 => Ok(()),
+            None => {
+                class.store(0, SeqCst);
+                self.queue.lift(slot)?;
+                self.settle_ingress()
+            }
+        }
+    }
+
+    fn queue_up(&mut self, slot: u32, rate: BitsPerSec) -> Result<(), BpfError> {
+        if self.config.uplinks.is_empty() {
+            return Err(IngressError::NoUplink.into());
+        }
+        let index = self.queue.make()?;
+        self.queue.limit(index, slot, rate.bytes_per_sec())?;
+        if !self.queue.is_fed(&self.config.uplinks) {
+            self.feed_queue()?;
+        }
+        self.ingress_class.word(slot as usize, 0).store(Queue::class(slot).into(), SeqCst);
+        Ok(())
+    }
+
+    /// Has the uplinks' filters ask this agent's program.
+    fn feed_queue(&mut self) -> Result<(), BpfError> {
+        if self.without.iter().any(|(name, _)| *name == INGRESS_PROGRAM) {
+            return Err(IngressError::NoProgram.into());
+        }
+        let path = self.config.object.clone();
+        let program: &mut SchedClassifier = program(&mut self.ebpf, INGRESS_PROGRAM, &path)?;
+        let fd = program.fd().map_err(|source| failed("load", INGRESS_PROGRAM, source))?;
+        let index = self.queue.make()?;
+        self.queue.feed(index, &self.config.uplinks, &self.config.state_dir, fd.as_fd())?;
+        Ok(())
+    }
+
+    /// Whether any slot has a limit of what it receives.
+    fn limits_ingress(&self) -> bool {
+        (0..self.slots as usize).any(|slot| self.ingress_class.word(slot, 0).load(SeqCst) != 0)
+    }
+
+    /// Takes the queue of what arrives away where no slot has a limit any more.
+    pub fn settle_ingress(&self) -> Result<(), BpfError> {
+        if !self.limits_ingress() {
+            self.queue.remove(&self.config.state_dir)?;
+        }
+        Ok(())
+    }
+
+    /// What holds what a slot receives, if anything does: its class, as the kernel has it.
+    pub fn ingress(&self, slot: u32) -> Result<Option<ClassState>, BpfError> {
+        if self.ingress_class.word(slot as usize, 0).load(SeqCst) == 0
+            || !self.queue.is_fed(&self.config.uplinks)
+        {
+            return Ok(None);
+        }
+        Ok(self.queue.state(slot)?)
+    }
+
+    /// The device of that queue.
+    pub fn ingress_device(&self) -> &str {
+        self.queue.device()
     }
 
     /// Walks the TCP sockets of every network namespace once.

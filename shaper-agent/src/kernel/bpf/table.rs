@@ -44,6 +44,7 @@ impl Bpf {
     pub fn retire(&mut self, slot: u32) -> Result<(), BpfError> {
         self.pace.leave(slot);
         self.limit_egress(slot, None, true)?;
+        self.limit_ingress(slot, None)?;
         self.watch_budget(slot, None)?;
         self.forget_cgroups(slot)?;
         self.pace.off(slot);

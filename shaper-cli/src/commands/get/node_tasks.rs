@@ -96,6 +96,7 @@ mod tests {
                 reclaim_idle: None,
                 net_egress_guarantee: None,
                 net_egress_weight: None,
+                net_ingress: Limit::Unlimited,
             },
             enforcement: vec![],
             usage: Usage {

@@ -9,7 +9,7 @@ use super::figures::{IoTotal, Reading, Way, nanos, or_unknown, p99, permille, qu
 use crate::{
     args::SortKey,
     output::{self, Column},
-    show::{compact, used},
+    show::{compact, received, used},
 };
 
 /// A column, and what it takes to do without it.
@@ -65,7 +65,9 @@ static USUAL: [Field; 15] = [
     number("IOPS R/W", 50, 9, |reading| both(reading, |io| io.operations_per_sec.to_string())),
     number("IO P99 R/W", 65, 11, |reading| both(reading, |io| p99(io.latency))),
     number("NET OUT", 72, 14, |reading| used(reading.net_now(Way::Out), &reading.task.limits.net_egress)),
-    number("NET IN", 71, 8, |reading| or_unknown(reading.net_now(Way::In), compact)),
+    number("NET IN", 71, 8, |reading| {
+        or_unknown(reading.net_now(Way::In), |now| received(now, &reading.task.limits.net_ingress))
+    }),
     number("RTT P99", 40, 7, |reading| p99(reading.round_trip())),
     trouble("RETRANS", 45, 7, |reading| count(reading.task.network.retransmits)),
 ];

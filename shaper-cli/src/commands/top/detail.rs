@@ -16,7 +16,7 @@ use super::{
     topic::Topic,
 };
 use crate::output::printable;
-use crate::show::{self, compact, used};
+use crate::show::{self, compact, received, used};
 
 /// Room for the names of these topics.
 pub(super) const INDENT: usize = 13;
@@ -158,7 +158,9 @@ fn network_fields(reading: &Reading<'_>, network: &NetUsage, field: &mut impl Fn
         let NetCount { total, now: _, packets_per_sec: _, congestion_marks } = usage;
         let now = match way {
             Way::Out => used(reading.net_now(way), &reading.task.limits.net_egress),
-            Way::In => or_unknown(reading.net_now(way), compact),
+            Way::In => {
+                or_unknown(reading.net_now(way), |now| received(now, &reading.task.limits.net_ingress))
+            }
         };
         field(
             name,

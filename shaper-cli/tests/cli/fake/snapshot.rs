@@ -119,6 +119,7 @@ fn etl() -> TaskSnapshot {
             reclaim_idle: None,
             net_egress_guarantee: None,
             net_egress_weight: None,
+            net_ingress: Limit::Unlimited,
         },
         cpu: CpuUsage {
             time_ns: 12_345_678_901,

@@ -153,6 +153,7 @@ const SUBJECTS: [(&str, &[(&str, Part)]); 6] = [
             ("latency", net::latency),
             ("attached", net::attached),
             ("packet", net::packet),
+            ("ingress", net::ingress),
         ],
     ),
     // Pure: no kernel is needed, only the traces.

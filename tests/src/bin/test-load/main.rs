@@ -8,14 +8,17 @@ use std::{
     fs::{self, File},
     hint::black_box,
     io::{self, Read, Write},
-    net::{SocketAddr, TcpStream, UdpSocket},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::unix::{
         fs::{FileExt, OpenOptionsExt},
         process::CommandExt,
     },
     path::Path,
     process::{self, Command, ExitCode},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -46,6 +49,9 @@ usage: test-load spin                 uses one CPU
        test-load datagrams ADDRESS COUNT BYTES TOS
                                       sends that many datagrams of that many bytes at once, with that type of
                                       service, and stays
+       test-load receive ADDRESS COUNT
+                                      takes what comes to that address by TCP and UDP, and keeps count of its payload
+                                      in the file COUNT, of either (twice 64 bits, of this machine's order)
        test-load eat MIB              takes memory, says so, and keeps it
        test-load hold PROGRESS HOT COLD [RATE MORE]
                                       holds two sets of memory and touches all of HOT every 50 ms, COLD never; a set
@@ -110,6 +116,10 @@ fn main() -> ExitCode {
         },
         ["frames", device, bytes] => match bytes.parse() {
             Ok(bytes) => frames(device, bytes),
+            Err(_) => return usage(),
+        },
+        ["receive", address, count] => match address.parse() {
+            Ok(address) => receive(address, count),
             Err(_) => return usage(),
         },
         ["datagrams", address, count, bytes, tos] => {
@@ -328,6 +338,33 @@ fn flood(address: SocketAddr, bytes: usize, rate: Option<u64>) -> io::Result<Exi
             due -= bytes as u64;
             send()?;
         }
+    }
+}
+
+fn receive(address: SocketAddr, count: &str) -> io::Result<ExitCode> {
+    let (listener, socket) = (TcpListener::bind(address)?, UdpSocket::bind(address)?);
+    let count = Arc::new(File::options().write(true).open(count)?);
+    // It listens.
+    count.write_all_at(&[0; 16], 0)?;
+    let (by_tcp, streams) = (Arc::new(AtomicU64::new(0)), count.clone());
+    thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            let (by_tcp, count) = (by_tcp.clone(), streams.clone());
+            thread::spawn(move || {
+                let mut buffer = vec![0; 256 << 10];
+                while let Ok(got @ 1..) = stream.read(&mut buffer) {
+                    let sum = by_tcp.fetch_add(got as u64, Relaxed) + got as u64;
+                    if count.write_all_at(&sum.to_ne_bytes(), 0).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    let (mut buffer, mut sum) = (vec![0; 64 << 10], 0u64);
+    loop {
+        sum += socket.recv(&mut buffer)? as u64;
+        count.write_all_at(&sum.to_ne_bytes(), 8)?;
     }
 }
 

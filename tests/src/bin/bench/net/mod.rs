@@ -3,6 +3,7 @@
 
 mod attached;
 mod bed;
+mod ingress;
 mod latency;
 mod packet;
 mod ping;
@@ -17,6 +18,7 @@ use shaper_core::units::BitsPerSec;
 use crate::{Plan, report::Report};
 
 pub(crate) use attached::measure as attached;
+pub(crate) use ingress::measure as ingress;
 pub(crate) use latency::measure as latency;
 pub(crate) use packet::measure as packet;
 

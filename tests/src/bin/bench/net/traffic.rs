@@ -44,7 +44,7 @@ impl Traffic {
         }
     }
 
-    fn arguments(self, rate: BitsPerSec) -> Vec<String> {
+    pub(super) fn arguments(self, rate: BitsPerSec) -> Vec<String> {
         match self {
             // The default of some hosts is BBR, which paces itself.
             Traffic::Tcp(flows) => {
@@ -218,7 +218,7 @@ fn spawn(namespace: &Netns, command: &mut Command) -> Result<Child> {
 }
 
 /// A command that is in a cgroup from its first instruction on.
-fn inside(group: &Path, arguments: &[&str]) -> Command {
+pub(super) fn inside(group: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new("/bin/sh");
     command.args(["-c", "echo $$ > \"$0\"/cgroup.procs && exec \"$@\""]).arg(group).args(arguments);
     command.stdin(Stdio::null());
