@@ -276,6 +276,6 @@ fn the_broker_needs_no_capability() {
     unit.tell_exposure(BROKER_EXPOSURE);
 }
 
-/// What docs/operating.md says, from 0 to 10.
-const AGENT_EXPOSURE: f64 = 5.0;
-const BROKER_EXPOSURE: f64 = 2.0;
+/// A tenth more than docs/operating.md says, from 0 to 10: an older or newer systemd looks at other things.
+const AGENT_EXPOSURE: f64 = 4.3;
+const BROKER_EXPOSURE: f64 = 1.5;
