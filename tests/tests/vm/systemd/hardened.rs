@@ -106,7 +106,18 @@ fn status(pid: &str, field: &str) -> String {
     found.unwrap_or_else(|| panic!("no {field} of {pid}")).trim().to_owned()
 }
 
+/// On a machine that systemd has booted it is there; here, what is below PID 1 is not as usual, and an agent without a sandbox
+/// mounts it itself.
+fn mount_bpffs() {
+    let mounts = fs::read_to_string("/proc/mounts").expect("every process has it");
+    if !mounts.lines().any(|line| line.split(' ').nth(1) == Some("/sys/fs/bpf")) {
+        let mounted = Command::new("mount").args(["-t", "bpf", "bpf", "/sys/fs/bpf"]).status();
+        assert!(mounted.is_ok_and(|status| status.success()), "cannot mount a BPF file system");
+    }
+}
+
 fn agent() -> (Shipped, Shaper) {
+    mount_bpffs();
     let (agent, launch, warden) = (binary("shaper-agent"), binary("shaper-launch"), binary("shaper-warden"));
     let object = bpf_object();
     let programs = [
@@ -265,6 +276,6 @@ fn the_broker_needs_no_capability() {
     unit.tell_exposure(BROKER_EXPOSURE);
 }
 
-/// What docs/operating.md says, from 0 to 10.
-const AGENT_EXPOSURE: f64 = 5.0;
-const BROKER_EXPOSURE: f64 = 2.0;
+/// A tenth more than docs/operating.md says, from 0 to 10: an older or newer systemd looks at other things.
+const AGENT_EXPOSURE: f64 = 4.3;
+const BROKER_EXPOSURE: f64 = 1.5;
