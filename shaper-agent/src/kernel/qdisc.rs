@@ -265,7 +265,12 @@ fn has_filters(index: u32) -> io::Result<bool> {
 }
 
 fn delete_clsact(index: u32) -> io::Result<()> {
-    Request::traffic_control(RTM_DELQDISC, NLM_F_ACK, index, CLSACT_HANDLE, CLSACT_PARENT, 0).send().map(drop)
+    let request = Request::traffic_control(RTM_DELQDISC, NLM_F_ACK, index, CLSACT_HANDLE, CLSACT_PARENT, 0);
+    match request.send() {
+        // Somebody else was faster.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => Ok(()),
+        other => other.map(drop),
+    }
 }
 
 #[cfg(test)]

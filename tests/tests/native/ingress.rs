@@ -298,7 +298,8 @@ fn a_limit_holds_without_an_agent_and_the_next_one_adopts_it() {
 fn what_somebody_takes_away_is_put_back() {
     let network = NetPair::new();
     let agent = Options::default().on(&network).start();
-    Receiver::start(&agent, "download", &["--net-in", "20mbit"], SocketAddr::new(NetPair::NEAR_V4, 7000));
+    let receiver =
+        Receiver::start(&agent, "download", &["--net-in", "20mbit"], SocketAddr::new(NetPair::NEAR_V4, 7000));
     let shown = || shown(&agent).1;
     network.near.ip(&["link", "delete", &device_of(&agent)]);
     assert_eq!(shown(), "max");
@@ -306,6 +307,9 @@ fn what_somebody_takes_away_is_put_back() {
     network.near.tc(&["qdisc", "delete", "dev", DEVICE, "clsact"]);
     assert_eq!(shown(), "max");
     eventually("the filter is there again", || shown().starts_with("20 Mbit/s"));
+    let _load = receiver.feed(&network, By::Tcp, 1);
+    Window::pass(SECOND);
+    assert_in_goal("what it receives then", counted(&agent, "download", 4 * SECOND), 20.0 * MBIT);
     let ledger = agent.shaper().ok(&["ledger", "download"]);
     assert!(ledger.contains("net_ingress: 20 Mbit/s → max"), "{ledger}");
 }

@@ -3,6 +3,7 @@
 
 mod attach;
 mod counters;
+mod queue;
 mod selftest;
 mod table;
 
@@ -37,7 +38,7 @@ use crate::launch::chain;
 
 use super::{
     btf::{Btf, BtfError, IO_EXTRAS, IO_OFFSETS, OFFSETS, QUOTA_OFFSETS},
-    ingress::{ClassState, IngressError, Queue},
+    ingress::{IngressError, Queue},
     mapped::{Mapped, monotonic_ns},
     netns,
     pace_table::PaceTable,
@@ -665,80 +666,6 @@ impl Bpf {
     /// The pacing of a slot, as the kernel has it.
     pub fn pacing(&self, slot: u32) -> Pace {
         self.pace.read(slot)
-    }
-
-    /// Sets or lifts the limit on what a slot receives. In force when this returns.
-    pub fn limit_ingress(&mut self, slot: u32, limit: Option<BitsPerSec>) -> Result<(), BpfError> {
-        let class = self.ingress_class.word(slot as usize, 0);
-        match limit {
-            Some(rate) => {
-                let result = self.queue_up(slot, rate);
-                if result.is_err() {
-                    self.settle_ingress()?;
-                }
-                result
-            }
-            None if class.load(SeqCst) == 0 => Ok(()),
-            None => {
-                class.store(0, SeqCst);
-                self.queue.lift(slot)?;
-                self.settle_ingress()
-            }
-        }
-    }
-
-    fn queue_up(&mut self, slot: u32, rate: BitsPerSec) -> Result<(), BpfError> {
-        if self.config.uplinks.is_empty() {
-            return Err(IngressError::NoUplink.into());
-        }
-        let index = self.queue.make()?;
-        self.queue.limit(index, slot, rate.bytes_per_sec())?;
-        if !self.queue.is_fed(&self.config.uplinks) {
-            self.feed_queue()?;
-        }
-        self.ingress_class.word(slot as usize, 0).store(Queue::class(slot).into(), SeqCst);
-        Ok(())
-    }
-
-    /// Has the uplinks' filters ask this agent's program.
-    fn feed_queue(&mut self) -> Result<(), BpfError> {
-        if self.without.iter().any(|(name, _)| *name == INGRESS_PROGRAM) {
-            return Err(IngressError::NoProgram.into());
-        }
-        let path = self.config.object.clone();
-        let program: &mut SchedClassifier = program(&mut self.ebpf, INGRESS_PROGRAM, &path)?;
-        let fd = program.fd().map_err(|source| failed("load", INGRESS_PROGRAM, source))?;
-        let index = self.queue.make()?;
-        self.queue.feed(index, &self.config.uplinks, &self.config.state_dir, fd.as_fd())?;
-        Ok(())
-    }
-
-    /// Whether any slot has a limit of what it receives.
-    fn limits_ingress(&self) -> bool {
-        (0..self.slots as usize).any(|slot| self.ingress_class.word(slot, 0).load(SeqCst) != 0)
-    }
-
-    /// Takes the queue of what arrives away where no slot has a limit any more.
-    pub fn settle_ingress(&self) -> Result<(), BpfError> {
-        if !self.limits_ingress() {
-            self.queue.remove(&self.config.state_dir)?;
-        }
-        Ok(())
-    }
-
-    /// What holds what a slot receives, if anything does: its class, as the kernel has it.
-    pub fn ingress(&self, slot: u32) -> Result<Option<ClassState>, BpfError> {
-        if self.ingress_class.word(slot as usize, 0).load(SeqCst) == 0
-            || !self.queue.is_fed(&self.config.uplinks)
-        {
-            return Ok(None);
-        }
-        Ok(self.queue.state(slot)?)
-    }
-
-    /// The device of that queue.
-    pub fn ingress_device(&self) -> &str {
-        self.queue.device()
     }
 
     /// Walks the TCP sockets of every network namespace once.
