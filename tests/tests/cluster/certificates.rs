@@ -30,8 +30,10 @@ impl Daemon {
     fn start(name: &str, directory: &Path, arguments: &[&str]) -> Daemon {
         let mut command = Command::new(binary(name));
         command.args(["--listen", "tcp://127.0.0.1:0"]).args(arguments).current_dir(directory);
-        let mut child = command.env("NO_COLOR", "1").stderr(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let child = command.env("NO_COLOR", "1").stderr(Stdio::piped()).spawn();
+        let mut child = child.unwrap_or_else(|error| panic!("{name}: {error}"));
+        let log = child.stderr.take().expect("it was asked for");
+        let mut lines = BufReader::new(log).lines().map_while(Result::ok);
         let address = lines.find_map(|line| {
             let (_, address) = line.split_once("certificate address=")?;
             Some(format!("https://{}", address.trim()))
