@@ -99,10 +99,13 @@ pub fn reactor(data: &[u8]) {
                 let task = cancel.task_id.parse().ok()?;
                 Some(Event::Cancel { caller, task, grace_millis: cancel.grace_millis })
             }),
-            4 => v1::Policy::decode(message)
-                .ok()
-                .and_then(|policy| Policy::try_from(policy).ok())
-                .map(|policy| Event::ApplyPolicy { caller, policy: Box::new(policy) }),
+            4 => v1::Policy::decode(message).ok().and_then(|policy| Policy::try_from(policy).ok()).map(
+                |policy| Event::ApplyPolicy {
+                    caller,
+                    within: vec![policy.namespace.clone()],
+                    policy: Box::new(policy),
+                },
+            ),
             _ if who % 2 == 0 => Some(Event::Tick),
             _ => Some(Event::AgentGone { session }),
         };
