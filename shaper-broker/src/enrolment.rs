@@ -168,7 +168,9 @@ impl Enrolment for EnrolmentService {
             })?;
         if identity.trust_domain() != self.keys.trust_domain {
             let ours = &self.keys.trust_domain;
-            return Err(Status::invalid_argument(format!("{identity} is not of the trust domain {ours}")));
+            return Err(Status::invalid_argument(format!(
+                "{identity} is not of the trust domain {ours}, whose authority this is (shaper-authority --trust-domain)"
+            )));
         }
         if identity.role() == Role::Authority {
             return Err(Status::invalid_argument(

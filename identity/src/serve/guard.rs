@@ -240,3 +240,32 @@ where
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, time::Duration};
+
+    use super::*;
+
+    fn request(path: &str) -> http::Request<()> {
+        let mut request = http::Request::new(());
+        *request.uri_mut() = path.parse().unwrap();
+        request.extensions_mut().insert(Peer::Local(root()));
+        request
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_not_answered_is_given_up_and_one_that_may_last_is_not() {
+        let deadline = Duration::from_millis(1);
+        let limits = Limits { deadline, ..Limits::BROKER };
+        let guard = Guard::new(watch::channel(Arc::default()).1, limits);
+        let mut silent = guard.layer(tower::service_fn(|_: http::Request<()>| {
+            std::future::pending::<Result<http::Response<()>, Infallible>>()
+        }));
+        let answer = silent.call(request("/shaper.v1.Broker/ListNodes")).await.unwrap();
+        let status = Status::from_header_map(answer.headers()).unwrap();
+        assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+        let watch = silent.call(request("/shaper.v1.Broker/WatchClusterTasks"));
+        assert!(tokio::time::timeout(20 * deadline, watch).await.is_err());
+    }
+}

@@ -1,88 +1,46 @@
 //! Joining by a token, and renewing: over real connections, to the authority's program.
 
-use std::{
-    fs,
-    io::{BufRead, BufReader},
-    net::SocketAddr,
-    path::PathBuf,
-    process::{Child, Command, Stdio},
-    sync::Arc,
-};
+use std::{fs, path::PathBuf, process::Command, sync::Arc};
 
-use rustls::ClientConfig;
 use shaper_identity::{
     Role,
     name::Holder,
     pki,
     table::{Asker, CALLS, Verdict},
-    tls::{self, Material},
+    tls::{self, ClientConfig, Material},
     token::Token,
 };
 use shaper_proto::v1::{self, enrolment_client::EnrolmentClient};
-use tonic::{
-    Code, Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Status, transport::Channel};
 
 use crate::{
     attach,
-    harness::{Broker, call, identity},
+    harness::{Broker, Daemon, call, connect_to, identity},
 };
 
 /// The authority of a broker's directory, as a program.
-struct Authority {
-    child: Child,
-    address: SocketAddr,
-}
-
-impl Drop for Authority {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+struct Authority(Daemon);
 
 impl Authority {
     fn start(broker: &Broker) -> Authority {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_shaper-authority"))
-            .args(["--listen", "tcp://127.0.0.1:0", "--trust-domain", "lab", "--ca-dir"])
-            .arg(broker.path("ca"))
-            .env("RUST_LOG", "info")
-            .env("NO_COLOR", "1")
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
-        let address =
-            lines.find_map(|line| line.split_once("want a certificate address=")?.1.trim().parse().ok());
-        let address = address.expect("it says where it listens");
-        // Nobody reads on; it must not wait for that.
-        std::thread::spawn(move || lines.for_each(drop));
-        Authority { child, address }
-    }
-
-    async fn connect(
-        &self,
-        config: Arc<ClientConfig>,
-    ) -> Result<EnrolmentClient<Channel>, tonic::transport::Error> {
-        Ok(EnrolmentClient::new(self.channel(config).await?))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_shaper-authority"));
+        command.args(["--listen", "tcp://127.0.0.1:0", "--trust-domain", "lab", "--ca-dir"]);
+        command.arg(broker.path("ca"));
+        Authority(Daemon::start(command))
     }
 
     async fn channel(&self, config: Arc<ClientConfig>) -> Result<Channel, tonic::transport::Error> {
-        let address = self.address.to_string();
-        let connector = tower::service_fn(move |_| {
-            let (address, config) = (address.clone(), Arc::clone(&config));
-            async move { tls::connect(&address, config).await }
-        });
-        Endpoint::from_static("http://authority").connect_with_connector(connector).await
+        connect_to(&self.0.address, config).await
     }
 
     async fn as_holder(&self, material: &Material) -> EnrolmentClient<Channel> {
-        self.connect(material.client(&[Role::Authority]).unwrap()).await.unwrap()
+        let config = material.client(&[Role::Authority]).unwrap();
+        EnrolmentClient::new(self.channel(config).await.unwrap())
     }
 
     async fn as_stranger(&self, token: &Token) -> EnrolmentClient<Channel> {
-        self.connect(tls::stranger(&token.authority).unwrap()).await.unwrap()
+        let config = tls::stranger(&token.authority).unwrap();
+        EnrolmentClient::new(self.channel(config).await.unwrap())
     }
 }
 
@@ -211,15 +169,9 @@ async fn the_authority_is_asked_as_the_table_says_and_not_too_often() {
     // Whoever believes another authority is not served, nor is what is of no authority at all.
     let mut wrong = token.clone();
     wrong.authority = "0".repeat(64);
-    assert!(authority.connect(tls::stranger(&wrong.authority).unwrap()).await.is_err());
+    assert!(authority.channel(tls::stranger(&wrong.authority).unwrap()).await.is_err());
     // A broker is no authority, whoever signed its certificate.
-    let broker_config = tls::stranger(&token.authority).unwrap();
-    let address = broker.address.clone();
-    let connector = tower::service_fn(move |_| {
-        let (address, config) = (address.clone(), Arc::clone(&broker_config));
-        async move { tls::connect(&address, config).await }
-    });
-    assert!(Endpoint::from_static("http://b").connect_with_connector(connector).await.is_err());
+    assert!(connect_to(&broker.address, tls::stranger(&token.authority).unwrap()).await.is_err());
 
     // Guessing is slow.
     let mut stranger = authority.as_stranger(&token).await;

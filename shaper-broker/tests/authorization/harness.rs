@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
+    ops::Deref,
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -14,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use shaper_identity::{
     Identity, Role,
     pki::Authority,
-    tls::{self, Material},
+    tls::{self, ClientConfig, Material},
 };
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -30,12 +31,25 @@ pub(crate) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 pub(crate) struct Broker {
     directory: TempDir,
     pub(crate) authority: Authority,
+    daemon: Daemon,
+}
+
+impl Deref for Broker {
+    type Target = Daemon;
+
+    fn deref(&self) -> &Daemon {
+        &self.daemon
+    }
+}
+
+/// A program that listens over TCP, until it is dropped.
+pub(crate) struct Daemon {
     child: Child,
     pub(crate) address: String,
     log: watch::Receiver<String>,
 }
 
-impl Drop for Broker {
+impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -44,6 +58,49 @@ impl Drop for Broker {
 
 pub(crate) fn identity(role: Role, name: &str) -> Identity {
     Identity::new("lab", role, name).unwrap()
+}
+
+impl Daemon {
+    /// Starts it, and returns once it has said where it listens.
+    pub(crate) fn start(mut command: Command) -> Daemon {
+        let mut child =
+            command.env("RUST_LOG", "info").env("NO_COLOR", "1").stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let address =
+            lines.find_map(|line| Some(line.split_once("certificate address=")?.1.trim().to_owned()));
+        let address = address.expect("it says where it listens");
+        let (kept, log) = watch::channel(String::new());
+        std::thread::spawn(move || {
+            for line in lines {
+                kept.send_modify(|log| {
+                    log.push_str(&line);
+                    log.push('\n');
+                });
+            }
+        });
+        Daemon { child, address, log }
+    }
+
+    /// Waits for a line of the log.
+    pub(crate) async fn says(&self, wanted: &[&str]) {
+        let said = |log: &String| log.lines().any(|line| wanted.iter().all(|wanted| line.contains(wanted)));
+        let mut log = self.log.clone();
+        let is_said = tokio::time::timeout(PATIENCE, log.wait_for(said)).await.is_ok_and(|said| said.is_ok());
+        assert!(is_said, "no line has {wanted:?}:\n{}", *self.log.borrow());
+    }
+}
+
+/// A connection to who listens there, if both sides believe each other.
+pub(crate) async fn connect_to(
+    address: &str,
+    config: Arc<ClientConfig>,
+) -> Result<Channel, tonic::transport::Error> {
+    let address = address.to_owned();
+    let connector = tower::service_fn(move |_| {
+        let (address, config) = (address.clone(), Arc::clone(&config));
+        async move { tls::connect(&address, config).await }
+    });
+    Endpoint::from_static("http://daemon").connect_with_connector(connector).await
 }
 
 impl Broker {
@@ -55,42 +112,12 @@ impl Broker {
         let etl = "identities:\n  - id: spiffe://lab/submitter/etl\n    uid: 1500\n    gid: 1500\n    namespaces: [etl]\n    \
                    max_priority: medium\n";
         fs::write(at("identities.yaml"), etl).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_shaper-broker"))
-            .args(["--listen", "tcp://127.0.0.1:0", "--store", "memory"])
-            .arg("--listen")
-            .arg(at("b.sock"))
-            .arg("--state-dir")
-            .arg(at("state"))
-            .arg("--tls-dir")
-            .arg(at("tls"))
-            .arg("--identities")
-            .arg(at("identities.yaml"))
-            .env("RUST_LOG", "info")
-            .env("NO_COLOR", "1")
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
-        let mut address = None;
-        for line in lines.by_ref() {
-            if let Some((_, rest)) = line.split_once("who have a certificate address=") {
-                address = Some(rest.trim().to_owned());
-            }
-            if line.contains(" ready ") {
-                break;
-            }
-        }
-        let (kept, log) = watch::channel(String::new());
-        std::thread::spawn(move || {
-            for line in lines {
-                kept.send_modify(|log| {
-                    log.push_str(&line);
-                    log.push('\n');
-                });
-            }
-        });
-        let address = address.expect("the broker says where it listens");
-        Broker { directory, authority, child, address, log }
+        let mut command = Command::new(env!("CARGO_BIN_EXE_shaper-broker"));
+        command.args(["--listen", "tcp://127.0.0.1:0", "--store", "memory"]);
+        command.arg("--listen").arg(at("b.sock")).arg("--state-dir").arg(at("state"));
+        command.arg("--tls-dir").arg(at("tls")).arg("--identities").arg(at("identities.yaml"));
+        let daemon = Daemon::start(command);
+        Broker { directory, authority, daemon }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -104,13 +131,7 @@ impl Broker {
     }
 
     pub(crate) async fn connect_with(&self, material: &Material) -> Result<Channel, tonic::transport::Error> {
-        let config = material.client(&[Role::Broker]).unwrap();
-        let address = self.address.clone();
-        let connector = tower::service_fn(move |_| {
-            let (address, config) = (address.clone(), Arc::clone(&config));
-            async move { tls::connect(&address, config).await }
-        });
-        Endpoint::from_static("http://broker").connect_with_connector(connector).await
+        connect_to(&self.address, material.client(&[Role::Broker]).unwrap()).await
     }
 
     pub(crate) async fn connect(&self, role: Role, name: &str) -> Channel {
@@ -145,14 +166,6 @@ impl Broker {
             }
         });
         Endpoint::from_static("http://broker").connect_with_connector(connector).await.unwrap()
-    }
-
-    /// Waits for a line of the log.
-    pub(crate) async fn says(&self, wanted: &[&str]) {
-        let said = |log: &String| log.lines().any(|line| wanted.iter().all(|wanted| line.contains(wanted)));
-        let mut log = self.log.clone();
-        let is_said = tokio::time::timeout(PATIENCE, log.wait_for(said)).await.is_ok_and(|said| said.is_ok());
-        assert!(is_said, "no line has {wanted:?}:\n{}", *self.log.borrow());
     }
 }
 

@@ -7,8 +7,14 @@ use rustix::{
     process::{Gid, Uid},
     thread::{set_thread_gid, set_thread_groups, set_thread_uid},
 };
+use serde_json::{Value, json};
+use shaper_core::task::ExitStatus;
 use shaper_proto::v1::{self, agent_message, agent_session_client::AgentSessionClient};
-use shaper_tests::{NOBODY, broker::Broker};
+use shaper_tests::{
+    NOBODY,
+    broker::Broker,
+    cluster::{Cluster, Load, networks},
+};
 use tokio::net::UnixStream;
 use tokio_stream::StreamExt;
 use tonic::{Code, Status, transport::Endpoint};
@@ -110,4 +116,22 @@ fn others_cannot_even_connect() {
     let broker = Broker::start();
     let said = broker.shaper_as(NOBODY).refused(&["get", "tasks"]);
     assert!(said.contains("only root may"), "{said}");
+}
+
+#[test]
+fn a_node_starts_nothing_with_roots_ids_whatever_the_broker_says() {
+    let networks = networks(1);
+    let cluster = Cluster::start(&networks, &["cpu=1,memory=1Gi"]);
+    for (id, run_as, told) in [
+        ("user", json!({"uid": 0, "gid": 0}), "runs no tasks as root"),
+        ("group", json!({"uid": NOBODY, "gid": 0}), "root's group"),
+        ("groups", json!({"uid": NOBODY, "gid": NOBODY, "groups": [0]}), "root's group"),
+    ] {
+        let mut spec: Value = serde_json::from_str(&cluster.spec(id, 0.1, "low", Load::Spin)).unwrap();
+        spec["run_as"] = run_as;
+        cluster.submit_spec(id, &spec.to_string());
+        let task = cluster.broker.wait_until(id, "over", |task| task.ended().is_some());
+        let Some(ExitStatus::NotStarted { error, .. }) = task.ended() else { panic!("{task:?}") };
+        assert!(error.contains(told) && error.contains("--allow-root-tasks"), "{error}");
+    }
 }
