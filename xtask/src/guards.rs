@@ -10,13 +10,18 @@ use anyhow::{Context, Result, bail};
 use crate::tally::Tally;
 use crate::{process, setup, workspace};
 
-/// What stands in a file, what it becomes, and the test that must fail then.
+/// What is taken away, and the test that must fail then. Where one guard stands behind another, both are.
 struct Guard {
     name: &'static str,
+    cuts: &'static [Cut],
+    test: Test,
+}
+
+/// What stands in a file once, and what it becomes.
+struct Cut {
     file: &'static str,
     stands: &'static str,
     becomes: &'static str,
-    test: Test,
 }
 
 /// Of a package that is tested by itself, or of the agent on this machine's kernel.
@@ -35,86 +40,89 @@ const fn unit(package: &'static str, name: &'static str) -> Test {
 
 #[rustfmt::skip]
 const GUARDS: &[Guard] = &[
-    Guard { name: "tcp-needs-certificates", file: "shaper-broker/src/config.rs",
+    Guard { name: "tcp-needs-certificates", cuts: &[Cut { file: "shaper-broker/src/config.rs",
         stands: "tls_dir.clone().ok_or_else(|| ConfigError::NoCertificate(address.clone()))?",
-        becomes: "tls_dir.clone().unwrap_or_default()",
+        becomes: "tls_dir.clone().unwrap_or_default()" }],
         test: authorization("tcp_without_certificates_or_with_those_of_another_role_is_not_served") },
-    Guard { name: "no-browsers", file: "identity/src/serve/guard.rs",
+    Guard { name: "no-browsers", cuts: &[Cut { file: "identity/src/serve/guard.rs",
         stands: "_ if request.headers().contains_key(http::header::ORIGIN) =>",
-        becomes: "_ if request.uri().path().is_empty() =>",
+        becomes: "_ if request.uri().path().is_empty() =>" }],
         test: authorization("a_browser_is_not_served") },
-    Guard { name: "names-are-no-paths", file: "shaper-core/src/id.rs",
+    Guard { name: "names-are-no-paths", cuts: &[Cut { file: "shaper-core/src/id.rs",
         stands: r#"let inner = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.".contains(byte);
         let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);"#,
-        becomes: "let inner = |byte: &u8| *byte != 0;\n        let edge = |byte: Option<&u8>| byte.is_some();",
+        becomes: "let inner = |byte: &u8| *byte != 0;\n        let edge = |byte: Option<&u8>| byte.is_some();" }],
         test: authorization("bounds::a_name_is_no_path") },
-    Guard { name: "exact-namespaces", file: "identity/src/access.rs",
+    Guard { name: "exact-namespaces", cuts: &[Cut { file: "identity/src/access.rs",
         stands: "self.namespaces.iter().any(|own| own == namespace)",
-        becomes: "self.namespaces.iter().any(|own| namespace.starts_with(own.as_str()))",
+        becomes: "self.namespaces.iter().any(|own| namespace.starts_with(own.as_str()))" }],
         test: unit("shaper-identity", "access::tests::who_is_not_named_exactly_has_nothing") },
-    Guard { name: "default-deny", file: "identity/src/serve/guard.rs",
+    Guard { name: "default-deny", cuts: &[Cut { file: "identity/src/serve/guard.rs",
         stands: "if call.verdict(asker) == Verdict::Refused {",
-        becomes: "if call.verdict(asker) == Verdict::Refused && path.is_empty() {",
+        becomes: "if call.verdict(asker) == Verdict::Refused && path.is_empty() {" }],
         test: authorization("every_role_may_make_the_calls_that_the_table_says") },
-    Guard { name: "own-uid", file: "identity/src/access.rs",
+    Guard { name: "own-uid", cuts: &[Cut { file: "identity/src/access.rs",
         stands: "if run_as.uid != self.uid {",
-        becomes: "if run_as.uid == u32::MAX {",
+        becomes: "if run_as.uid == u32::MAX {" }],
         test: authorization("bounds::a_submitter_stays_within_its_bounds") },
-    Guard { name: "highest-priority", file: "identity/src/access.rs",
+    Guard { name: "highest-priority", cuts: &[Cut { file: "identity/src/access.rs",
         stands: "if wanted > self.max_priority {",
-        becomes: "if wanted < self.max_priority && wanted > self.max_priority {",
+        becomes: "if wanted < self.max_priority && wanted > self.max_priority {" }],
         test: authorization("bounds::a_submitter_stays_within_its_bounds") },
-    Guard { name: "policies-of-a-namespace", file: "shaper-broker/src/reactor/client.rs",
+    Guard { name: "policies-of-a-namespace", cuts: &[Cut { file: "shaper-broker/src/reactor/client.rs",
         stands: "if !is_operator(caller) && (*uid != caller.uid || !is_theirs(namespace)) =>",
-        becomes: "if !is_operator(caller) && *uid == u32::MAX && namespace.is_empty() =>",
+        becomes: "if !is_operator(caller) && *uid == u32::MAX && namespace.is_empty() =>" }],
         test: authorization("bounds::a_submitters_policies_stay_in_its_namespaces") },
-    Guard { name: "own-node", file: "shaper-broker/src/session.rs",
+    Guard { name: "own-node", cuts: &[Cut { file: "shaper-broker/src/session.rs",
         stands: "node.filter(|certified| *certified != name)",
-        becomes: "node.filter(|certified| certified.is_empty())",
+        becomes: "node.filter(|certified| certified.is_empty())" }],
         test: authorization("a_node_is_the_one_that_its_certificate_names") },
-    Guard { name: "streams-end", file: "identity/src/serve/connection.rs",
+    Guard { name: "streams-end", cuts: &[Cut { file: "identity/src/serve/connection.rs",
         stands: "if let Err(error) = certified.poll_trust(context) {",
-        becomes: "if let Err(error) = certified.poll_trust(context)\n                    && error.kind() == io::ErrorKind::Other\n                {",
+        becomes: "if let Err(error) = certified.poll_trust(context)\n                    && error.kind() == io::ErrorKind::Other\n                {" }],
         test: authorization("a_stream_ends_with_the_belief_in_its_reader") },
-    Guard { name: "one-use", file: "identity/src/token.rs",
+    Guard { name: "one-use", cuts: &[Cut { file: "identity/src/token.rs",
         stands: "self.open.remove(id).map(|open| open.identity)",
-        becomes: "self.open.get(id).map(|open| open.identity.clone())",
+        becomes: "self.open.get(id).map(|open| open.identity.clone())" }],
         test: authorization("enrolment::a_token_makes_a_node_once_and_also_after_a_restart") },
-    Guard { name: "message-size", file: "shaper-broker/src/main.rs",
+    Guard { name: "message-size", cuts: &[Cut { file: "shaper-broker/src/main.rs",
         stands: "const MAX_MESSAGE: usize = 1 << 20;",
-        becomes: "const MAX_MESSAGE: usize = 1 << 30;",
+        becomes: "const MAX_MESSAGE: usize = 1 << 30;" }],
         test: authorization("limits::a_message_that_is_too_large_is_not_read") },
-    Guard { name: "calls-counted", file: "identity/src/serve/limits.rs",
+    Guard { name: "calls-counted", cuts: &[Cut { file: "identity/src/serve/limits.rs",
         stands: "if *count >= most {",
-        becomes: "if *count > most.saturating_mul(1000) {",
+        becomes: "if *count > most.saturating_mul(1000) {" }],
         test: authorization("limits::streams_are_counted_by_identity_until_they_end") },
-    Guard { name: "silence-counted", file: "identity/src/serve/mod.rs",
+    Guard { name: "silence-counted", cuts: &[Cut { file: "identity/src/serve/mod.rs",
         stands: "const HANDSHAKES_EACH: usize = 32;",
-        becomes: "const HANDSHAKES_EACH: usize = 512;",
+        becomes: "const HANDSHAKES_EACH: usize = 512;" }],
         test: authorization("limits::who_connects_and_says_nothing_keeps_nobody_out") },
-    Guard { name: "beneath-the-root", file: "shaper-agent/src/kernel/cgroup/mod.rs",
+    Guard { name: "beneath-the-root", cuts: &[Cut { file: "shaper-agent/src/kernel/cgroup/mod.rs",
         stands: "ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;",
-        becomes: "ResolveFlags::empty();",
+        becomes: "ResolveFlags::empty();" }],
         test: unit("shaper-agent", "kernel::cgroup::tests::a_symbolic_link_is_not_followed") },
-    Guard { name: "file-system-type", file: "shaper-agent/src/kernel/cgroup/mod.rs",
+    Guard { name: "file-system-type", cuts: &[Cut { file: "shaper-agent/src/kernel/cgroup/mod.rs",
         stands: "if file_system.f_type as i64 != CGROUP2_SUPER_MAGIC {",
-        becomes: "if file_system.f_type as i64 == 0 {",
+        becomes: "if file_system.f_type as i64 == 0 {" }],
         test: unit("shaper-agent", "kernel::cgroup::tests::what_leaves_the_mount_or_is_no_cgroup_is_refused") },
-    Guard { name: "no-leaked-descriptors", file: "shaper-agent/src/launch/child.rs",
+    Guard { name: "no-leaked-descriptors", cuts: &[Cut { file: "shaper-agent/src/launch/child.rs",
         stands: "libc::syscall(libc::SYS_close_range, 3 as c_uint, c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)",
-        becomes: "libc::syscall(libc::SYS_close_range, c_uint::MAX - 1, c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)",
+        becomes: "libc::syscall(libc::SYS_close_range, c_uint::MAX - 1, c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)" },
+        Cut { file: "shaper-agent/src/launch/supervise.rs",
+        stands: "libc::syscall(libc::SYS_close_range, 3 as libc::c_uint, libc::c_uint::MAX, 0)",
+        becomes: "libc::syscall(libc::SYS_close_range, libc::c_uint::MAX - 1, libc::c_uint::MAX, 0)" }],
         test: Test::Native("identity::a_task_has_no_descriptor_but_its_own_three") },
-    Guard { name: "allowed-uids", file: "shaper-agent/src/node/start.rs",
+    Guard { name: "allowed-uids", cuts: &[Cut { file: "shaper-agent/src/node/start.rs",
         stands: "if run_as.uid != 0 && !self.config.allowed_uids.contains(run_as.uid) {",
-        becomes: "if run_as.uid == u32::MAX {",
+        becomes: "if run_as.uid == u32::MAX {" }],
         test: Test::Native("identity::tasks_run_as_those_users_alone_that_the_node_allows") },
-    Guard { name: "socket-mode", file: "proto/src/peer.rs",
+    Guard { name: "socket-mode", cuts: &[Cut { file: "proto/src/peer.rs",
         stands: "fs::set_permissions(socket, fs::Permissions::from_mode(0o660))",
-        becomes: "fs::set_permissions(socket, fs::Permissions::from_mode(0o666))",
+        becomes: "fs::set_permissions(socket, fs::Permissions::from_mode(0o666))" }],
         test: Test::Native("identity::nobody_cannot_connect_without_access_to_the_socket") },
-    Guard { name: "pins-0700", file: "shaper-agent/src/kernel/bpf/attach.rs",
+    Guard { name: "pins-0700", cuts: &[Cut { file: "shaper-agent/src/kernel/bpf/attach.rs",
         stands: "fs::set_permissions(directory, fs::Permissions::from_mode(0o700))",
-        becomes: "fs::set_permissions(directory, fs::Permissions::from_mode(0o755))",
+        becomes: "fs::set_permissions(directory, fs::Permissions::from_mode(0o755))" }],
         test: Test::Native("identity::neither_state_nor_pins_nor_socket_are_open_to_others") },
 ];
 
@@ -150,6 +158,17 @@ impl Copy {
         cargo.current_dir(&self.tree).env("CARGO_TARGET_DIR", &self.built);
         cargo.env("SHAPER_BPF_OBJECT", &self.bpf_object).env("SHAPER_BIN_DIR", self.built.join("debug"));
         cargo
+    }
+
+    /// Puts one text in the place of another, which must stand there once.
+    fn rewrite(&self, file: &str, from: &str, to: &str) -> Result<()> {
+        let path = self.tree.join(file);
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        if text.matches(from).count() != 1 {
+            bail!("`{from}` does not stand once in {file}");
+        }
+        fs::write(&path, text.replacen(from, to, 1))
+            .with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// Whether the test passes. What cannot be built is an error: it shows nothing.
@@ -190,16 +209,15 @@ pub(crate) fn run(part: u32, whole: u32, filter: &str) -> Result<Tally> {
     let guards: Vec<_> = GUARDS.iter().filter(|guard| guard.name.contains(filter)).collect();
     let most = (guards.len() * part as usize).div_ceil(whole as usize);
     let mut tally = Tally::default();
-    for Guard { name, file, stands, becomes, test } in guards.into_iter().take(most) {
-        let path = copy.tree.join(file);
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        if text.matches(stands).count() != 1 {
-            bail!("guard `{name}`: `{stands}` does not stand once in {file}");
-        }
+    for Guard { name, cuts, test } in guards.into_iter().take(most) {
         let with = copy.passes(test)?;
-        fs::write(&path, text.replacen(stands, becomes, 1))?;
+        for cut in *cuts {
+            copy.rewrite(cut.file, cut.stands, cut.becomes).with_context(|| format!("guard `{name}`"))?;
+        }
         let without = copy.passes(test);
-        fs::write(&path, text)?;
+        for cut in *cuts {
+            copy.rewrite(cut.file, cut.becomes, cut.stands).with_context(|| format!("guard `{name}`"))?;
+        }
         let without = without?;
         let verdict = match (with, without) {
             (true, false) => "its test passes with it and fails without",
@@ -219,9 +237,12 @@ mod tests {
     #[test]
     fn every_guard_stands_where_it_is_said_and_is_in_the_threat_model() {
         let model = fs::read_to_string(workspace::root().join("docs/threat-model.md")).unwrap();
-        for Guard { name, file, stands, .. } in GUARDS {
-            let text = fs::read_to_string(workspace::root().join(file)).unwrap();
-            assert_eq!(text.matches(stands).count(), 1, "{name}: {file}");
+        for Guard { name, cuts, .. } in GUARDS {
+            for Cut { file, stands, becomes } in *cuts {
+                let text = fs::read_to_string(workspace::root().join(file)).unwrap();
+                let times = |what| text.matches(what).count();
+                assert_eq!((times(*stands), times(*becomes)), (1, 0), "{name}: {file}");
+            }
             assert!(model.contains(&format!("`{name}`")), "{name}");
         }
     }
