@@ -68,13 +68,41 @@ pub struct Terms {
     pub weight: u32,
 }
 
-/// What a task wants.
+/// What a task wants: whatever there is, or so many bytes a second.
+///
+/// One word, not an enum: in the kernel a value that is not there in one case is a register that the verifier sees as
+/// whatever was in it before.
+#[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Claim {
+pub struct Claim(u64);
+
+impl Claim {
     /// Whatever there is.
-    Open,
+    pub const OPEN: Claim = Claim(u64::MAX);
+
     /// So many bytes a second.
-    Settled(u64),
+    #[inline(always)]
+    pub const fn settled(bytes: u64) -> Claim {
+        Claim(lower(bytes, u64::MAX - 1))
+    }
+
+    /// As [`Claim::word`] gave it.
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Claim {
+        Claim(word)
+    }
+
+    /// As it is kept in `Share::claim`.
+    #[inline(always)]
+    pub const fn word(self) -> u64 {
+        self.0
+    }
+
+    /// Whether it wants whatever there is.
+    #[inline(always)]
+    pub const fn is_open(self) -> bool {
+        self.0 == u64::MAX
+    }
 }
 
 /// The window of a time of `CLOCK_MONOTONIC`, ns.
@@ -87,10 +115,7 @@ pub const fn window(now_ns: u64) -> u64 {
 /// a window late, and two at least.
 #[inline(always)]
 pub const fn ahead(claim: Claim, grant: u64) -> u64 {
-    let rate = match claim {
-        Claim::Settled(used) if used < grant => used,
-        _ => grant,
-    };
+    let rate = lower(claim.0, grant);
     let burst_ns = (BURST * 1_000_000_000) / at_least_one(rate);
     let ahead = 2 + window(burst_ns);
     if ahead > AHEAD_MAX { AHEAD_MAX } else { ahead }
@@ -103,13 +128,10 @@ pub const fn ahead(claim: Claim, grant: u64) -> u64 {
 pub const fn grant(capacity: u64, trim: u64, claims: Claims, terms: Terms, claim: Claim, before: u64) -> u64 {
     let weight = terms.weight as u64;
     // As if it wanted everything.
-    let (weights, guarantees, settled) = match claim {
-        Claim::Open => (claims.weights, claims.guarantees, claims.settled),
-        Claim::Settled(used) => (
-            claims.weights + weight,
-            claims.guarantees + terms.guarantee,
-            claims.settled.saturating_sub(used),
-        ),
+    let (weights, guarantees, settled) = if claim.is_open() {
+        (claims.weights, claims.guarantees, claims.settled)
+    } else {
+        (claims.weights + weight, claims.guarantees + terms.guarantee, claims.settled.saturating_sub(claim.0))
     };
     let capacity = ((capacity >> 8) * trim) >> 8;
     let left = capacity.saturating_sub(guarantees).saturating_sub(settled);
@@ -120,7 +142,7 @@ pub const fn grant(capacity: u64, trim: u64, claims: Claims, terms: Terms, claim
     let least = if before / 2 > GRANT_MIN { before / 2 } else { GRANT_MIN };
     let granted = if granted < least { least } else { granted };
     // Who has settled at its ceiling stays there as long as that is within a thirty-second: it would swing.
-    let is_at_ceiling = matches!(claim, Claim::Settled(_)) && granted >= terms.ceiling - terms.ceiling / 32;
+    let is_at_ceiling = !claim.is_open() && granted >= terms.ceiling - terms.ceiling / 32;
     if is_at_ceiling { terms.ceiling } else { lower(granted, terms.ceiling) }
 }
 
@@ -128,10 +150,12 @@ pub const fn grant(capacity: u64, trim: u64, claims: Claims, terms: Terms, claim
 /// whether it was open, the last one lowest. What it uses is taken to be what it is now.
 #[inline(always)]
 pub const fn made(now: Claim, opens: u64, before_last: u64) -> Claim {
-    match (now, opens >> before_last & 1 == 1) {
-        (_, true) => Claim::Open,
-        (Claim::Open, false) => Claim::Settled(0),
-        (settled, false) => settled,
+    if opens >> before_last & 1 == 1 {
+        Claim::OPEN
+    } else if now.is_open() {
+        Claim::settled(0)
+    } else {
+        now
     }
 }
 
@@ -150,25 +174,25 @@ pub const fn judge(
     let is_long = elapsed_ns >> WINDOW_SHIFT >= LONG;
     let shows_something = allowed >= 4 * BURST || is_long;
     let used = rate(sent, elapsed_ns);
-    match before {
-        Claim::Open if grant < terms.ceiling => {
-            // Several connections may send nothing for a while, by accident.
-            let by_accident = if is_long { BURST } else { 4 * BURST };
-            if sent + by_accident < allowed - allowed / 8 {
-                Some(Claim::Settled(used))
-            } else if is_long {
-                Some(Claim::Open)
-            } else {
-                None
-            }
+    if before.is_open() && grant < terms.ceiling {
+        // Several connections may send nothing for a while, by accident.
+        let by_accident = if is_long { BURST } else { 4 * BURST };
+        if sent + by_accident < allowed - allowed / 8 {
+            Some(Claim::settled(used))
+        } else if is_long {
+            Some(Claim::OPEN)
+        } else {
+            None
         }
-        _ if !shows_something => None,
-        Claim::Settled(_) if grant < terms.ceiling && sent + FRAME >= allowed - allowed / 16 => {
-            Some(Claim::Open)
-        }
+    } else if !shows_something {
+        None
+    } else if before.is_open() {
+        Some(Claim::settled(lower(used, terms.ceiling)))
+    } else if grant < terms.ceiling && sent + FRAME >= allowed - allowed / 16 {
+        Some(Claim::OPEN)
+    } else {
         // Of the whole in the long run: what was sent at once is in one of these times or the next.
-        Claim::Settled(before) => Some(Claim::Settled(lower((3 * before + used) / 4, terms.ceiling))),
-        Claim::Open => Some(Claim::Settled(lower(used, terms.ceiling))),
+        Some(Claim::settled(lower((3 * before.0 + used) / 4, terms.ceiling)))
     }
 }
 
@@ -287,7 +311,7 @@ mod tests {
             window: 0,
             until: 0,
             opens: 0,
-            claim: Claim::Open,
+            claim: Claim::OPEN,
             grant: terms.ceiling,
             sent: 0,
             noted: 0,
@@ -333,7 +357,7 @@ mod tests {
             self.sent += task.sent - task.noted;
             task.noted = task.sent;
             let wants = match is_new {
-                true => Some(Claim::Open),
+                true => Some(Claim::OPEN),
                 false => judge(task.claim, task.terms, task.grant, task.sent, task.allowed, elapsed),
             };
             if let Some(claim) = wants {
@@ -343,15 +367,14 @@ mod tests {
             let until = window + ahead(task.claim, task.grant);
             while task.until < until {
                 task.until += 1;
-                task.opens = task.opens << 1 | u64::from(task.claim == Claim::Open);
+                task.opens = task.opens << 1 | u64::from(task.claim.is_open());
                 let (claim, terms) = (task.claim, task.terms);
                 let claims = self.claims(task.until);
-                match claim {
-                    Claim::Open => {
-                        claims.weights += u64::from(terms.weight);
-                        claims.guarantees += terms.guarantee;
-                    }
-                    Claim::Settled(used) => claims.settled += used,
+                if claim.is_open() {
+                    claims.weights += u64::from(terms.weight);
+                    claims.guarantees += terms.guarantee;
+                } else {
+                    claims.settled += claim.word();
                 }
             }
             let claims = *self.claims(window);

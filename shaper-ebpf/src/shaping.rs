@@ -38,7 +38,7 @@ pub unsafe fn verdict(slot: u32, clock: *mut Clock, kind: Kind, bytes: u64, pack
     // as good as one read just before or after.
     unsafe {
         let now_ns = bpf_ktime_get_ns();
-        let share = pool::keep_up(slot, clock, now_ns);
+        let share = pool::keep_up(slot, now_ns);
         let price = atomic::load(&raw const (*clock).price);
         let now = clock::ticks(now_ns);
         let floor = now.saturating_sub(atomic::load(&raw const (*clock).credit));

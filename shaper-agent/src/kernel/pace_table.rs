@@ -9,7 +9,7 @@ use std::{
 use shaper_common::{
     abi::{Clock, PACE_OFF, PACE_ON, PACE_OPEN, POOL_EGRESS, Pace, PacketCount, Pool, Share},
     clock, pace,
-    pool::{RATE_MAX, TRIM_ONE, Terms},
+    pool::{Claim, RATE_MAX, TRIM_ONE, Terms},
 };
 use shaper_core::{task::Traffic, units::Weight};
 
@@ -43,7 +43,7 @@ impl PaceTable {
         let terms = Terms { guarantee: 0, ceiling: RATE_MAX, weight: Weight::DEFAULT.get() };
         self.shares.clear(slot as usize);
         self.share(slot, offset_of!(Share, ceiling)).store(terms.ceiling, SeqCst);
-        self.share(slot, offset_of!(Share, claim)).store(u64::MAX, SeqCst);
+        self.share(slot, offset_of!(Share, claim)).store(Claim::OPEN.word(), SeqCst);
         self.set_weight(slot, terms.weight);
         self.begin(slot, self.pools.read(POOL_EGRESS as usize).capacity);
         self.is_in(slot).store(1, SeqCst);
