@@ -121,6 +121,7 @@ fn io(options: &IoOptions) -> Result<ExitCode> {
         contents: &contents,
         profile: vm::Profile::Bare,
         timeout: vm::DEFAULT_TIMEOUT,
+        beside: false,
         again: false,
         filter: &filter,
     };

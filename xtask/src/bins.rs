@@ -9,8 +9,15 @@ use serde::Deserialize;
 use crate::process;
 
 /// What a user or a test starts.
-pub(crate) const SHIPPED: [&str; 6] =
-    ["shaper-agent", "shaper-authority", "shaper-broker", "shaper-launch", "shaper-warden", "shaper"];
+pub(crate) const SHIPPED: [&str; 7] = [
+    "shaper-agent",
+    "shaper-authority",
+    "shaper-broker",
+    "shaper-launch",
+    "shaper-opener",
+    "shaper-warden",
+    "shaper",
+];
 
 /// The folder that holds every binary of the workspace.
 pub(crate) struct BinDir(PathBuf);

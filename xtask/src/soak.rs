@@ -126,6 +126,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         contents: &contents,
         profile: Profile::Bare,
         timeout: Duration::from_secs(args.timeout),
+        beside: false,
         again: false,
         filter: &filter,
     };

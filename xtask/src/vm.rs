@@ -56,6 +56,8 @@ pub(crate) struct Job<'a> {
     pub(crate) profile: Profile,
     /// For one machine.
     pub(crate) timeout: Duration,
+    /// Whether other machines run beside it: then each line that it prints says whose it is.
+    pub(crate) beside: bool,
     /// Whether what fails is tried once more, in a machine of its own, and counts as failed only if it fails there too.
     pub(crate) again: bool,
     pub(crate) filter: &'a [String],
@@ -177,6 +179,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         contents: &contents,
         profile: args.profile,
         timeout: Duration::from_secs(args.timeout),
+        beside: false,
         again: false,
         filter: &args.filter,
     };
@@ -272,14 +275,18 @@ impl Job<'_> {
         };
         let start = Instant::now();
         let mut transcript = Transcript::default();
-        let end = machine.boot(self.timeout, Both(io::stdout(), log_file), Stdio::inherit(), |line| {
+        let label = if self.beside { format!("{} | ", kernel.series) } else { String::new() };
+        let shown = Both(Labelled::new(label, io::stdout()), log_file);
+        let end = machine.boot(self.timeout, shown, Stdio::inherit(), |line| {
             transcript.read(line, start);
             ControlFlow::Continue(())
         })?;
 
         let failure = transcript.failure(&end, self.timeout);
         if transcript.exit.is_none() {
-            println!(); // the console may have stopped within a line
+            if !self.beside {
+                println!(); // the console may have stopped within a line
+            }
             eprintln!("the last lines of {}:", log.display());
             for line in &transcript.tail {
                 eprintln!("  {line}");
@@ -303,6 +310,15 @@ impl Job<'_> {
         println!("{verdict}");
         Ok(verdict)
     }
+}
+
+/// Has everything here that machines of these series need. A series that cannot be had is told of when it is run.
+pub(crate) fn prepare_series(series: &[&str]) -> Result<()> {
+    prepare(Profile::Bare)?;
+    for series in series {
+        let _ = kernels::debian(series, Profile::Bare.build());
+    }
+    Ok(())
 }
 
 pub(crate) fn prepare(profile: Profile) -> Result<()> {
@@ -376,6 +392,51 @@ impl Transcript {
             (Some(code), _) => Some(format!("what ran exited with {code}")),
             (None, End::Exited(status)) if !status.success() => Some(format!("QEMU ended with {status}")),
             (None, _) => Some("the machine ended without a verdict".to_owned()),
+        }
+    }
+}
+
+/// Begins each line with a label, and then writes it in one go, so that it is whole among those of others; without a label all
+/// is written as it comes.
+struct Labelled<W: Write> {
+    label: String,
+    line: Vec<u8>,
+    to: W,
+}
+
+impl<W: Write> Labelled<W> {
+    fn new(label: String, to: W) -> Self {
+        Self { line: label.clone().into(), label, to }
+    }
+}
+
+impl<W: Write> Write for Labelled<W> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        if self.label.is_empty() {
+            self.to.write_all(data)?;
+            return Ok(data.len());
+        }
+        for part in data.split_inclusive(|&byte| byte == b'\n') {
+            self.line.extend(part);
+            if part.ends_with(b"\n") {
+                self.to.write_all(&self.line)?;
+                self.line.truncate(self.label.len());
+            }
+        }
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
+impl<W: Write> Drop for Labelled<W> {
+    /// The last line may have no end.
+    fn drop(&mut self) {
+        if self.line.len() > self.label.len() {
+            self.line.push(b'\n');
+            let _ = self.to.write_all(&self.line);
         }
     }
 }
@@ -460,6 +521,19 @@ mod tests {
             "shaper-vm: exit 101",
         ];
         assert_eq!(transcript(&lines).failed, ["cpu::one", "two"]);
+    }
+
+    #[test]
+    fn lines_of_several_machines_stay_whole_and_say_whose_they_are() {
+        let mut shown = Vec::new();
+        let mut one = Labelled::new("6.1 | ".to_owned(), &mut shown);
+        one.write_all(b"test a ... ").unwrap();
+        one.write_all(b"ok\n\ntest b").unwrap();
+        drop(one);
+        assert_eq!(String::from_utf8(shown).unwrap(), "6.1 | test a ... ok\n6.1 | \n6.1 | test b\n");
+        let mut shown = Vec::new();
+        Labelled::new(String::new(), &mut shown).write_all(b"test b").unwrap();
+        assert_eq!(shown, b"test b");
     }
 
     #[test]

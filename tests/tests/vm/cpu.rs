@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use shaper_tests::{
-    agent::Agent,
+    agent::{Agent, Options},
     assert_close,
     burst::Burster,
     cgroup::{cpu_time, read},
@@ -145,11 +145,14 @@ fn hogs_divide_the_cpus_by_their_weights_within_three_percent() {
 }
 
 #[test]
-fn a_raised_quota_keeps_the_kernels_own_burst_within_it() {
-    let agent = Agent::start();
+fn a_quota_that_is_raised_or_lowered_takes_the_kernels_own_burst_along() {
+    // What is lent is in the same file.
+    let agent = Options::default().with(&["--cpu-burst-pool", "off"]).start();
     let task = agent.run("task", &["--cpu", "0.5"], &["tick", "600", "0"]);
-    assert_eq!(
-        [read(&task.cgroup, "cpu.max"), read(&task.cgroup, "cpu.max.burst")],
-        ["50000 100000", "50000"]
-    );
+    let files = || [read(&task.cgroup, "cpu.max"), read(&task.cgroup, "cpu.max.burst")];
+    assert_eq!(files(), ["50000 100000", "50000"]);
+    agent.shaper().set("task", &["--cpu", "0.75"]);
+    assert_eq!(files(), ["75000 100000", "75000"]);
+    agent.shaper().set("task", &["--cpu", "0.25"]);
+    assert_eq!(files(), ["25000 100000", "25000"]);
 }

@@ -45,7 +45,8 @@ fn uplink_form() -> &'static str {
 
 #[test]
 fn limits_are_in_the_files_of_the_cgroup_and_changes_too() {
-    let agent = Agent::start();
+    // What is lent is in the same file.
+    let agent = Options::default().with(&["--cpu-burst-pool", "off"]).start();
     let limits = ["--cpu", "0.5", "--cpu-weight", "300", "--memory", "64Mi"];
     let task = agent.run("task", &limits, &["tick", "6000", "0"]);
     let files = || ["cpu.max", "cpu.weight", "memory.max"].map(|file| read(&task.cgroup, file));
