@@ -16,7 +16,11 @@ use shaper_core::{
 use shaper_identity::address::Address;
 use shaper_proto::daemon::{self, OptionError, group_id, socket_path};
 
-use crate::{kernel::hierarchy::Hierarchies, manager};
+use crate::{
+    kernel::hierarchy::Hierarchies,
+    manager,
+    opener::{self, Opener},
+};
 
 /// The agent of one node: measures and enforces the limits of its tasks.
 ///
@@ -55,6 +59,9 @@ pub struct Options {
     /// What takes back what is lent when the agent cannot [default: shaper-warden beside this program]
     #[arg(long, value_name = "FILE")]
     pub warden: Option<PathBuf>,
+    /// Socket of shaper-opener, which opens what takes CAP_SYS_ADMIN for an agent without it
+    #[arg(long, value_name = "SOCKET", default_value = opener::SOCKET)]
+    pub opener: PathBuf,
     /// CPU time that is lent for a moment to tasks that are about to reach their limit: off, auto (what nobody was
     /// promised), or a number of cores. A CPU limit is then a mean over 10 s
     #[arg(long, value_name = "off|auto|CORES", default_value = "auto", value_parser = burst_pool)]
@@ -289,6 +296,8 @@ pub struct Config {
     pub launcher: PathBuf,
     /// What takes loans back.
     pub warden: PathBuf,
+    /// What opens for us what we may not.
+    pub opener: Opener,
     /// What is lent of CPU time.
     pub cpu_burst_pool: BurstPool,
     /// When somebody else changes a limit.
@@ -383,6 +392,7 @@ impl Options {
                 .unwrap_or_else(|| if manager::is_booted() { TasksIn::Units } else { TasksIn::CgroupRoot }),
             launcher,
             warden,
+            opener: Opener::at(self.opener),
             cpu_burst_pool: self.cpu_burst_pool,
             second_writer: self.second_writer,
             reclaim_idle: self.reclaim_idle,

@@ -18,6 +18,7 @@ pub mod manager;
 pub mod meter;
 pub mod node;
 pub mod open_files;
+pub mod opener;
 pub mod reclaim;
 pub mod record;
 pub mod service;

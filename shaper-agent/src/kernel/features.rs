@@ -43,7 +43,7 @@ pub const LADDER: &[Feature] = &[
     Feature {
         name: "cap-bpf",
         used_for: "loading and attaching kernel programs",
-        degrades_to: "nothing works: run the agent with CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN",
+        degrades_to: "nothing works: run the agent with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
         probe: capabilities,
     },
     Feature {
@@ -252,8 +252,7 @@ pub fn lacking() -> Option<String> {
 
 /// The same by `/proc/PID/status`.
 fn lacking_of(status: &str) -> Option<String> {
-    const NEEDED: [(&str, u32); 4] =
-        [("CAP_NET_ADMIN", 12), ("CAP_SYS_ADMIN", 21), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
+    const NEEDED: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let effective = effective.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or(0);
     let missing: Vec<&str> =

@@ -15,3 +15,5 @@ pub mod qdisc;
 mod sys;
 pub mod v1;
 pub mod writers;
+
+pub(crate) use sys::create_iterator as open_walk;

@@ -4,7 +4,10 @@ use std::{
     collections::HashSet,
     fs::{self, File},
     io,
-    os::{fd::AsFd, unix::fs::MetadataExt},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
 };
 
@@ -13,13 +16,13 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 const NSFS_MAGIC: i64 = 0x6e73_6673;
 
-/// Runs `action` in every network namespace that a process is in or that has a name, once each, one
-/// after the other. What cannot be entered is reported to `failed`; the others are visited all the same.
+/// Hands every network namespace that a process is in or that has a name to `action`, once each, one after the other. Where
+/// that fails `failed` is told; the others are visited all the same.
 ///
 /// (A namespace that is held only by an open descriptor or a bind mount elsewhere is not found; its
 /// sockets follow at their next callback instead.)
 pub fn in_each(
-    action: impl Fn() -> io::Result<()> + Sync,
+    action: impl Fn(BorrowedFd<'_>) -> io::Result<()>,
     mut failed: impl FnMut(&Path, io::Error),
 ) -> io::Result<()> {
     let mut seen = HashSet::new();
@@ -42,7 +45,7 @@ pub fn in_each(
         }
         let meta = file.metadata()?;
         if seen.insert((meta.dev(), meta.ino()))
-            && let Err(error) = within(&file, &action)
+            && let Err(error) = action(file.as_fd())
         {
             failed(&candidate, error);
         }
@@ -66,14 +69,18 @@ fn candidates() -> io::Result<Vec<PathBuf>> {
     Ok(candidates)
 }
 
-/// Runs `action` on a thread of its own inside the namespace; needs CAP_SYS_ADMIN.
-fn within<T: Send>(
-    namespace: impl AsFd + Sync,
+/// Runs `action` inside the namespace, on a thread of its own if it is another one than ours; that needs CAP_SYS_ADMIN.
+pub fn within<T: Send>(
+    namespace: BorrowedFd<'_>,
     action: impl FnOnce() -> io::Result<T> + Send,
 ) -> io::Result<T> {
+    let identity = |found: rustix::fs::Stat| (found.st_dev, found.st_ino);
+    if identity(rustix::fs::fstat(namespace)?) == identity(rustix::fs::stat("/proc/thread-self/ns/net")?) {
+        return action();
+    }
     std::thread::scope(|scope| {
         let entered = scope.spawn(|| {
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+            move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))?;
             action()
         });
         entered.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))

@@ -108,7 +108,7 @@ pub(super) fn attach_iterator(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 }
 
 /// One walk of an iterator, in the network namespace of the calling thread.
-pub(super) fn create_iterator(link: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+pub(crate) fn create_iterator(link: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     bpf_fd(BPF_ITER_CREATE, &mut Attr::new().fd(0, link))
 }
 

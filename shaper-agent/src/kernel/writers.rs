@@ -52,18 +52,35 @@ const EVENTS: u64 = libc::FAN_MODIFY | libc::FAN_EVENT_ON_CHILD;
 const EVENT_LENGTH: usize = size_of::<libc::fanotify_event_metadata>();
 const BUFFER: usize = 256 * EVENT_LENGTH;
 
+/// A group that is told whose each write is: that takes CAP_SYS_ADMIN, and marking directories in it does not.
+pub fn open_group() -> io::Result<OwnedFd> {
+    let flags = libc::FAN_CLASS_NOTIF | libc::FAN_CLOEXEC | libc::FAN_NONBLOCK | libc::FAN_UNLIMITED_MARKS;
+    // SAFETY: the call takes numbers.
+    let group = unsafe { libc::fanotify_init(flags, (libc::O_RDONLY | libc::O_CLOEXEC) as u32) };
+    if group < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(group) })
+}
+
+/// Has a group told of writes to the files of a directory.
+pub fn watch(group: BorrowedFd<'_>, directory: impl AsFd) -> io::Result<()> {
+    mark(group, libc::FAN_MARK_ADD | libc::FAN_MARK_ONLYDIR, directory.as_fd())
+}
+
+fn mark(group: BorrowedFd<'_>, what: libc::c_uint, directory: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: both descriptors are open, and no path means the directory itself.
+    let result = unsafe {
+        libc::fanotify_mark(group.as_raw_fd(), what, EVENTS, directory.as_raw_fd(), std::ptr::null())
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 impl Writers {
-    /// Starts the thread; `tell` is called on it.
-    pub fn start(tell: impl Fn(Told) + Send + 'static) -> io::Result<Writers> {
-        let flags =
-            libc::FAN_CLASS_NOTIF | libc::FAN_CLOEXEC | libc::FAN_NONBLOCK | libc::FAN_UNLIMITED_MARKS;
-        // SAFETY: the call takes numbers.
-        let group = unsafe { libc::fanotify_init(flags, (libc::O_RDONLY | libc::O_CLOEXEC) as u32) };
-        if group < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the kernel made this descriptor for us.
-        let group = Arc::new(unsafe { OwnedFd::from_raw_fd(group) });
+    /// Starts the thread, which has the group of [`open_group`]; `tell` is called on it.
+    pub fn start(group: OwnedFd, tell: impl Fn(Told) + Send + 'static) -> io::Result<Writers> {
+        let group = Arc::new(group);
         let waits = Arc::clone(&group);
         let waiter = Waiter::start("cgroup-writers", move |stop| {
             if let Err(error) = follow(&waits, stop, tell) {
@@ -75,20 +92,12 @@ impl Writers {
 
     /// Tells of writes to the files of a directory from now on.
     pub fn watch(&self, directory: impl AsFd) -> io::Result<()> {
-        self.mark(libc::FAN_MARK_ADD | libc::FAN_MARK_ONLYDIR, directory.as_fd())
+        watch(self.group.as_fd(), directory)
     }
 
     /// Tells of them no more.
     pub fn forget(&self, directory: impl AsFd) -> io::Result<()> {
-        self.mark(libc::FAN_MARK_REMOVE, directory.as_fd())
-    }
-
-    fn mark(&self, what: libc::c_uint, directory: BorrowedFd<'_>) -> io::Result<()> {
-        // SAFETY: both descriptors are open, and no path means the directory itself.
-        let result = unsafe {
-            libc::fanotify_mark(self.group.as_raw_fd(), what, EVENTS, directory.as_raw_fd(), std::ptr::null())
-        };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        mark(self.group.as_fd(), libc::FAN_MARK_REMOVE, directory.as_fd())
     }
 }
 
@@ -191,11 +200,12 @@ mod tests {
         let path = place.path().join("cpu.max");
         std::fs::write(&path, "max").unwrap();
         let (sender, told) = mpsc::channel();
-        let writers = match Writers::start(move |told| sender.send(told).unwrap()) {
+        let group = match open_group() {
             // Without CAP_SYS_ADMIN there is nothing to be seen.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return,
             other => other.unwrap(),
         };
+        let writers = Writers::start(group, move |told| sender.send(told).unwrap()).unwrap();
         let watched = directory(place.path()).unwrap();
         writers.watch(&watched).unwrap();
         let known = files(&watched).unwrap();

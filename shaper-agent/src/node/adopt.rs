@@ -1,8 +1,9 @@
 //! What an earlier agent left is taken up again. Nothing that is wrong with one task keeps the agent from
 //! starting: without it, nothing could be released either.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
+use shaper_common::abi::SLOT_AGENT;
 use shaper_core::{
     id::ExecutionId,
     ledger::Cause,
@@ -65,9 +66,41 @@ impl Node {
                 self.note(&execution.task, &format!("after a restart of the agent: {error}"));
             }
         }
+        self.recheck_table()?;
         if let Some(bpf) = &self.bpf {
             bpf.remove_other_layouts()?;
             bpf.settle_ingress()?;
+        }
+        Ok(())
+    }
+
+    /// While there was no agent, root may have written into the pinned table: what would charge a task for cgroups that are not its
+    /// own, and hold them to its limits, is taken out.
+    fn recheck_table(&mut self) -> Result<(), NodeError> {
+        let Some(bpf) = &mut self.bpf else { return Ok(()) };
+        // Read before the cgroups are listed: one that is made between has its entry after.
+        let entries = bpf.entries()?;
+        let mut own = HashMap::from([(SLOT_AGENT, None)]);
+        for task in self.tasks.values() {
+            // Of a task that cannot be looked into nothing is taken away.
+            if let Some(target) = &task.target {
+                own.insert(target.slot, target.cgroup.ids().ok().map(HashSet::<u64>::from_iter));
+            } else if task.is_running() {
+                own.insert(task.record.slot, None);
+            }
+        }
+        let is_own = |id, slot| match own.get(&slot) {
+            Some(ids) => ids.as_ref().is_none_or(|ids| ids.contains(&id)),
+            None => false,
+        };
+        let foreign: Vec<u64> =
+            entries.into_iter().filter(|&(id, slot)| !is_own(id, slot)).map(|(id, _)| id).collect();
+        if !foreign.is_empty() {
+            tracing::warn!(
+                cgroups = ?foreign,
+                "the table of the kernel programs had cgroups that are no task's: they are taken out"
+            );
+            bpf.take_out(&foreign)?;
         }
         Ok(())
     }

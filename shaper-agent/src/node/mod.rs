@@ -377,6 +377,7 @@ impl Node {
             state_dir: self.config.state_dir.clone(),
             debug: self.config.debug_bpf,
             network: self.config.capacity.network,
+            opener: self.config.opener.clone(),
         }
     }
 
@@ -388,7 +389,7 @@ impl Node {
         if self.bpf.is_none() {
             let mut bpf = Bpf::establish(self.bpf_config()).map_err(|error| match features::lacking() {
                 Some(lacking) => NodeError::Precondition(format!(
-                    "{}: {lacking}; run the agent with CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN",
+                    "{}: {lacking}; run the agent with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
                     launch::chain(&error)
                 )),
                 None => error.into(),

@@ -106,7 +106,8 @@ impl Node {
     pub(super) fn watch_writers(&mut self) {
         let handle = self.handle.clone();
         // A node with a full queue finds by looking what it is not told.
-        let started = Writers::start(move |told| handle.try_tell(move |node| node.told_of_writes(told)));
+        let tell = move |told| handle.try_tell(move |node| node.told_of_writes(told));
+        let started = self.config.opener.writers().and_then(|group| Writers::start(group, tell));
         match started {
             Ok(writers) => self.writers.writers = Some(writers),
             Err(error) => {

@@ -4,15 +4,19 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{BufRead, BufReader, Read},
+    mem::offset_of,
+    os::unix::fs::MetadataExt,
     process::Stdio,
     time::Duration,
 };
 
+use aya::maps::{Array, HashMap, Map, MapData};
+use shaper_common::abi::{LAYOUT, Pace};
 use shaper_core::task::{ExitStatus, Phase};
 use shaper_tests::{
     agent::{Agent, Options, Used},
     assert_close,
-    cgroup::cpu_time,
+    cgroup::{TestCgroup, cpu_time},
     net::{DEVICE, NetPair},
     pins::{Link, links},
     shaper::in_force,
@@ -153,4 +157,45 @@ fn an_agent_whose_uplink_is_gone_takes_up_its_tasks_all_the_same() {
     agent.restart();
     assert_eq!(agent.shaper().get("hog").pid, hog.pid);
     assert_eq!(in_force(&agent.shaper().set("hog", &["--cpu", "0.3"]), "cpu").1, "0.3 cores");
+}
+
+/// The pinned maps are root's to write, and root is not always shaper.
+#[test]
+fn what_was_written_into_the_pinned_maps_meanwhile_is_put_right() {
+    let network = NetPair::new();
+    let mut agent = Options::default().on(&network).start();
+    let sink = Sink::listen(&network.far, NetPair::FAR_V4);
+    let task = agent.run("upload", &["--net", "20mbit"], &["send", &sink.address(), "1"]);
+    sink.wait_for_flows(1);
+    agent.kill9();
+
+    let map = |name: &str| {
+        let pin = agent.bpffs_dir().join(format!("v{LAYOUT}/maps/{name}"));
+        MapData::from_pin(&pin).unwrap_or_else(|error| panic!("{}: {error}", pin.display()))
+    };
+    let number = |path: &str| fs::metadata(path).expect("it is there").ino();
+    let mut table: HashMap<_, u64, u64> = HashMap::try_from(Map::HashMap(map("CGROUP_SLOT"))).unwrap();
+    let entry = table.get(&number(&task.cgroup), 0).expect("the task is in the table");
+    let slot = entry as u32;
+    // Somebody else's cgroup is charged to the task, as one below it would be, and one to an account that nobody has.
+    let others = [TestCgroup::new(), TestCgroup::new()];
+    let others = others.each_ref().map(|group| number(&group.path().display().to_string()));
+    table.insert(others[0], entry | 1 << 32, 0).unwrap();
+    table.insert(others[1], u64::from(slot + 1), 0).unwrap();
+    // And the task may send ten times as much.
+    let mut pace: Array<_, [u8; size_of::<Pace>()]> = Array::try_from(Map::Array(map("PACE"))).unwrap();
+    let mut value = pace.get(&slot, 0).unwrap();
+    let rate = &mut value[offset_of!(Pace, rate)..][..8];
+    let raised = u64::from_ne_bytes(rate.try_into().unwrap()) * 10;
+    rate.copy_from_slice(&raised.to_ne_bytes());
+    pace.set(slot, value, 0).unwrap();
+
+    agent.restart();
+    for other in others {
+        assert!(table.get(&other, 0).is_err(), "{other} is in the table still");
+    }
+    assert_eq!(table.get(&number(&task.cgroup), 0).map(|entry| entry as u32).ok(), Some(slot));
+    assert!(in_force(&agent.shaper().get("upload"), "net_egress").1.starts_with("20 Mbit/s"));
+    Window::pass(SECOND);
+    assert_close("sent by what was decided", sink.rate(Window::pass(3 * SECOND)), 20e6, 5.0);
 }

@@ -34,7 +34,7 @@ use shaper_common::{
 };
 use shaper_core::units::BitsPerSec;
 
-use crate::launch::chain;
+use crate::{launch::chain, opener::Opener};
 
 use super::{
     btf::{Btf, BtfError, IO_EXTRAS, IO_OFFSETS, OFFSETS, QUOTA_OFFSETS},
@@ -181,6 +181,8 @@ pub struct BpfConfig {
     pub debug: bool,
     /// What the tasks can send together, where that is divided among them.
     pub network: Option<BitsPerSec>,
+    /// What opens for us what we may not.
+    pub opener: Opener,
 }
 
 /// The loaded, attached and pinned programs.
@@ -670,9 +672,8 @@ impl Bpf {
 
     /// Walks the TCP sockets of every network namespace once.
     pub fn walk_tcp(&self) -> Result<(), BpfError> {
-        let iterator = self.iterator.as_fd();
-        let walk = || {
-            let walk = sys::create_iterator(iterator)?;
+        let walk = |namespace: BorrowedFd<'_>| {
+            let walk = self.config.opener.walk(self.iterator.as_fd(), namespace)?;
             io::copy(&mut fs::File::from(walk), &mut io::sink()).map(drop)
         };
         netns::in_each(walk, |namespace, error| {

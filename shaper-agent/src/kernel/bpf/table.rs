@@ -53,6 +53,24 @@ impl Bpf {
         Ok(())
     }
 
+    /// The cgroups in the table, and whose account each is.
+    pub fn entries(&self) -> Result<Vec<(u64, u32)>, BpfError> {
+        let mut entries = Vec::new();
+        for_each(&self.cgroup_slot, "CGROUP_SLOT", |id, CgroupSlot { slot, .. }| entries.push((id, slot)))?;
+        Ok(entries)
+    }
+
+    /// Takes these out of the table: they are of no cgroup of their account.
+    pub fn take_out(&mut self, ids: &[u64]) -> Result<(), BpfError> {
+        for id in ids {
+            remove(&mut self.cgroup_slot, &self.control, "CGROUP_SLOT", *id)?;
+        }
+        self.table_changed();
+        // What runs now was looked up before.
+        self.switch_cpus(|state| ids.contains(&state.cgroup_id));
+        Ok(())
+    }
+
     /// What CPUs remember of the table is void.
     fn table_changed(&self) {
         self.control.half(0, offset_of!(Control, generation)).fetch_add(1, SeqCst);
@@ -114,32 +132,44 @@ fn forget(
 ) -> Result<u64, BpfError> {
     let mut forgotten = 0;
     loop {
-        let mut entries: Vec<(u64, bool)> = Vec::new();
-        sys::for_each_entry(table.map().fd().as_fd(), 8, 8, |key, value| {
-            let id = u64::from_ne_bytes(key.try_into().unwrap_or_default());
-            let [of, inherited] =
-                [0, 4].map(|at| u32::from_ne_bytes(value[at..][..4].try_into().unwrap_or_default()));
-            if of == slot {
-                entries.push((id, inherited == 1));
+        let mut entries: Vec<u64> = Vec::new();
+        for_each(table, map, |id, entry| {
+            if entry.slot == slot {
+                entries.push(id);
             }
-        })
-        .map_err(|source| BpfError::Entries { map, source })?;
+        })?;
         if entries.is_empty() {
             return Ok(forgotten);
         }
         forgotten += entries.len() as u64;
-        for (id, inherited) in entries {
-            match table.remove(&id) {
-                Ok(()) if inherited => {
-                    control.word(0, offset_of!(Control, inherited)).fetch_sub(1, SeqCst);
-                }
-                // cgroup_release may have been faster. A child that was made meanwhile is found
-                // by the next round.
-                Err(source) if !is_missing(&source) => return Err(BpfError::Map { map, source }),
-                _ => {}
-            }
+        // A child that was made meanwhile is found by the next round.
+        for id in entries {
+            remove(table, control, map, id)?;
         }
     }
+}
+
+fn for_each(table: &Table, map: &'static str, mut show: impl FnMut(u64, CgroupSlot)) -> Result<(), BpfError> {
+    sys::for_each_entry(table.map().fd().as_fd(), 8, 8, |key, value| {
+        let id = u64::from_ne_bytes(key.try_into().unwrap_or_default());
+        let [slot, inherited] =
+            [0, 4].map(|at| u32::from_ne_bytes(value[at..][..4].try_into().unwrap_or_default()));
+        show(id, CgroupSlot { slot, inherited });
+    })
+    .map_err(|source| BpfError::Entries { map, source })
+}
+
+fn remove(table: &mut Table, control: &Mapped<Control>, map: &'static str, id: u64) -> Result<(), BpfError> {
+    let was_inherited = matches!(table.get(&id, 0), Ok(Abi(CgroupSlot { inherited: 1, .. })));
+    match table.remove(&id) {
+        Ok(()) if was_inherited => {
+            control.word(0, offset_of!(Control, inherited)).fetch_sub(1, SeqCst);
+        }
+        // cgroup_release may have been faster.
+        Err(source) if !is_missing(&source) => return Err(BpfError::Map { map, source }),
+        _ => {}
+    }
+    Ok(())
 }
 
 fn is_missing(error: &MapError) -> bool {

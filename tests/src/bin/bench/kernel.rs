@@ -7,7 +7,10 @@ use std::{
 
 use anyhow::{Context, Result};
 use aya::{maps::MapInfo, programs::loaded_programs};
-use shaper_agent::kernel::bpf::{Bpf, BpfConfig};
+use shaper_agent::{
+    kernel::bpf::{Bpf, BpfConfig},
+    opener::{self, Opener},
+};
 use shaper_common::abi::{LAYOUT, SLOT_FIRST};
 use shaper_tests::{
     bins::bpf_object,
@@ -42,6 +45,7 @@ impl Kernel {
             state_dir: state.path().to_owned(),
             debug: false,
             network: None,
+            opener: Opener::at(opener::SOCKET.into()),
         })?;
         Ok(Kernel { bpf: Some(bpf), directory, _state: state, next_slot: SLOT_FIRST })
     }

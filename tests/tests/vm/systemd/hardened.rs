@@ -26,10 +26,13 @@ use shaper_tests::{
 };
 
 const AGENT: &str = include_str!("../../../../packaging/systemd/shaper-agent.service");
+const OPENER: &str = include_str!("../../../../packaging/systemd/shaper-opener.service");
 const BROKER: &str = include_str!("../../../../packaging/systemd/shaper-broker.service");
 const SYSUSERS: &str = include_str!("../../../../packaging/sysusers.d/shaper.conf");
 
 const SECOND: Duration = Duration::from_secs(1);
+const OPENER_SOCKET: &str = shaper_agent::opener::SOCKET;
+const CAP_SYS_ADMIN: u64 = 1 << 21;
 
 /// A unit as it is shipped, started. Dropping it stops it.
 struct Shipped {
@@ -116,8 +119,12 @@ fn mount_bpffs() {
     }
 }
 
-fn agent() -> (Shipped, Shaper) {
+/// The agent's service, which brings along that of the opener.
+fn agent() -> (Shipped, Shipped, Shaper) {
     mount_bpffs();
+    let opener = binary("shaper-opener");
+    let programs = [("shaper-opener", opener.as_path())];
+    let opener = Shipped::start("shaper-opener.service", OPENER, &programs, OPENER_SOCKET);
     let (agent, launch, warden) = (binary("shaper-agent"), binary("shaper-launch"), binary("shaper-warden"));
     let object = bpf_object();
     let programs = [
@@ -128,7 +135,7 @@ fn agent() -> (Shipped, Shaper) {
     ];
     let socket = "/run/shaper/agent.sock";
     let unit = Shipped::start("shaper-agent.service", AGENT, &programs, socket);
-    (unit, Shaper::new(&binary("shaper"), Path::new(socket), 0))
+    (unit, opener, Shaper::new(&binary("shaper"), Path::new(socket), 0))
 }
 
 /// A load where tasks of any user find it.
@@ -151,7 +158,9 @@ impl Drop for Running {
 
 #[test]
 fn the_agent_has_what_it_needs_under_its_unit_and_its_tasks_know_nothing_of_it() {
-    let (unit, shaper) = agent();
+    let (unit, opener, shaper) = agent();
+    assert_eq!(u64::from_str_radix(&unit.status("CapEff"), 16).map(|set| set & CAP_SYS_ADMIN), Ok(0));
+    assert_eq!(u64::from_str_radix(&opener.status("CapEff"), 16), Ok(CAP_SYS_ADMIN));
     assert_eq!((unit.status("Seccomp").as_str(), unit.status("NoNewPrivs").as_str()), ("2", "1"));
 
     // Nothing that this kernel has is kept from it.
@@ -217,12 +226,13 @@ fn the_agent_has_what_it_needs_under_its_unit_and_its_tasks_know_nothing_of_it()
     assert!(!said.contains("Operation not permitted") && !said.contains("Permission denied"), "{said}");
 
     unit.tell_exposure(AGENT_EXPOSURE);
+    opener.tell_exposure(OPENER_EXPOSURE);
     shaper.ok(&["release", "--all"]);
 }
 
 #[test]
 fn under_its_unit_the_agent_holds_what_it_adopts_and_gives_it_back() {
-    let (unit, shaper) = agent();
+    let (unit, opener, shaper) = agent();
     let (network, group) = (NetPair::new(), TestCgroup::new());
     write(group.path(), "cpu.max", "30000 100000");
     // In a network namespace of its own, and connected before.
@@ -247,7 +257,8 @@ fn under_its_unit_the_agent_holds_what_it_adopts_and_gives_it_back() {
     }
     shaper.ok(&["release", "service"]);
     assert_eq!(read(group.path(), "cpu.max"), "80000 100000", "what was asked for last");
-    let said = unit.said();
+    assert!(opener.said().contains("opened"), "{}", opener.said());
+    let said = unit.said() + &opener.said();
     assert!(!said.contains("Operation not permitted") && !said.contains("Permission denied"), "{said}");
     shaper.ok(&["release", "--all"]);
 }
@@ -278,4 +289,5 @@ fn the_broker_needs_no_capability() {
 
 /// A tenth more than docs/operating.md says, from 0 to 10: an older or newer systemd looks at other things.
 const AGENT_EXPOSURE: f64 = 4.3;
+const OPENER_EXPOSURE: f64 = 3.0;
 const BROKER_EXPOSURE: f64 = 1.5;
