@@ -15,6 +15,7 @@ use shaper_agent::{
     launch,
     node::Node,
     open_files,
+    opener::Opener,
     service::AgentService,
     session,
 };
@@ -88,7 +89,7 @@ fn operator() -> Caller {
 
 fn probe() -> Result<(), Error> {
     let mut stdout = io::stdout().lock();
-    for rung in features::probe()? {
+    for rung in features::probe(&Opener::default())? {
         let (state, why) = match rung.availability {
             Availability::Available => ("yes", String::new()),
             Availability::Missing { evidence } => ("no", evidence),

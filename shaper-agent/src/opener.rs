@@ -1,9 +1,10 @@
 //! What only CAP_SYS_ADMIN may open, opened by a process that does nothing else (`shaper-opener`) and handed over as a
 //! descriptor: so the agent, which hears and does so much, can be without the capability that makes the others matter little.
 //!
-//! There are two such things: an fanotify(7) group that is told whose each write is, and a walk of a BPF iterator in another
-//! network namespace, into which somebody has to go with setns(2). With the first its holder may watch what it can open by
-//! itself; the second runs a program that its holder has loaded already. The opener opens no path that it is told.
+//! There are three such things: an fanotify(7) group that is told whose each write is; a walk of a BPF iterator in another
+//! network namespace, into which somebody has to go with setns(2); and an empty network namespace, to try in what the kernel
+//! has. With the first its holder may watch what it can open by itself; the second runs a program that its holder has loaded
+//! already; and of the third it has a socket. The opener opens no path that it is told.
 //!
 //! A conversation is one message each way on a `SOCK_SEQPACKET`: a byte that says what, with the descriptors that it takes;
 //! and an errno as four bytes in the machine's order, with the descriptor if that is 0.
@@ -16,6 +17,7 @@ use std::{
         unix::fs::PermissionsExt,
     },
     path::{Path, PathBuf},
+    thread,
     time::Duration,
 };
 
@@ -29,7 +31,7 @@ use rustix::{
     },
 };
 
-use crate::kernel::{netns, open_walk, writers};
+use crate::kernel::{leave_network, netns, open_netlink, open_walk, writers};
 
 /// Where it listens, unless it is told otherwise.
 pub const SOCKET: &str = "/run/shaper-opener/opener.sock";
@@ -42,6 +44,7 @@ const DESCRIPTORS_MAX: usize = 2;
 
 const WRITERS: u8 = 1;
 const WALK: u8 = 2;
+const NETWORK: u8 = 3;
 
 /// A way to have something opened: here, or where that is not allowed, by `shaper-opener`.
 #[derive(Clone, Debug)]
@@ -63,6 +66,11 @@ impl Opener {
         or_else(netns::within(namespace, || open_walk(link)), || self.ask(WALK, &[link, namespace]))
     }
 
+    /// A socket of rtnetlink in a network namespace that ends with it.
+    pub fn network(&self) -> io::Result<OwnedFd> {
+        or_else(empty_network(), || self.ask(NETWORK, &[]))
+    }
+
     fn ask(&self, what: u8, with: &[BorrowedFd<'_>]) -> io::Result<OwnedFd> {
         let socket = seqpacket()?;
         connect(&socket, &SocketAddrUnix::new(&self.0)?)?;
@@ -76,6 +84,21 @@ impl Opener {
             _ => Err(io::Error::other("the opener's answer makes no sense: is it of another version?")),
         }
     }
+}
+
+impl Default for Opener {
+    /// With the opener that listens where it does as a rule.
+    fn default() -> Opener {
+        Opener(SOCKET.into())
+    }
+}
+
+fn empty_network() -> io::Result<OwnedFd> {
+    let within = thread::spawn(|| {
+        leave_network()?;
+        open_netlink()
+    });
+    within.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
 }
 
 /// The second way where the first is not allowed, and the first one's error where there is no second.
@@ -128,6 +151,7 @@ fn answer(peer: &OwnedFd) -> io::Result<()> {
     let opened = match (length, what, &descriptors[..]) {
         (1, [WRITERS], []) => writers::open_group(),
         (1, [WALK], [link, namespace]) => netns::within(namespace.as_fd(), || open_walk(link.as_fd())),
+        (1, [NETWORK], []) => empty_network(),
         _ => Err(Errno::INVAL.into()),
     };
     let [what] = what;
@@ -176,7 +200,7 @@ fn receive(socket: &OwnedFd, message: &mut [u8]) -> io::Result<(usize, Vec<Owned
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::fs::MetadataExt, thread};
+    use std::os::unix::fs::MetadataExt;
 
     use super::*;
 
@@ -206,7 +230,7 @@ mod tests {
         }
         let file = fs::File::open("/proc/self/ns/net").unwrap();
         for (what, with) in
-            [(0, &[][..]), (WALK, &[]), (WALK, &[file.as_fd()]), (WRITERS, &[file.as_fd()]), (3, &[])]
+            [(0, &[][..]), (WALK, &[]), (WALK, &[file.as_fd()]), (WRITERS, &[file.as_fd()]), (4, &[])]
         {
             let refused = opener.ask(what, with).unwrap_err();
             assert_eq!(refused.raw_os_error(), Some(libc::EINVAL), "{what}: {refused}");

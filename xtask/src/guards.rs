@@ -124,6 +124,12 @@ const GUARDS: &[Guard] = &[
         stands: "fs::set_permissions(directory, fs::Permissions::from_mode(0o700))",
         becomes: "fs::set_permissions(directory, fs::Permissions::from_mode(0o755))" }],
         test: Test::Native("identity::neither_state_nor_pins_nor_socket_are_open_to_others") },
+    Guard { name: "pins-rechecked", cuts: &[Cut { file: "shaper-agent/src/node/adopt.rs",
+        stands: "None => false,",
+        becomes: "None => true,"}, Cut { file: "shaper-agent/src/node/adopt.rs",
+        stands: "Some(ids) => ids.as_ref().is_none_or(|ids| ids.contains(&id)),",
+        becomes: "Some(ids) => ids.as_ref().is_none_or(|ids| ids.contains(&id)) || id != 0,"}],
+        test: Test::Native("restart::what_was_written_into_the_pinned_maps_meanwhile_is_put_right") },
 ];
 
 /// The copy, and what is built of it.

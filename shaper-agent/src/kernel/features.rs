@@ -12,7 +12,7 @@ use super::{
     ingress::{self, IngressError},
     qdisc,
 };
-use crate::launch::chain;
+use crate::{launch::chain, opener::Opener};
 
 /// One row of the table.
 pub struct Feature {
@@ -30,6 +30,7 @@ pub struct Facts {
     hierarchies: Option<Hierarchies>,
     status: String,
     btf: Result<Btf, BtfError>,
+    opener: Opener,
 }
 
 /// The table.
@@ -123,7 +124,7 @@ pub const LADDER: &[Feature] = &[
         name: "ingress-queue",
         used_for: "limits on what a task receives: ifb, HTB, and a bpf filter with mirred",
         degrades_to: "`--net-in` is refused, with what to load",
-        probe: |_| match ingress::probe() {
+        probe: |facts| match ingress::probe(&facts.opener) {
             Ok(()) => Availability::Available,
             Err(error @ IngressError::Unsupported { .. }) => {
                 Availability::Missing { evidence: chain(&error) }
@@ -161,11 +162,12 @@ pub const LADDER: &[Feature] = &[
 ];
 
 /// Probes everything. Nothing is changed.
-pub fn probe() -> io::Result<Vec<Rung>> {
+pub fn probe(opener: &Opener) -> io::Result<Vec<Rung>> {
     let facts = Facts {
         hierarchies: Hierarchies::detect()?,
         status: fs::read_to_string("/proc/self/status")?,
         btf: Btf::of_kernel(),
+        opener: opener.clone(),
     };
     let rung = |feature: &Feature| Rung {
         feature: feature.name.into(),
@@ -364,6 +366,6 @@ mod tests {
 
     #[test]
     fn probing_answers_for_every_feature() {
-        assert_eq!(probe().unwrap().len(), LADDER.len());
+        assert_eq!(probe(&Opener::default()).unwrap().len(), LADDER.len());
     }
 }

@@ -6,20 +6,19 @@ use std::{
     io,
     os::fd::{AsRawFd, BorrowedFd},
     path::Path,
-    thread,
 };
 
 use shaper_core::units::BitsPerSec;
 
 use super::{
     netlink::{
-        LINK, NLM_F_ACK, NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REPLACE, RTM_DELLINK, RTM_DELTCLASS,
-        RTM_DELTFILTER, RTM_GETLINK, RTM_GETTCLASS, RTM_NEWLINK, RTM_NEWQDISC, RTM_NEWTCLASS, RTM_NEWTFILTER,
-        RTM_SETLINK, Request, TRAFFIC_CONTROL, word,
+        self, LINK, NLM_F_ACK, NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REPLACE, RTM_DELLINK,
+        RTM_DELTCLASS, RTM_DELTFILTER, RTM_GETLINK, RTM_GETTCLASS, RTM_NEWLINK, RTM_NEWQDISC, RTM_NEWTCLASS,
+        RTM_NEWTFILTER, RTM_SETLINK, Request, TRAFFIC_CONTROL, word,
     },
     qdisc::{self, CLSACT_INGRESS, PRIORITY, UplinkError},
-    sys,
 };
+use crate::opener::Opener;
 
 /// What is to be done where the kernel lacks a part.
 const REMEDY: &str = "load it (modprobe ifb sch_htb cls_bpf act_mirred), or use a kernel that has CONFIG_IFB, \
@@ -420,27 +419,28 @@ fn is_missing(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::EINVAL))
 }
 
+/// Index of the loopback device, in every network namespace.
+const LO: u32 = 1;
+
 /// Whether the kernel has all that the queue is made of: makes one, in a network namespace that ends with it.
-pub fn probe() -> Result<(), IngressError> {
-    let within = thread::spawn(|| {
-        sys::leave_network().map_err(|source| IngressError::Request {
-            verb: "make a namespace to try",
-            device: "it in".into(),
-            source,
-        })?;
+pub fn probe(opener: &Opener) -> Result<(), IngressError> {
+    let socket = opener.network().map_err(|source| IngressError::Request {
+        verb: "make a namespace to try",
+        device: "it in".into(),
+        source,
+    })?;
+    netlink::through(socket, || {
         let queue = Queue::of(Path::new("probe"));
         let index = queue.make()?;
         queue.limit(index, 0, BitsPerSec(1_000_000).bytes_per_sec())?;
-        let lo = qdisc::ifindex("lo").map_err(|source| queue.failed("find lo beside", source))?;
-        qdisc::try_clsact("lo")?;
+        qdisc::make_clsact(LO).map_err(|source| queue.refused("qdisc clsact", "give lo", source))?;
         // One instruction of the old kind: it matches all.
         let ops = [&6u16.to_ne_bytes()[..], &[0, 0], &u32::MAX.to_ne_bytes()].concat();
-        filter(lo, queue.filter, index, |it| {
+        filter(LO, queue.filter, index, |it| {
             it.with(TCA_BPF_OPS_LEN, &1u16.to_ne_bytes()).with(TCA_BPF_OPS, &ops)
         })
         .map_err(|source| queue.refused("classifier `bpf` or action `mirred`", "filter for", source))
-    });
-    within.join().unwrap_or(Err(IngressError::NoUplink))
+    })
 }
 
 #[cfg(test)]

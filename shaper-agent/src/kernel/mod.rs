@@ -16,4 +16,5 @@ mod sys;
 pub mod v1;
 pub mod writers;
 
-pub(crate) use sys::create_iterator as open_walk;
+pub(crate) use netlink::open as open_netlink;
+pub(crate) use sys::{create_iterator as open_walk, leave_network};

@@ -1,7 +1,11 @@
-//! Requests of rtnetlink, in the network namespace of the calling thread: one message with its attributes, and what answers
-//! it. Numbers are in the machine's order, as everywhere in rtnetlink.
+//! Requests of rtnetlink, in the network namespace of the calling thread, or in that which it reaches by a socket ([`through`]):
+//! one message with its attributes, and what answers it. Numbers are in the machine's order, as everywhere in rtnetlink.
 
-use std::io;
+use std::{
+    cell::RefCell,
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
 
@@ -37,6 +41,25 @@ const HEADER: usize = 16;
 pub(super) const LINK: usize = 16;
 /// `struct tcmsg`
 pub(super) const TRAFFIC_CONTROL: usize = 20;
+
+thread_local! {
+    /// Of another network namespace, as long as this thread talks to that.
+    static ELSEWHERE: RefCell<Option<OwnedFd>> = const { RefCell::new(None) };
+}
+
+/// A socket for requests in the network namespace of the calling thread.
+pub(crate) fn open() -> io::Result<OwnedFd> {
+    // Protocol 0 is NETLINK_ROUTE.
+    Ok(socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?)
+}
+
+/// Runs `action`, whose requests go through `socket`.
+pub(super) fn through<T>(socket: OwnedFd, action: impl FnOnce() -> T) -> T {
+    let before = ELSEWHERE.replace(Some(socket));
+    let done = action();
+    ELSEWHERE.set(before);
+    done
+}
 
 /// A message that is being written.
 pub(super) struct Request(Vec<u8>);
@@ -109,13 +132,18 @@ impl Request {
     pub(super) fn send(mut self) -> io::Result<Vec<Message>> {
         let length = self.0.len() as u32;
         self.0[..4].copy_from_slice(&length.to_ne_bytes());
-        // Protocol 0 is NETLINK_ROUTE.
-        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
-        send(&socket, &self.0, SendFlags::empty())?;
+        ELSEWHERE.with_borrow(|elsewhere| match elsewhere {
+            Some(socket) => self.send_by(socket.as_fd()),
+            None => self.send_by(open()?.as_fd()),
+        })
+    }
+
+    fn send_by(&self, socket: BorrowedFd<'_>) -> io::Result<Vec<Message>> {
+        send(socket, &self.0, SendFlags::empty())?;
         let mut messages = Vec::new();
         let mut buffer = vec![0u8; 1 << 16];
         loop {
-            let (length, _) = recv(&socket, buffer.as_mut_slice(), RecvFlags::empty())?;
+            let (length, _) = recv(socket, buffer.as_mut_slice(), RecvFlags::empty())?;
             let mut rest = &buffer[..length];
             while rest.len() >= HEADER {
                 let size = (word(rest, 0).unwrap_or(0) as usize).clamp(HEADER, rest.len());

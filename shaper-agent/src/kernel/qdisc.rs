@@ -15,7 +15,10 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice::name_to_ind
 
 use super::{
     bpf::{self, BpfError},
-    netlink::{Message, NLM_F_ACK, NLM_F_DUMP, RTM_DELQDISC, RTM_GETTFILTER, RTM_NEWTFILTER, Request},
+    netlink::{
+        Message, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, RTM_DELQDISC, RTM_GETTFILTER, RTM_NEWQDISC,
+        RTM_NEWTFILTER, Request,
+    },
     sys,
 };
 
@@ -223,10 +226,11 @@ pub(super) fn has_filter(index: u32, parent: u32, priority: u16, handle: u32) ->
     Ok(found.iter().any(is_it))
 }
 
-/// Gives `device` the qdisc clsact, where nobody has to know of it.
-pub(super) fn try_clsact(device: &str) -> Result<(), UplinkError> {
-    let attach = |source: TcError| UplinkError::Attach { device: device.to_owned(), source: source.into() };
-    tc::qdisc_add_clsact(device).map_err(attach)
+/// Gives a device without it the qdisc clsact, where nobody has to know of it.
+pub(super) fn make_clsact(index: u32) -> io::Result<()> {
+    let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+    let request = Request::traffic_control(RTM_NEWQDISC, flags, index, CLSACT_HANDLE, CLSACT_PARENT, 0);
+    request.with_text(TCA_KIND, "clsact").send().map(drop)
 }
 
 /// Whether the qdisc was there before. (aya 0.14 gives the kernel's EEXIST as it is.)
@@ -249,6 +253,7 @@ fn mark(marks: &Path, device: &str) -> PathBuf {
 /// TC_H_CLSACT: the qdisc's handle is ffff:, its parent ffff:fff1; ingress and egress are below it.
 const CLSACT_HANDLE: u32 = 0xffff_0000;
 const CLSACT_PARENT: u32 = 0xffff_fff1;
+const TCA_KIND: u16 = 1;
 /// Where filters of what arrives are …
 pub(super) const CLSACT_INGRESS: u32 = 0xffff_fff2;
 /// … and of what leaves.

@@ -26,7 +26,7 @@ const BPF_TRACE_ITER: u32 = 28;
 const BPF_TCX_EGRESS: u32 = 47;
 
 /// Puts this thread into a network namespace of its own, which ends with it.
-pub(super) fn leave_network() -> io::Result<()> {
+pub(crate) fn leave_network() -> io::Result<()> {
     // SAFETY: it concerns this thread's view of the network alone.
     match unsafe { libc::unshare(libc::CLONE_NEWNET) } {
         0 => Ok(()),

@@ -103,8 +103,8 @@ impl Node {
                 .collect(),
             None => config.uplinks.iter().map(|device| format!("{device} (not attached)")).collect(),
         };
-        let mut rungs =
-            features::probe().map_err(|source| NodeError::System { verb: "probe the kernel", source })?;
+        let mut rungs = features::probe(&config.opener)
+            .map_err(|source| NodeError::System { verb: "probe the kernel", source })?;
         if let Some(bpf) = &self.bpf {
             rungs.extend(features::slot_table(bpf.control().without_entry));
             let distrusted = bpf.distrusted().iter();
