@@ -224,7 +224,7 @@ mod tests {
         let path = place.path().join("opener.sock");
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         match opener.ask(WRITERS, &[]) {
-            Ok(group) => writers::watch(group.as_fd(), &fs::File::open(place.path()).unwrap()).unwrap(),
+            Ok(group) => writers::watch(group.as_fd(), fs::File::open(place.path()).unwrap()).unwrap(),
             // Without CAP_SYS_ADMIN nobody has it.
             Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EPERM), "{error}"),
         }
