@@ -183,9 +183,23 @@ fn now() -> UnixNanos {
     UnixNanos::try_from(since.as_nanos()).unwrap_or(UnixNanos::MAX)
 }
 
+/// Where jobs wait until there is an [`Actor`] for them.
+pub struct Seat {
+    queue: mpsc::Receiver<Job>,
+    wakeup: watch::Sender<Option<UnixNanos>>,
+}
+
+/// A way to a broker that has not begun yet.
+pub fn prepare() -> (Handle, Seat) {
+    let (jobs, queue) = mpsc::channel(QUEUE);
+    let (wakeup, wakeups) = watch::channel(None);
+    let handle = Handle { jobs, sessions: Arc::new(AtomicU64::new(1)), wakeup: wakeups };
+    (handle, Seat { queue, wakeup })
+}
+
 impl Actor {
     /// Takes over a store: its epoch is higher from here on.
-    pub fn open(mut store: Box<dyn Store>) -> Result<(Handle, Actor), FatalError> {
+    pub fn open(mut store: Box<dyn Store>, seat: Seat) -> Result<Actor, FatalError> {
         let rows = store.range(b"")?;
         let mut state = State::load(rows.iter().map(|(key, row)| (key.as_slice(), row.value.as_slice())))?;
         let before = rows.iter().find(|(key, _)| key == EPOCH.as_bytes()).map(|(_, row)| row.revision);
@@ -203,10 +217,9 @@ impl Actor {
             nodes = state.nodes.len(),
             "took over the store"
         );
-        let (jobs, queue) = mpsc::channel(QUEUE);
-        let (wakeup, wakeups) = watch::channel(reactor::next_wakeup(&state));
-        let handle = Handle { jobs, sessions: Arc::new(AtomicU64::new(1)), wakeup: wakeups };
-        let actor = Actor {
+        let Seat { queue, wakeup } = seat;
+        wakeup.send_replace(reactor::next_wakeup(&state));
+        Ok(Actor {
             state,
             store,
             epoch_revision,
@@ -215,8 +228,7 @@ impl Actor {
             outboxes: HashMap::new(),
             changes: broadcast::channel(CHANGES).0,
             wakeup,
-        };
-        Ok((handle, actor))
+        })
     }
 
     /// Works until [`Handle::stop`], or until a commit fails.

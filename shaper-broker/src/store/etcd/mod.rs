@@ -1,7 +1,7 @@
 //! A store in etcd, which brokers on several machines reach.
 //!
-//! Below the prefix are `row/<key>`, a row; `schema`, the number of what the rows mean; `owner`, who writes; and, while a
-//! large transaction is under way, `staged/<number>` and `sealed`.
+//! Below the prefix are `row/<key>`, a row; `schema`, the number of what the rows mean; `owner`, who writes; `leader`, who may
+//! ([`leader`]); and, while a large transaction is under way, `staged/<number>` and `sealed`.
 //!
 //! **One owner.** Whoever opens the store writes `owner`, and each transaction of his compares that it is as he wrote it
 //! last, and writes it anew, with a mark of its own. That does three things. An earlier owner can write nothing. A transaction
@@ -31,12 +31,14 @@ use super::{Compare, Limits, Op, SCHEMA, Store, StoreError, Txn, Versioned};
 
 mod chunk;
 mod cluster;
+mod leader;
 #[cfg(test)]
 mod tests;
 
 use chunk::Write;
 use cluster::Cluster;
 pub use cluster::{Access, Place, PlaceError};
+pub use leader::Leadership;
 
 /// For this long a call is tried with one member after the other. Longer than a cluster takes to have a leader again.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -53,9 +55,9 @@ const PAGE: i64 = 1000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fence {
     /// The row.
-    pub(crate) key: Vec<u8>,
+    key: Vec<u8>,
     /// When it was made.
-    pub(crate) create_revision: i64,
+    create_revision: i64,
 }
 
 /// Rows in etcd.

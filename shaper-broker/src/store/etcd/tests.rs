@@ -171,6 +171,51 @@ fn without_a_majority_nothing_is_acknowledged_and_the_error_says_what_to_do() {
     assert!(error.to_string().contains("--etcd-endpoints"), "{error}");
 }
 
+#[test]
+fn a_leader_whose_lease_is_over_writes_nothing_also_before_another_has_opened_the_store() {
+    let etcd = Processes::start(1);
+    let place = place(etcd.endpoints());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let win = |me: &'static str, told: &mut Vec<String>| {
+        let tell = |leader: &str| told.push(leader.to_owned());
+        runtime.block_on(Leadership::win(place.clone(), me, Duration::from_secs(2), tell)).unwrap()
+    };
+    let mut told = Vec::new();
+    let first = win("one", &mut told);
+    assert!(told.is_empty());
+    let mut store = Etcd::open(place.clone(), Some(first.fence())).unwrap();
+    commit(&mut store, &[put("a", "1")]);
+    // Nobody renews the first one's.
+    let second = win("two", &mut told);
+    assert_eq!(told, ["one"]);
+    let error = store.txn(&[], &[put("a", "2")]).unwrap_err();
+    assert!(matches!(error, StoreError::NotLeader { .. }), "{error}");
+    assert_eq!(value(&store, "a").as_deref(), Some("1"));
+    commit(&mut Etcd::open(place.clone(), Some(second.fence())).unwrap(), &[put("a", "3")]);
+    runtime.block_on(second.resign());
+    win("three", &mut told);
+    assert_eq!(told, ["one"], "who resigns is not waited for");
+}
+
+#[test]
+fn a_lease_is_renewed_until_it_is_gone() {
+    let etcd = Processes::start(1);
+    let place = place(etcd.endpoints());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let length = Duration::from_secs(2);
+    let mut lead = runtime.block_on(Leadership::win(place.clone(), "one", length, |_| ())).unwrap();
+    let kept = runtime.block_on(async { tokio::time::timeout(2 * length, lead.keep()).await });
+    assert!(kept.is_err(), "{kept:?}");
+    let mut store = Etcd::open(place, Some(lead.fence())).unwrap();
+    commit(&mut store, &[put("a", "1")]);
+    runtime.block_on(async {
+        let mut client = etcd_client::Client::connect(etcd.endpoints(), None).await.unwrap();
+        client.lease_revoke(lead.lease()).await.unwrap();
+    });
+    let lost = runtime.block_on(async { tokio::time::timeout(length, lead.keep()).await }).unwrap();
+    assert!(matches!(lost, StoreError::NotLeader { .. }), "{lost}");
+}
+
 /// What a [`Proxy`] does to the next bytes, and to all that follow on their connection.
 const FORWARD: u8 = 0;
 const LOSE_ANSWERS: u8 = 1;
