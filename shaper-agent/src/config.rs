@@ -77,9 +77,10 @@ pub struct Options {
     /// Device whose egress is counted by task; repeatable
     #[arg(long = "uplink", value_name = "DEVICE")]
     pub uplinks: Vec<String>,
-    /// The broker's socket, or https://HOST:PORT with --tls-dir: this node takes the broker's tasks
-    #[arg(long, value_name = "ADDRESS")]
-    pub broker: Option<Address>,
+    /// The broker's socket, or https://HOST:PORT with --tls-dir: this node takes the broker's tasks. Of several brokers, of
+    /// which one leads: all, separated by commas
+    #[arg(long, value_name = "ADDRESSES", value_delimiter = ',')]
+    pub broker: Vec<Address>,
     /// Directory with this node's certificate and key (identity.pem) and those whom it believes (ca.pem), as `shaper
     /// pki issue` makes it for spiffe://TRUST-DOMAIN/node/NAME. It is read with each connection
     #[arg(long, value_name = "DIR", env = "SHAPER_TLS_DIR")]
@@ -306,8 +307,8 @@ pub struct Config {
     pub reclaim_idle: bool,
     /// Counted devices.
     pub uplinks: Vec<String>,
-    /// Where the broker is.
-    pub broker: Option<Broker>,
+    /// Where the broker is, or those are of which one leads.
+    pub brokers: Vec<Broker>,
     /// What this node has.
     pub capacity: Capacity,
     /// Whether somebody said so.
@@ -369,12 +370,14 @@ impl Options {
                 return Err(ConfigError::NoFile { option, path: path.clone(), remedy });
             }
         }
-        let broker = match (self.broker, self.tls_dir) {
-            (None, _) => None,
-            (Some(Address::Socket(path)), _) => Some(Broker::Socket(path)),
-            (Some(Address::Tls(address)), Some(directory)) => Some(Broker::Tls { address, directory }),
-            (Some(address), None) => return Err(ConfigError::NoCertificate(address)),
-        };
+        let brokers = self.broker.into_iter().map(|address| match (address, &self.tls_dir) {
+            (Address::Socket(path), _) => Ok(Broker::Socket(path)),
+            (Address::Tls(address), Some(directory)) => {
+                Ok(Broker::Tls { address, directory: directory.clone() })
+            }
+            (address, None) => Err(ConfigError::NoCertificate(address)),
+        });
+        let brokers = brokers.collect::<Result<_, _>>()?;
         let capacity_is_configured = self.capacity.is_some();
         let capacity = capacity(self.capacity.as_deref().unwrap_or_default())?;
         let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
@@ -397,7 +400,7 @@ impl Options {
             second_writer: self.second_writer,
             reclaim_idle: self.reclaim_idle,
             uplinks: self.uplinks,
-            broker,
+            brokers,
             capacity,
             capacity_is_configured,
             allow_root_tasks: self.allow_root_tasks,

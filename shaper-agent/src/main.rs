@@ -148,7 +148,8 @@ async fn listen(config: &Config, handle: Handle) -> Result<(), Error> {
     // Nobody has a certificate on this socket.
     let (access, _) = serve::follow_access(None)?;
     let ticks = tokio::spawn(actor::tick(handle.clone()));
-    let session = config.broker.clone().map(|broker| tokio::spawn(session::keep(broker, handle.clone())));
+    let session = (!config.brokers.is_empty())
+        .then(|| tokio::spawn(session::keep(config.brokers.clone(), handle.clone())));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tracing::info!(node = config.node, socket = %config.socket.display(), "ready");

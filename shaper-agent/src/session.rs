@@ -63,15 +63,19 @@ enum SessionError {
     Actor(#[from] ActorError),
 }
 
-/// Keeps a session for as long as the agent lives.
-pub async fn keep(broker: Broker, node: Handle) {
+/// Keeps a session for as long as the agent lives: with the one of the brokers that leads. Those that stand by refuse it.
+pub async fn keep(brokers: Vec<Broker>, node: Handle) {
     let mut pause = PAUSE;
     loop {
         let begun = tokio::time::Instant::now();
-        match session(&broker, &node).await {
-            Err(SessionError::Actor(ActorError::Stopped)) => return,
-            Err(error) => tracing::warn!(error = %launch::chain(&error), "no session with the broker"),
-            Ok(never) => match never {},
+        for broker in &brokers {
+            match session(broker, &node).await {
+                Err(SessionError::Actor(ActorError::Stopped)) => return,
+                Err(error) => {
+                    tracing::warn!(%broker, error = %launch::chain(&error), "no session with the broker");
+                }
+                Ok(never) => match never {},
+            }
         }
         if begun.elapsed() > LONGEST_PAUSE {
             pause = PAUSE;

@@ -183,9 +183,23 @@ fn now() -> UnixNanos {
     UnixNanos::try_from(since.as_nanos()).unwrap_or(UnixNanos::MAX)
 }
 
+/// Where jobs wait until there is an [`Actor`] for them.
+pub struct Seat {
+    queue: mpsc::Receiver<Job>,
+    wakeup: watch::Sender<Option<UnixNanos>>,
+}
+
+/// A way to a broker that has not begun yet.
+pub fn prepare() -> (Handle, Seat) {
+    let (jobs, queue) = mpsc::channel(QUEUE);
+    let (wakeup, wakeups) = watch::channel(None);
+    let handle = Handle { jobs, sessions: Arc::new(AtomicU64::new(1)), wakeup: wakeups };
+    (handle, Seat { queue, wakeup })
+}
+
 impl Actor {
     /// Takes over a store: its epoch is higher from here on.
-    pub fn open(mut store: Box<dyn Store>) -> Result<(Handle, Actor), FatalError> {
+    pub fn open(mut store: Box<dyn Store>, seat: Seat) -> Result<Actor, FatalError> {
         let rows = store.range(b"")?;
         let mut state = State::load(rows.iter().map(|(key, row)| (key.as_slice(), row.value.as_slice())))?;
         let before = rows.iter().find(|(key, _)| key == EPOCH.as_bytes()).map(|(_, row)| row.revision);
@@ -195,17 +209,17 @@ impl Actor {
             None => Compare::Absent { key },
         };
         let changes = reactor::begin(&mut state).changes;
-        let epoch_revision = commit(store.as_mut(), compare, changes.into_iter().map(op))?;
+        commit(store.as_mut(), compare, changes.into_iter().map(op))?;
+        let epoch_revision = epoch_revision(store.as_ref())?;
         tracing::info!(
             epoch = state.epoch,
             tasks = state.tasks.len(),
             nodes = state.nodes.len(),
             "took over the store"
         );
-        let (jobs, queue) = mpsc::channel(QUEUE);
-        let (wakeup, wakeups) = watch::channel(reactor::next_wakeup(&state));
-        let handle = Handle { jobs, sessions: Arc::new(AtomicU64::new(1)), wakeup: wakeups };
-        let actor = Actor {
+        let Seat { queue, wakeup } = seat;
+        wakeup.send_replace(reactor::next_wakeup(&state));
+        Ok(Actor {
             state,
             store,
             epoch_revision,
@@ -214,8 +228,7 @@ impl Actor {
             outboxes: HashMap::new(),
             changes: broadcast::channel(CHANGES).0,
             wakeup,
-        };
-        Ok((handle, actor))
+        })
     }
 
     /// Works until [`Handle::stop`], or until a commit fails.
@@ -237,6 +250,7 @@ impl Actor {
     /// One batch; whether to stop after it.
     fn work(&mut self, batch: Vec<Job>) -> Result<bool, FatalError> {
         let (mut rows, mut effects, mut reads) = (BTreeMap::new(), Vec::new(), Vec::new());
+        let (limits, mut writes, mut bytes) = (self.store.limits(), 0, 0);
         let mut stops = false;
         for job in batch {
             let (event, reply) = match job {
@@ -263,13 +277,20 @@ impl Actor {
                 _ => {}
             }
             let outcome = reactor::on_event(&mut self.state, event, now());
-            rows.extend(outcome.changes.into_iter().map(|RowChange { key, value }| (key, value)));
+            let changes = outcome.changes.into_iter().map(|RowChange { key, value }| (key, value));
+            let changes: BTreeMap<_, _> = changes.collect();
+            let more = changes.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
+            // The rows are as they were before this event, so they can be committed without it. What is written twice
+            // counts twice.
+            if writes > 0 && (writes + changes.len() > limits.writes || bytes + more > limits.bytes) {
+                self.settle(std::mem::take(&mut rows), std::mem::take(&mut effects))?;
+                (writes, bytes) = (0, 0);
+            }
+            (writes, bytes) = (writes + changes.len(), bytes + more);
+            rows.extend(changes);
             effects.push((outcome.effects, reply));
         }
-        self.commit(rows, &effects)?;
-        for (effects, reply) in effects {
-            self.carry_out(effects, reply);
-        }
+        self.settle(rows, effects)?;
         let view = View { state: &self.state, now: now(), changes: &self.changes };
         for look in reads {
             look(&view);
@@ -277,6 +298,19 @@ impl Actor {
         let next = reactor::next_wakeup(&self.state);
         self.wakeup.send_if_modified(|wakeup| std::mem::replace(wakeup, next) != next);
         Ok(stops)
+    }
+
+    /// Makes rows durable, and lets out what follows from them.
+    fn settle(
+        &mut self,
+        rows: BTreeMap<String, Vec<u8>>,
+        effects: Vec<(Vec<Effect>, Option<Reply>)>,
+    ) -> Result<(), FatalError> {
+        self.commit(rows, &effects)?;
+        for (effects, reply) in effects {
+            self.carry_out(effects, reply);
+        }
+        Ok(())
     }
 
     fn commit(
@@ -296,9 +330,9 @@ impl Actor {
         let fence = Compare::WrittenAt { key: EPOCH.as_bytes().to_vec(), revision: self.epoch_revision };
         let writes_epoch = rows.contains_key(EPOCH);
         let ops = rows.into_iter().map(|(key, value)| op(RowChange { key, value }));
-        let revision = commit(self.store.as_mut(), fence, ops)?;
+        commit(self.store.as_mut(), fence, ops)?;
         if writes_epoch {
-            self.epoch_revision = revision;
+            self.epoch_revision = epoch_revision(self.store.as_ref())?;
         }
         failpoint::hit("after-commit");
         if ends {
@@ -353,12 +387,18 @@ fn op(RowChange { key, value }: RowChange) -> Op {
     Op::Put { key: key.into_bytes(), value }
 }
 
-/// One transaction of the owner of the store; its revision.
-fn commit(store: &mut dyn Store, fence: Compare, ops: impl Iterator<Item = Op>) -> Result<u64, FatalError> {
+/// One transaction of the owner of the store.
+fn commit(store: &mut dyn Store, fence: Compare, ops: impl Iterator<Item = Op>) -> Result<(), FatalError> {
     match store.txn(&[fence], &ops.collect::<Vec<_>>())? {
-        Txn::Committed { revision } => Ok(revision),
+        Txn::Committed { .. } => Ok(()),
         Txn::Conflict { key } => Err(FatalError::TakenOver(String::from_utf8_lossy(&key).into_owned())),
     }
+}
+
+/// When the row of the epoch was written, which need not be the revision of a large transaction.
+fn epoch_revision(store: &dyn Store) -> Result<u64, FatalError> {
+    let row = store.get(EPOCH.as_bytes())?;
+    row.map(|row| row.revision).ok_or_else(|| FatalError::TakenOver(EPOCH.to_owned()))
 }
 
 /// Two ticks are at least this far apart.

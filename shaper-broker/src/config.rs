@@ -1,9 +1,11 @@
 //! What the broker is told, checked before anything is touched.
 
-use std::{fs, net::SocketAddr, path::PathBuf};
+use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Parser, ValueEnum};
+use clap::{Args, Parser, ValueEnum};
 use shaper_proto::daemon::{self, OptionError, group_id, socket_path};
+
+use crate::store::etcd::{Access, Place, PlaceError};
 
 /// The broker of a cluster: places tasks on nodes, and remembers what became of them.
 #[derive(Clone, Debug, Parser)]
@@ -30,6 +32,71 @@ pub struct Options {
     /// Where tasks, nodes and policies are kept
     #[arg(long, value_enum, default_value_t = StoreKind::Redb)]
     pub store: StoreKind,
+    /// Where etcd is.
+    #[command(flatten)]
+    pub etcd: EtcdOptions,
+}
+
+/// With `--store etcd`.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "With --store etcd")]
+pub struct EtcdOptions {
+    /// The members of the etcd cluster, separated by commas
+    #[arg(long, value_name = "URLS", value_delimiter = ',', default_value = "http://127.0.0.1:2379")]
+    pub etcd_endpoints: Vec<String>,
+    /// Before all keys, so that several clusters can share one etcd
+    #[arg(long, value_name = "PREFIX", default_value = "/shaper/")]
+    pub etcd_prefix: String,
+    /// The authority that signed etcd's certificates
+    #[arg(long, value_name = "FILE")]
+    pub etcd_cacert: Option<PathBuf>,
+    /// A certificate to show to etcd
+    #[arg(long, value_name = "FILE", requires = "etcd_key")]
+    pub etcd_cert: Option<PathBuf>,
+    /// Its key
+    #[arg(long, value_name = "FILE", requires = "etcd_cert")]
+    pub etcd_key: Option<PathBuf>,
+    /// Speak plain http also with other machines
+    #[arg(long)]
+    pub etcd_insecure: bool,
+    /// A user of etcd's
+    #[arg(long, value_name = "NAME", requires = "etcd_password_file")]
+    pub etcd_user: Option<String>,
+    /// File with that user's password
+    #[arg(long, value_name = "FILE", requires = "etcd_user")]
+    pub etcd_password_file: Option<PathBuf>,
+    /// Of several brokers one leads. If it is not heard of for so long, another does
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(2..=60))]
+    pub lease_seconds: u64,
+    /// Where this broker is found when it leads: what the others answer to those who ask them [default: the first --listen]
+    #[arg(long, value_name = "ADDRESS")]
+    pub advertise: Option<String>,
+}
+
+/// Checked.
+#[derive(Clone, Debug)]
+pub struct EtcdConfig {
+    /// Where the rows are.
+    pub place: Place,
+    /// How long a leader may be silent.
+    pub lease: Duration,
+    /// Where this broker is found.
+    pub advertise: String,
+}
+
+impl EtcdOptions {
+    fn check(self, listen: &[String]) -> Result<EtcdConfig, PlaceError> {
+        let place = Place::check(Access {
+            endpoints: self.etcd_endpoints,
+            prefix: self.etcd_prefix,
+            insecure: self.etcd_insecure,
+            ca: self.etcd_cacert,
+            identity: self.etcd_cert.zip(self.etcd_key),
+            user: self.etcd_user.zip(self.etcd_password_file),
+        })?;
+        let advertise = self.advertise.or_else(|| listen.first().cloned()).unwrap_or_default();
+        Ok(EtcdConfig { place, lease: Duration::from_secs(self.lease_seconds), advertise })
+    }
 }
 
 /// Where rows are kept.
@@ -39,6 +106,8 @@ pub enum StoreKind {
     Memory,
     /// In one file in the state directory.
     Redb,
+    /// In etcd. Several brokers may be started: one leads, the others stand by.
+    Etcd,
 }
 
 /// Why the options cannot be.
@@ -59,6 +128,9 @@ pub enum ConfigError {
     /// Two of a kind.
     #[error("--listen {0}: there is another of that kind already")]
     Twice(String),
+    /// Of etcd.
+    #[error(transparent)]
+    Etcd(#[from] PlaceError),
     /// A path that must be absolute.
     #[error("--state-dir: {0} must be an absolute path")]
     Relative(PathBuf),
@@ -78,13 +150,29 @@ pub struct Config {
     /// State.
     pub state_dir: PathBuf,
     /// Where rows are kept.
-    pub store: StoreKind,
+    pub store: Stores,
+}
+
+/// Where rows are kept, with what that takes.
+#[derive(Clone, Debug)]
+pub enum Stores {
+    /// Nowhere.
+    Memory,
+    /// In the file of [`Config::store_file`].
+    Redb,
+    /// There.
+    Etcd(Box<EtcdConfig>),
 }
 
 impl Options {
     /// Checks everything; changes nothing.
     pub fn check(self) -> Result<Config, ConfigError> {
-        let Options { listen, socket_group, tls_dir, identities, state_dir, store } = self;
+        let Options { listen, socket_group, tls_dir, identities, state_dir, store, etcd } = self;
+        let store = match store {
+            StoreKind::Memory => Stores::Memory,
+            StoreKind::Redb => Stores::Redb,
+            StoreKind::Etcd => Stores::Etcd(Box::new(etcd.check(&listen)?)),
+        };
         let (mut socket, mut tcp) = (None, None);
         for address in listen {
             let is_first = match address.strip_prefix("tcp://") {

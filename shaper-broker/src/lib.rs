@@ -11,6 +11,7 @@ pub mod enrolment;
 pub mod reactor;
 pub mod service;
 pub mod session;
+pub mod standing;
 pub mod store;
 pub mod wire;
 

@@ -4,16 +4,23 @@ use std::{
     fs,
     io::{self, IsTerminal},
     process::ExitCode,
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
 use clap::Parser;
 use shaper_broker::{
-    actor::{self, Actor, Handle},
-    config::{Config, Options, StoreKind},
+    actor::{self, Actor, FatalError, Handle, Seat},
+    config::{Config, EtcdConfig, Options, Stores},
     service::BrokerService,
     session::SessionService,
-    store::{Store, memory::Memory, redb::Redb},
+    standing::{Gate, Standing},
+    store::{
+        Store, StoreError,
+        etcd::{Etcd, Leadership},
+        memory::Memory,
+        redb::Redb,
+    },
 };
 use shaper_identity::{
     Role,
@@ -23,9 +30,13 @@ use shaper_proto::{
     FILE_DESCRIPTOR_SET, peer,
     v1::{agent_session_server::AgentSessionServer, broker_server::BrokerServer},
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{oneshot, watch},
+};
 use tokio_stream::StreamExt;
-use tonic::transport::Server;
+use tonic::{service::interceptor::InterceptedService, transport::Server};
+use tonic_health::server::HealthReporter;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -57,23 +68,120 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 fn serve(options: Options) -> Result<(), Error> {
     let config = options.check()?;
     let _lock = config.lock_state()?;
-    let store: Box<dyn Store> = match config.store {
-        StoreKind::Memory => Box::new(Memory::default()),
-        StoreKind::Redb => Box::new(Redb::open(&config.store_file())?),
-    };
-    let (handle, actor) = Actor::open(store)?;
+    let (handle, seat) = actor::prepare();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let actor = std::thread::Builder::new().name("broker".into()).spawn(move || actor.run())?;
-
-    let served = runtime.block_on(listen(&config, handle.clone()));
+    let (standing, follower) = watch::channel(Standing::Standby(None));
+    let mut reign = Reign::default();
+    let mut alone = |open: Open, seat: Seat| {
+        runtime.block_on(reign.begin(open, seat))?;
+        standing.send_replace(Standing::Leads);
+        runtime.block_on(listen(&config, handle.clone(), follower.clone()))
+    };
+    let served = match &config.store {
+        Stores::Memory => alone(Box::new(|| Ok(Box::new(Memory::default()))), seat),
+        Stores::Redb => {
+            let file = config.store_file();
+            alone(Box::new(move || Ok(Box::new(Redb::open(&file)?))), seat)
+        }
+        Stores::Etcd(etcd) => {
+            let served = runtime.block_on(async {
+                tokio::select! {
+                    served = listen(&config, handle.clone(), follower) => Ok(served),
+                    lost = reign.over(etcd, seat, &standing) => Err(lost),
+                }
+            });
+            match served {
+                Ok(served) => served,
+                // Whatever the thread still tries is refused.
+                Err(lost) => return reign.outcome(lost),
+            }
+        }
+    };
     // First, so that sessions that break off now are not taken for nodes that are lost.
     runtime.block_on(handle.stop());
-    actor.join().map_err(|_| "the broker's thread panicked")??;
+    let ended = reign.join();
+    if let Some(leadership) = reign.leadership.take() {
+        runtime.block_on(leadership.resign());
+    }
+    ended?;
     served
 }
 
+/// Opens a store.
+type Open = Box<dyn FnOnce() -> Result<Box<dyn Store>, StoreError> + Send>;
+
+/// The broker's thread, and by what right it decides.
+#[derive(Default)]
+struct Reign {
+    thread: Option<JoinHandle<Result<(), FatalError>>>,
+    /// Where there may be others.
+    leadership: Option<Leadership>,
+}
+
+impl Reign {
+    /// Starts the thread; returns when it has taken over the store.
+    async fn begin(&mut self, open: Open, seat: Seat) -> Result<(), Error> {
+        let (ready, is_ready) = oneshot::channel();
+        let work = move || {
+            let actor = Actor::open(open()?, seat)?;
+            // Who waits for it may have been told to end.
+            let _ = ready.send(());
+            actor.run()
+        };
+        self.thread = Some(thread::Builder::new().name("broker".into()).spawn(work)?);
+        match is_ready.await {
+            Ok(()) => Ok(()),
+            Err(_) => self.join(),
+        }
+    }
+
+    /// Waits to lead, begins, and returns when it is over.
+    async fn over(&mut self, etcd: &EtcdConfig, seat: Seat, standing: &watch::Sender<Standing>) -> Error {
+        let EtcdConfig { place, lease, advertise } = etcd.clone();
+        let stand_by = |leader: &str| {
+            tracing::info!(leader, "standing by");
+            standing.send_replace(Standing::Standby(Some(leader.to_owned())));
+        };
+        let mut leadership = match Leadership::win(place.clone(), &advertise, lease, stand_by).await {
+            Ok(leadership) => leadership,
+            Err(error) => return error.into(),
+        };
+        let fence = leadership.fence();
+        let open = Box::new(move || Ok(Box::new(Etcd::open(place, Some(fence))?) as Box<dyn Store>));
+        // Renewed also while the rows are read.
+        let begun = tokio::select! {
+            begun = self.begin(open, seat) => begun,
+            lost = leadership.keep() => Err(lost.into()),
+        };
+        if let Err(error) = begun {
+            return error;
+        }
+        standing.send_replace(Standing::Leads);
+        tracing::info!("leading");
+        self.leadership.insert(leadership).keep().await.into()
+    }
+
+    /// Ends with the thread.
+    fn join(&mut self) -> Result<(), Error> {
+        let Some(thread) = self.thread.take() else { return Ok(()) };
+        Ok(thread.join().map_err(|_| "the broker's thread panicked")??)
+    }
+
+    /// Why it is over: what the thread says if it has ended, else this.
+    fn outcome(mut self, lost: Error) -> Result<(), Error> {
+        if self.thread.as_ref().is_some_and(JoinHandle::is_finished) {
+            self.join()?;
+        }
+        Err(lost)
+    }
+}
+
 /// Serves the listeners until SIGTERM or SIGINT, or until the broker's thread has ended.
-async fn listen(config: &Config, handle: Handle) -> Result<(), Error> {
+async fn listen(
+    config: &Config,
+    handle: Handle,
+    mut standing: watch::Receiver<Standing>,
+) -> Result<(), Error> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut incoming: Incoming = Box::pin(tokio_stream::empty());
@@ -94,14 +202,22 @@ async fn listen(config: &Config, handle: Handle) -> Result<(), Error> {
     }
     let ticks = tokio::spawn(actor::tick(handle.clone()));
     let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<BrokerServer<BrokerService>>().await;
-    health.set_serving::<AgentSessionServer<SessionService>>().await;
+    let gate = Gate(standing.clone());
+    tell(&health, &standing.borrow_and_update().clone()).await;
+    helpers.push(tokio::spawn(async move {
+        while standing.changed().await.is_ok() {
+            let now = standing.borrow_and_update().clone();
+            tell(&health, &now).await;
+        }
+    }));
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
         .build_v1()?;
     let broker = BrokerServer::new(BrokerService::new(handle.clone())).max_decoding_message_size(MAX_MESSAGE);
     let sessions =
         AgentSessionServer::new(SessionService::new(handle.clone())).max_decoding_message_size(MAX_MESSAGE);
+    let broker = InterceptedService::new(broker, gate.clone());
+    let sessions = InterceptedService::new(sessions, gate);
     let socket = config.socket.as_ref().map(|socket| socket.display().to_string());
     tracing::info!(socket, "ready");
     let server = Server::builder()
@@ -132,4 +248,18 @@ async fn listen(config: &Config, handle: Handle) -> Result<(), Error> {
         let _ = fs::remove_file(socket);
     }
     served
+}
+
+/// Says of both services whether they are served.
+async fn tell(health: &HealthReporter, standing: &Standing) {
+    match standing {
+        Standing::Leads => {
+            health.set_serving::<BrokerServer<BrokerService>>().await;
+            health.set_serving::<AgentSessionServer<SessionService>>().await;
+        }
+        Standing::Standby(_) => {
+            health.set_not_serving::<BrokerServer<BrokerService>>().await;
+            health.set_not_serving::<AgentSessionServer<SessionService>>().await;
+        }
+    }
 }

@@ -20,28 +20,31 @@ const AGENT: &str = "/run/shaper/agent.sock";
 /// Where the broker listens, unless told otherwise.
 const BROKER: &str = "/run/shaper/broker.sock";
 
-/// Where a broker is, as `--broker` names it.
+/// Where a broker is, or those of a cluster are, as `--broker` names them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum BrokerAddress {
     /// There is none.
     Nowhere,
-    /// There.
-    At(Address),
+    /// There: of several, one leads.
+    At(Vec<Address>),
 }
 
 impl FromStr for BrokerAddress {
     type Err = InvalidAddress;
 
     fn from_str(text: &str) -> Result<BrokerAddress, InvalidAddress> {
-        if text.is_empty() { Ok(BrokerAddress::Nowhere) } else { text.parse().map(BrokerAddress::At) }
+        if text.is_empty() {
+            return Ok(BrokerAddress::Nowhere);
+        }
+        text.split(',').map(str::parse).collect::<Result<_, _>>().map(BrokerAddress::At)
     }
 }
 
 /// The two that can be asked.
 pub(crate) struct Servers {
     agent: PathBuf,
-    /// The broker that answers for tasks, where there is one.
-    broker: Option<Address>,
+    /// The broker that answers for tasks, where there is one, or those of which one does.
+    brokers: Vec<Address>,
     /// Our certificate, for a broker over TCP.
     tls_dir: Option<PathBuf>,
 }
@@ -66,14 +69,16 @@ impl Servers {
         broker: Option<BrokerAddress>,
         tls_dir: Option<PathBuf>,
     ) -> Servers {
-        let broker = match broker {
-            Some(BrokerAddress::At(address)) => Some(address),
-            Some(BrokerAddress::Nowhere) => None,
+        let brokers = match broker {
+            Some(BrokerAddress::At(addresses)) => addresses,
+            Some(BrokerAddress::Nowhere) => Vec::new(),
             None => Some(PathBuf::from(BROKER))
                 .filter(|path| agent.is_none() && path.exists())
-                .map(Address::Socket),
+                .map(Address::Socket)
+                .into_iter()
+                .collect(),
         };
-        Servers { agent: agent.unwrap_or_else(|| AGENT.into()), broker, tls_dir }
+        Servers { agent: agent.unwrap_or_else(|| AGENT.into()), brokers, tls_dir }
     }
 
     /// The agent of this node.
@@ -91,9 +96,12 @@ impl Servers {
 
     /// The broker, where there is one.
     pub(crate) async fn broker_if_any(&self) -> Result<Option<Broker>, ConnectError> {
-        match &self.broker {
-            Some(address) => Broker::connect(address, self.tls_dir.as_deref()).await.map(Some),
-            None => Ok(None),
+        let tls_dir = self.tls_dir.as_deref();
+        match self.brokers.as_slice() {
+            [] => Ok(None),
+            // It says itself if it does not serve.
+            [address] => Broker::connect(address, tls_dir).await.map(Some),
+            addresses => Broker::connect_to_leader(addresses, tls_dir).await.map(Some),
         }
     }
 
@@ -117,14 +125,16 @@ mod tests {
 
     #[test]
     fn a_broker_is_an_address_or_none() {
-        let at = |path: &str| Ok(BrokerAddress::At(Address::Socket(path.into())));
+        let at = |path: &str| Ok(BrokerAddress::At(vec![Address::Socket(path.into())]));
         assert_eq!("/run/b.sock".parse(), at("/run/b.sock"));
         assert_eq!("unix:/run/b.sock".parse(), at("/run/b.sock"));
         assert_eq!("unix:///run/b.sock".parse(), at("/run/b.sock"));
         assert_eq!("b.sock".parse(), at("b.sock"));
         assert_eq!("".parse(), Ok(BrokerAddress::Nowhere));
-        assert_eq!("https://b:1".parse(), Ok(BrokerAddress::At(Address::Tls("b:1".into()))));
-        for bad in ["unix:", "http://localhost:80", "localhost:7070"] {
+        let tls = |at: &str| Address::Tls(at.into());
+        assert_eq!("https://b:1".parse(), Ok(BrokerAddress::At(vec![tls("b:1")])));
+        assert_eq!("https://b:1,https://c:2".parse(), Ok(BrokerAddress::At(vec![tls("b:1"), tls("c:2")])));
+        for bad in ["https://b:1,", ",", "unix:", "http://localhost:80", "localhost:7070"] {
             assert!(bad.parse::<BrokerAddress>().is_err(), "{bad}");
         }
     }
@@ -132,11 +142,11 @@ mod tests {
     #[test]
     fn who_names_an_agent_or_no_broker_means_it() {
         let named = Servers::new(Some("/a.sock".into()), None, None);
-        assert_eq!((named.agent, named.broker), ("/a.sock".into(), None));
+        assert_eq!((named.agent, named.brokers), ("/a.sock".into(), vec![]));
         let none = Servers::new(None, Some(BrokerAddress::Nowhere), None);
-        assert_eq!((none.agent, none.broker), (AGENT.into(), None));
+        assert_eq!((none.agent, none.brokers), (AGENT.into(), vec![]));
         let socket = Address::Socket("/b.sock".into());
-        let both = Servers::new(Some("/a.sock".into()), Some(BrokerAddress::At(socket.clone())), None);
-        assert_eq!(both.broker, Some(socket));
+        let both = Servers::new(Some("/a.sock".into()), Some(BrokerAddress::At(vec![socket.clone()])), None);
+        assert_eq!(both.brokers, [socket]);
     }
 }

@@ -72,6 +72,27 @@ impl Apt {
         process::run(self.command("apt-get").args(["download", "-q"]).args(packages).current_dir(folder))
     }
 
+    /// Downloads `packages` and unpacks them below `folder`, without installing anything: nothing of them is started, and the
+    /// system stays as it is.
+    pub(crate) fn unpack(&self, packages: &[&str], folder: &Path) -> Result<()> {
+        let packages: Vec<_> = packages.iter().map(|&package| package.to_owned()).collect();
+        if let Err(error) = self.download(&packages, folder) {
+            // Lists that are older than the archive name packages that are not there any more.
+            if !setup::apt_update()? {
+                return Err(error);
+            }
+            self.download(&packages, folder)?;
+        }
+        for entry in fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))? {
+            let deb = entry.with_context(|| format!("cannot list {}", folder.display()))?.path();
+            if deb.extension().is_some_and(|extension| extension == "deb") {
+                process::run(Command::new("dpkg").arg("-x").arg(&deb).arg(folder))?;
+                fs::remove_file(&deb).with_context(|| format!("cannot remove {}", deb.display()))?;
+            }
+        }
+        Ok(())
+    }
+
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         if setup::is_root() {

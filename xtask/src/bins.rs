@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::process;
+use crate::setup::{self, Need};
 
 /// What a user or a test starts.
 pub(crate) const SHIPPED: [&str; 7] = [
@@ -43,6 +44,7 @@ pub(crate) fn build_release() -> Result<BinDir> {
 }
 
 fn build_as(profile: &[&str]) -> Result<BinDir> {
+    setup::ensure(Need::Build)?;
     let built = executables(&[&["build", "--workspace", "--exclude", "xtask", "--bins"], profile].concat())?;
     let shaper = find(built, "shaper", false)?;
     let folder = shaper.parent().with_context(|| format!("{} is in no folder", shaper.display()))?;

@@ -111,6 +111,7 @@ fn targets(seeds: &Path) -> Result<Vec<String>> {
 }
 
 fn build() -> Result<PathBuf> {
+    setup::ensure(Need::Build)?;
     setup::ensure(Need::Fuzzing)?;
     let (target, started) = (workspace::target().join("fuzz"), Instant::now());
     let mut cargo = process::cargo();

@@ -10,6 +10,7 @@ mod corner_cases;
 mod cpio;
 mod demo;
 mod ebpf;
+mod etcd;
 mod fuzz;
 mod guards;
 mod host_root;

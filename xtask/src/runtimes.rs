@@ -2,12 +2,11 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
 use crate::apt::Apt;
-use crate::{process, setup, workspace};
+use crate::{process, workspace};
 
 /// What Docker is made of. (What runs in containers is the busybox that the VM's tests have anyway.)
 const PACKAGES: [&str; 4] = ["runc", "containerd", "docker.io", "tini"];
@@ -31,23 +30,7 @@ pub(crate) fn fetch() -> Result<PathBuf> {
         fs::remove_dir_all(&partial).with_context(|| format!("cannot remove {}", partial.display()))?;
     }
     fs::create_dir_all(&partial).with_context(|| format!("cannot create {}", partial.display()))?;
-    let packages = PACKAGES.map(str::to_owned);
-    let machine = Apt::of_machine();
-    let download = || machine.download(&packages, &partial);
-    if let Err(error) = download() {
-        // Lists that are older than the archive name packages that are not there any more.
-        if !setup::apt_update()? {
-            return Err(error);
-        }
-        download()?;
-    }
-    for entry in fs::read_dir(&partial).with_context(|| format!("cannot list {}", partial.display()))? {
-        let deb = entry.with_context(|| format!("cannot list {}", partial.display()))?.path();
-        if deb.extension().is_some_and(|extension| extension == "deb") {
-            process::run(Command::new("dpkg").arg("-x").arg(&deb).arg(&partial))?;
-            fs::remove_file(&deb).with_context(|| format!("cannot remove {}", deb.display()))?;
-        }
-    }
+    Apt::of_machine().unpack(&PACKAGES, &partial)?;
     fs::rename(&partial, &folder).with_context(|| format!("cannot move {} into place", partial.display()))?;
     Ok(folder)
 }

@@ -3,14 +3,16 @@
 //! As root on a system with apt-get the missing packages are installed, after saying which and why. Anywhere else
 //! the error names them. Nothing here needs a service manager, so it works inside a container or a chroot.
 
+use std::env;
+use std::io::Write;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::{process, toolchain};
+use crate::{etcd, process, toolchain};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -44,12 +46,16 @@ pub(crate) enum Need {
     Traffic,
     /// What libFuzzer is compiled with.
     Fuzzing,
+    /// What the client of etcd is generated with.
+    Build,
 }
 
 /// How a package shows that it is there.
 enum Probe {
     Program(&'static str),
     File(&'static str),
+    /// protoc, and the definitions that come with it.
+    Protoc,
 }
 
 struct Requirement {
@@ -88,6 +94,8 @@ const REQUIREMENTS: &[Requirement] = &[
     program(Need::Native, "tc", "iproute2"),
     program(Need::Traffic, "iperf3", "iperf3"),
     program(Need::Fuzzing, "c++", "g++"),
+    Requirement { need: Need::Build, probe: Probe::Protoc, package: "protobuf-compiler" },
+    Requirement { need: Need::Build, probe: Probe::Protoc, package: "libprotobuf-dev" },
 ];
 
 impl Need {
@@ -98,6 +106,7 @@ impl Need {
             Self::Vm => "QEMU, kernel tools and mkfs, to run the VM tests",
             Self::Traffic => "iperf3, to load the network for `bench net`",
             Self::Fuzzing => "a C++ compiler, to build libFuzzer for `soak fuzz`",
+            Self::Build => "protoc with its definitions, to build the broker's client of etcd",
             Self::Native => "ip and tc, to set up network namespaces for tests and the demo",
         }
     }
@@ -108,6 +117,7 @@ impl Probe {
         match self {
             Self::Program(name) => process::find(name).is_some(),
             Self::File(path) => Path::new(path).exists(),
+            Self::Protoc => has_protoc(),
         }
     }
 }
@@ -120,6 +130,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Purpose::Ebpf => &[],
     };
     toolchain::prepare()?; // every purpose runs the kernel programs
+    ensure(Need::Build)?;
     for &need in needs {
         ensure(need)?;
     }
@@ -130,7 +141,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// Installs what `need` lacks, or fails with the remedy.
 pub(crate) fn ensure(need: Need) -> Result<()> {
     let missing = missing(need);
-    if missing.is_empty() { Ok(()) } else { bring(need, &missing) }
+    if !missing.is_empty() {
+        bring(need, &missing)?;
+    }
+    // What is not a matter of these tests may go on without; those that need it fail and say so.
+    if need == Need::Native
+        && let Err(error) = etcd::prepare()
+    {
+        eprintln!("the broker cannot be tested with etcd: {error:#}");
+    }
+    Ok(())
 }
 
 /// Installs the newest there is of everything that `need` names, older versions of which are of no use.
@@ -192,6 +212,19 @@ pub(crate) fn apt_update() -> Result<bool> {
     Ok(true)
 }
 
+/// Whether protoc runs, and has the definitions that etcd's import.
+fn has_protoc() -> bool {
+    let program = env::var_os("PROTOC").unwrap_or_else(|| "protoc".into());
+    let mut command = Command::new(program);
+    command.args(["-I/dev", "--descriptor_set_out=/dev/null", "/dev/stdin"]);
+    let started = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    started.is_ok_and(|mut child| {
+        let text = b"syntax = \"proto3\"; import \"google/protobuf/descriptor.proto\";";
+        let written = child.stdin.take().is_some_and(|mut stdin| stdin.write_all(text).is_ok());
+        child.wait().is_ok_and(|status| status.success()) && written
+    })
+}
+
 pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
@@ -203,7 +236,15 @@ mod tests {
     #[test]
     fn requirements_of_one_package_stand_together() {
         // `missing` names each package once by comparing neighbours.
-        for need in [Need::BpfRust, Need::BpfLinker, Need::Vm, Need::Native, Need::Traffic, Need::Fuzzing] {
+        for need in [
+            Need::BpfRust,
+            Need::BpfLinker,
+            Need::Vm,
+            Need::Native,
+            Need::Traffic,
+            Need::Fuzzing,
+            Need::Build,
+        ] {
             let mut packages: Vec<_> =
                 REQUIREMENTS.iter().filter(|r| r.need == need).map(|r| r.package).collect();
             packages.dedup();

@@ -1,6 +1,14 @@
 //! What every backend must do. Each test runs on each of them.
 
-use super::{Compare, Op, Store, Txn, memory::Memory, redb::Redb};
+use super::{
+    Compare, Op, Store, Txn,
+    etcd::{Access, Etcd, Place},
+    memory::Memory,
+    redb::Redb,
+};
+
+#[path = "../../tests/etcd_process/mod.rs"]
+pub(super) mod etcd_process;
 
 /// A backend that can be closed and opened again.
 trait Backend {
@@ -39,6 +47,24 @@ impl OnDisk {
         let OnDisk { store, directory } = self;
         drop(store);
         OnDisk { store: Redb::open(&directory.path().join("store.redb")).unwrap(), directory }
+    }
+}
+
+struct InEtcd {
+    store: Etcd,
+    // Ends after the store.
+    _etcd: etcd_process::Cluster,
+}
+
+impl Backend for InEtcd {
+    fn open() -> InEtcd {
+        let etcd = etcd_process::Cluster::start(1);
+        let access = Access { endpoints: etcd.endpoints(), prefix: "/shaper/".into(), ..Access::default() };
+        InEtcd { store: Etcd::open(Place::check(access).unwrap(), None).unwrap(), _etcd: etcd }
+    }
+
+    fn store(&mut self) -> &mut dyn Store {
+        &mut self.store
     }
 }
 
@@ -136,10 +162,34 @@ fn revisions_grow_also_by_empty_transactions<B: Backend>() {
     assert!(revisions.is_sorted_by(|a, b| a < b), "{revisions:?}");
 }
 
+fn a_transaction_may_be_large<B: Backend>() {
+    let mut backend = B::open();
+    let store = backend.store();
+    let first = commit(store, &[put("a", "1"), put("gone", "1")]);
+    let value = "x".repeat(4000);
+    let mut ops: Vec<_> = (0..1000).map(|number| put(&format!("row/{number:04}"), &value)).collect();
+    ops.push(delete("gone"));
+    ops.push(put("row/0000", "last"));
+    assert_eq!(store.txn(&[absent("a")], &ops).unwrap(), Txn::Conflict { key: b"a".to_vec() });
+    assert_eq!(rows(store, "").len(), 2, "nothing happened");
+    let Txn::Committed { revision } = store.txn(&[written_at("a", first)], &ops).unwrap() else {
+        panic!("the comparison holds");
+    };
+    assert_eq!(rows(store, "").len(), 1001);
+    assert_eq!(store.get(b"row/0000").unwrap().unwrap().value, b"last");
+    for (_, row) in store.range(b"row/").unwrap() {
+        assert!(row.revision > first && row.revision <= revision, "{} of {revision}", row.revision);
+    }
+    let after = store.get(b"row/0500").unwrap().unwrap().revision;
+    assert!(matches!(store.txn(&[written_at("row/0500", after)], &[]).unwrap(), Txn::Committed { .. }));
+    assert!(commit(store, &[]) > revision);
+}
+
 macro_rules! conformance {
     ($($test:ident),* $(,)?) => {
         mod memory { $(#[test] fn $test() { super::$test::<super::Memory>(); })* }
         mod on_disk { $(#[test] fn $test() { super::$test::<super::OnDisk>(); })* }
+        mod in_etcd { $(#[test] fn $test() { super::$test::<super::InEtcd>(); })* }
     };
 }
 
@@ -149,6 +199,7 @@ conformance!(
     a_transaction_happens_whole_or_not_at_all,
     the_later_write_of_a_key_holds,
     revisions_grow_also_by_empty_transactions,
+    a_transaction_may_be_large,
 );
 
 #[test]

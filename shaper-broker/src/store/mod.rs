@@ -2,23 +2,29 @@
 //! revision of its last change, and a transaction is a list of comparisons and a list of writes that
 //! happen together or not at all.
 //!
-//! Two backends pass one conformance suite (`conformance.rs`): [`memory::Memory`], which forgets, and
-//! [`redb::Redb`], which has everything on disk before [`Store::txn`] returns.
+//! Three backends pass one conformance suite (`conformance.rs`): [`memory::Memory`], which forgets, [`redb::Redb`], which
+//! has everything on disk before [`Store::txn`] returns, and [`etcd::Etcd`], where most members of a cluster have it.
 
-use std::{fmt, path::PathBuf};
+use std::{fmt, io, path::PathBuf};
 
+pub mod etcd;
 pub mod memory;
 pub mod redb;
 
 #[cfg(test)]
 mod conformance;
 
+/// What this program writes. It grows with every change that an older program would misread: a field
+/// more in a row is one.
+pub const SCHEMA: u64 = 1;
+
 /// A value, and when it was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Versioned {
     /// The value.
     pub value: Vec<u8>,
-    /// The revision of the transaction that wrote it.
+    /// The revision at which it was written: that of the transaction, or a lower one where a backend had to write a large
+    /// transaction in parts. Each is above those of earlier transactions.
     pub revision: u64,
 }
 
@@ -71,6 +77,30 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// The key, and the value unless it is removed.
+    fn write(&self) -> (&[u8], Option<&[u8]>) {
+        match self {
+            Op::Put { key, value } => (key, Some(value)),
+            Op::Delete { key } => (key, None),
+        }
+    }
+}
+
+/// What a backend does in one go. It takes more, but slowly; a single row must not have more bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Keys that are written.
+    pub writes: usize,
+    /// Bytes of their keys and values.
+    pub bytes: usize,
+}
+
+impl Limits {
+    /// Of a backend on this machine.
+    pub const NONE: Limits = Limits { writes: usize::MAX, bytes: usize::MAX };
+}
+
 /// What became of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Txn {
@@ -109,23 +139,22 @@ pub enum StoreError {
     },
     /// A newer shaper wrote it.
     #[error(
-        "the store {} has schema {found}, and this broker knows {known}: start the newer broker that wrote it, \
-         or move the file away to begin without its tasks",
-        path.display()
+        "the store {place} has schema {found}, and this broker knows {known}: start the newer broker that wrote it, \
+         or begin without its tasks, with another --state-dir or --etcd-prefix"
     )]
     NewerSchema {
-        /// The file.
-        path: PathBuf,
+        /// The file, or the prefix.
+        place: String,
         /// In the file.
         found: u64,
         /// The highest that this program knows.
         known: u64,
     },
-    /// The file is a redb database, but holds not what a broker wrote.
-    #[error("the store {} is damaged: {what}; restore it from a copy, or move it away", path.display())]
+    /// It holds not what a broker wrote.
+    #[error("the store {place} is damaged: {what}; restore it from a copy, or move it away")]
     Damaged {
-        /// The file.
-        path: PathBuf,
+        /// The file, or the prefix.
+        place: String,
         /// What is wrong.
         what: &'static str,
     },
@@ -144,6 +173,51 @@ pub enum StoreError {
         path: PathBuf,
         /// What the backend said.
         source: BackendError,
+    },
+    /// No member of etcd answered in time.
+    #[error(
+        "no answer from etcd at {endpoints}: most of its members must run and reach each other, and one of them be reached \
+         from here; look at `etcdctl endpoint status`, and at --etcd-endpoints and the --etcd-… files"
+    )]
+    Unreachable {
+        /// All of them.
+        endpoints: String,
+        /// What was last in the way.
+        source: etcd::EtcdError,
+    },
+    /// A member of etcd answered that it will not do it.
+    #[error("etcd at {endpoint} refuses")]
+    Etcd {
+        /// Which.
+        endpoint: String,
+        /// What it said.
+        source: etcd::EtcdError,
+    },
+    /// Somebody else opened the store.
+    #[error("another broker has opened the store {place}; this one writes there no more")]
+    TakenOver {
+        /// The prefix.
+        place: String,
+    },
+    /// The lease is over.
+    #[error("this broker leads no more: its lease in {place} was not renewed in time")]
+    NotLeader {
+        /// The prefix.
+        place: String,
+    },
+    /// More than the backend has room for.
+    #[error("{what} are more than the store takes ({limit})")]
+    TooLarge {
+        /// What.
+        what: String,
+        /// How many, or how many bytes.
+        limit: usize,
+    },
+    /// What a backend needs of this machine.
+    #[error("cannot prepare the store's threads")]
+    Threads {
+        /// Why.
+        source: io::Error,
     },
 }
 
@@ -169,4 +243,9 @@ pub trait Store: Send + fmt::Debug {
     /// All of `ops` if all of `compares` hold, else nothing. Durable, as far as the backend is, when it
     /// returns.
     fn txn(&mut self, compares: &[Compare], ops: &[Op]) -> Result<Txn, StoreError>;
+
+    /// What goes into one transaction at its usual price.
+    fn limits(&self) -> Limits {
+        Limits::NONE
+    }
 }

@@ -15,16 +15,12 @@ use redb::{
     TableDefinition, backends::FileBackend,
 };
 
-use super::{BackendError, Compare, Op, Store, StoreError, Txn, Versioned};
+use super::{BackendError, Compare, Op, SCHEMA, Store, StoreError, Txn, Versioned};
 
 const ROWS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("rows");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const SCHEMA_KEY: &str = "schema";
 const REVISION_KEY: &str = "revision";
-
-/// What this program writes. It grows with every change that an older program would misread: a field
-/// more in a row is one.
-pub const SCHEMA: u64 = 1;
 
 /// How much of the file redb keeps in memory. The broker reads it at its start only.
 const CACHE_BYTES: usize = 16 << 20;
@@ -83,7 +79,7 @@ impl Redb {
         })?;
         match found {
             Some(found) if found > SCHEMA => {
-                Err(StoreError::NewerSchema { path: self.path.clone(), found, known: SCHEMA })
+                Err(StoreError::NewerSchema { place: self.path.display().to_string(), found, known: SCHEMA })
             }
             _ => Ok(()),
         }
@@ -111,7 +107,7 @@ impl Redb {
     }
 
     fn damaged(&self, what: &'static str) -> StoreError {
-        StoreError::Damaged { path: self.path.clone(), what }
+        StoreError::Damaged { place: self.path.display().to_string(), what }
     }
 
     fn read<T>(&self, work: impl FnOnce() -> Result<T, BackendError>) -> Result<T, StoreError> {

@@ -10,6 +10,7 @@ use std::{
 };
 
 use hyper_util::rt::TokioIo;
+use rustix::process::{Pid, Signal};
 use shaper_proto::v1::broker_client::BrokerClient;
 use tonic::transport::{Channel, Endpoint};
 
@@ -21,6 +22,7 @@ pub(crate) const NOBODY: u32 = 65_534;
 
 pub(crate) struct Broker {
     directory: tempfile::TempDir,
+    arguments: Vec<String>,
     child: Option<Child>,
 }
 
@@ -32,10 +34,16 @@ impl Broker {
 
     /// A broker that listens, with variables in its environment.
     pub(crate) fn start_with(environment: &[(&str, &str)]) -> Broker {
+        Broker::start_as(&[], environment)
+    }
+
+    /// A broker that listens, with options of its own.
+    pub(crate) fn start_as(arguments: &[&str], environment: &[(&str, &str)]) -> Broker {
         let directory = tempfile::tempdir().unwrap();
         // Other users must be able to get to the socket.
         std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
-        let mut broker = Broker { directory, child: None };
+        let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        let mut broker = Broker { directory, arguments, child: None };
         broker.start_again(environment);
         broker
     }
@@ -61,7 +69,7 @@ impl Broker {
             .arg(self.socket())
             .arg("--state-dir")
             .arg(self.directory.path().join("state"));
-        command.arg("--socket-group").arg(NOBODY.to_string());
+        command.arg("--socket-group").arg(NOBODY.to_string()).args(&self.arguments);
         command.env("RUST_LOG", "info").env("NO_COLOR", "1").env_remove("SHAPER_FAILPOINT");
         command
     }
@@ -79,10 +87,18 @@ impl Broker {
 
     /// SIGTERM, and how it ends.
     pub(crate) fn terminate(&mut self) -> ExitStatus {
-        let mut child = self.child.take().unwrap();
-        let pid = rustix::process::Pid::from_child(&child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        child.wait().unwrap()
+        self.signal(Signal::TERM);
+        self.wait()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().unwrap();
+        rustix::process::kill_process(Pid::from_child(child), signal).unwrap();
+    }
+
+    /// How it ends by itself.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        self.child.take().unwrap().wait().unwrap()
     }
 
     /// kill -9, unless it has ended by itself: the signal that ended it.

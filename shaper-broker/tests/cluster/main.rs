@@ -4,8 +4,11 @@
 
 mod agent;
 mod broker;
+#[path = "../etcd_process/mod.rs"]
+mod etcd_process;
 #[cfg(feature = "failpoints")]
 mod failpoints;
+mod standby;
 
 use std::{env, os::unix::process::CommandExt, process::Command};
 

@@ -80,8 +80,9 @@ pub(crate) struct Args {
     #[arg(long, global = true, value_name = "PATH", env = "SHAPER_SOCKET", hide_env_values = true)]
     pub(crate) socket: Option<PathBuf>,
 
-    /// Socket of the broker, or https://HOST:PORT; empty for none [default: /run/shaper/broker.sock, where it exists]
-    #[arg(long, global = true, value_name = "ADDRESS", env = "SHAPER_BROKER", hide_env_values = true)]
+    /// Socket of the broker, or https://HOST:PORT; of several, of which one leads, all, separated by commas; empty for none
+    /// [default: /run/shaper/broker.sock, where it exists]
+    #[arg(long, global = true, value_name = "ADDRESSES", env = "SHAPER_BROKER", hide_env_values = true)]
     pub(crate) broker: Option<BrokerAddress>,
 
     /// Directory with your certificate, for a broker at https://HOST:PORT (see `shaper pki`)

@@ -9,9 +9,15 @@ use shaper_core::{
 use shaper_identity::address::Address;
 use shaper_proto::v1::{self, broker_client::BrokerClient};
 use tonic::{Code, Streaming, transport::Channel};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 
 use super::{CallError, ConnectError, Failure, Link, Outage, Peer};
 use crate::cluster::{ClusterTask, MeasuredProfile, NodeStatus, PolicyStatus};
+
+/// One of several brokers that does not say by then whether it serves is passed over.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A connection to the broker. Clones share it; it connects again by itself when it is next used.
 #[derive(Clone)]
@@ -30,6 +36,32 @@ impl Broker {
             }
         };
         Ok(Broker { link })
+    }
+
+    /// The first of these that says that it serves. A connection stays with it: what is followed across a change of the leader
+    /// is asked for again.
+    pub(crate) async fn connect_to_leader(
+        addresses: &[Address],
+        tls_dir: Option<&Path>,
+    ) -> Result<Broker, ConnectError> {
+        let mut reasons = Vec::new();
+        for address in addresses {
+            match Broker::connect(address, tls_dir).await {
+                Ok(broker) if broker.serves().await => return Ok(broker),
+                Ok(_) => reasons.push(format!("{address} stands by, or does not answer")),
+                Err(error) => reasons.push(error.to_string()),
+            }
+        }
+        Err(ConnectError::NoLeader(reasons.join("; ")))
+    }
+
+    async fn serves(&self) -> bool {
+        let request = HealthCheckRequest { service: "shaper.v1.Broker".to_owned() };
+        let mut client = HealthClient::new(self.link.channel.clone());
+        let answer = tokio::time::timeout(PATIENCE, client.check(request)).await;
+        answer.is_ok_and(|answer| {
+            answer.is_ok_and(|answer| answer.into_inner().status() == ServingStatus::Serving)
+        })
     }
 
     fn broker(&self) -> BrokerClient<Channel> {

@@ -104,6 +104,9 @@ pub(crate) enum ConnectError {
         /// How to get access.
         remedy: String,
     },
+    /// Several brokers, and none that serves.
+    #[error("none of the brokers leads: {0}; if one was just lost, another does in a few seconds")]
+    NoLeader(String),
     /// Nobody would know who we are.
     #[error(
         "`{0}` knows people by their certificates: name the directory of yours with --tls-dir or \
