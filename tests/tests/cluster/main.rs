@@ -3,7 +3,10 @@
 mod certificates;
 mod crash;
 mod epoch;
+#[path = "../../../shaper-broker/tests/etcd_process/mod.rs"]
+mod etcd_process;
 mod hog;
 mod input;
+mod leader;
 mod nobody;
 mod nodes;
