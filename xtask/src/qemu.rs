@@ -20,7 +20,7 @@ use crate::{initramfs, process, vm, workspace};
 const PROBE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// `quiet` keeps the console for the tests; an oops or a panic is shown all the same, and ends the machine.
-const KERNEL_PARAMETERS: &str = "console=ttyS0 quiet panic=-1 oops=panic psi=1 mitigations=off rdinit=/init";
+const KERNEL_PARAMETERS: &str = "console=ttyS0 quiet panic=-1 oops=panic psi=1 rdinit=/init";
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Accel {
