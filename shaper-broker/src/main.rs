@@ -139,8 +139,8 @@ impl Reign {
     async fn over(&mut self, etcd: &EtcdConfig, seat: Seat, standing: &watch::Sender<Standing>) -> Error {
         let EtcdConfig { place, lease, advertise } = etcd.clone();
         let stand_by = |leader: &str| {
-            tracing::info!(leader, "standing by");
             standing.send_replace(Standing::Standby(Some(leader.to_owned())));
+            tracing::info!(leader, "standing by");
         };
         let mut leadership = match Leadership::win(place.clone(), &advertise, lease, stand_by).await {
             Ok(leadership) => leadership,

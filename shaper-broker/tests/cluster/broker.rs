@@ -1,6 +1,7 @@
 //! A broker process with a directory of its own.
 
 use std::{
+    cell::RefCell,
     io::{BufRead, BufReader},
     os::unix::{fs::PermissionsExt, process::ExitStatusExt},
     path::PathBuf,
@@ -24,6 +25,10 @@ pub(crate) struct Broker {
     directory: tempfile::TempDir,
     arguments: Vec<String>,
     child: Option<Child>,
+    /// What it says on its standard error, line by line …
+    lines: Receiver<String>,
+    /// … and what of that was looked at, since its start.
+    said: RefCell<String>,
 }
 
 impl Broker {
@@ -43,7 +48,8 @@ impl Broker {
         // Other users must be able to get to the socket.
         std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
-        let mut broker = Broker { directory, arguments, child: None };
+        let mut broker =
+            Broker { directory, arguments, child: None, lines: channel().1, said: RefCell::default() };
         broker.start_again(environment);
         broker
     }
@@ -52,12 +58,19 @@ impl Broker {
     pub(crate) fn start_again(&mut self, environment: &[(&str, &str)]) {
         let mut child =
             self.command().envs(environment.iter().copied()).stderr(Stdio::piped()).spawn().unwrap();
-        let lines = forward(&mut child);
+        self.lines = forward(&mut child);
+        self.said.take();
         self.child = Some(child);
-        let mut seen = String::new();
-        while !seen.contains(" ready ") {
-            let line = lines.recv_timeout(PATIENCE);
-            seen.push_str(&line.unwrap_or_else(|_| panic!("the broker is not ready:\n{seen}")));
+        self.wait_to_say(" ready ");
+    }
+
+    /// Returns once it has said this since its start.
+    pub(crate) fn wait_to_say(&self, text: &str) {
+        let mut said = self.said.borrow_mut();
+        while !said.contains(text) {
+            let line = self.lines.recv_timeout(PATIENCE);
+            let Ok(line) = line else { panic!("the broker does not say {text:?}:\n{said}") };
+            said.push_str(&line);
         }
     }
 
@@ -135,7 +148,7 @@ fn forward(child: &mut Child) -> Receiver<String> {
     std::thread::spawn(move || {
         for line in BufReader::new(stderr).lines().map_while(Result::ok) {
             eprintln!("broker: {line}");
-            // Nobody listens once it is ready.
+            // Nobody listens once the test is over.
             let _ = sender.send(format!("{line} \n"));
         }
     });

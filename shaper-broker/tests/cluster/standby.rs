@@ -1,6 +1,6 @@
 //! Two brokers and an etcd: one leads, the other stands by, and the leader is killed, stopped or ended.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::process::Signal;
 use tonic::Code;
@@ -49,18 +49,11 @@ async fn one_that_stands_by_says_who_leads() {
     let (leader, standby) = two(&etcd, 5).await;
     until_it_is(&standby, ServingStatus::NotServing).await;
     let wanted = leader.socket().display().to_string();
-    let knows = async {
-        loop {
-            let error = submit(&mut standby.client().await, spec("t", 1000)).await.unwrap_err();
-            assert_eq!(error.code(), Code::Unavailable, "{error}");
-            // Right after its start it has not looked yet.
-            if error.message().contains(&wanted) {
-                return error;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    let error = tokio::time::timeout(PATIENCE, knows).await.unwrap();
+    // Right after its start it has not looked yet.
+    standby.wait_to_say("standing by");
+    let error = submit(&mut standby.client().await, spec("t", 1000)).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable, "{error}");
+    assert!(error.message().contains(&wanted), "{error}");
     assert_eq!(error.metadata().get("shaper-leader").unwrap(), wanted.as_str());
     let error = Agent::new("n", 1000).attach(standby.channel().await).await.err().unwrap();
     assert_eq!(error.code(), Code::Unavailable, "{error}");

@@ -3,18 +3,17 @@
 
 use std::{
     env,
-    fs::File,
-    net::{TcpListener, TcpStream},
+    io::{self, BufRead, BufReader},
+    net::TcpListener,
     path::PathBuf,
     process::{Child, Command, Stdio},
     thread,
-    time::{Duration, Instant},
 };
 
 /// A cluster of its own. It ends with this.
 pub(crate) struct Cluster {
     members: Vec<Member>,
-    directory: tempfile::TempDir,
+    _directory: tempfile::TempDir,
 }
 
 struct Member {
@@ -32,8 +31,6 @@ impl Cluster {
         let names: Vec<_> = (0..members).map(|number| format!("m{number}={}", peer(number))).collect();
         let start = |number: usize| {
             let client = format!("http://127.0.0.1:{}", clients[number]);
-            let log =
-                File::create(directory.path().join(format!("m{number}.log"))).expect("a log can be made");
             let mut command = Command::new(program());
             command.arg("--data-dir").arg(directory.path().join(format!("m{number}")));
             command.args(["--name", &format!("m{number}"), "--initial-cluster", &names.join(",")]);
@@ -44,28 +41,29 @@ impl Cluster {
                 "--initial-advertise-peer-urls",
                 &peer(number),
             ]);
-            command
-                .stdin(Stdio::null())
-                .stdout(log.try_clone().expect("a descriptor can be copied"))
-                .stderr(log);
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
             Member { child: command.spawn().expect("etcd can be started"), client: clients[number] }
         };
-        let mut cluster = Cluster { members: (0..members).map(start).collect(), directory };
+        let mut cluster = Cluster { members: (0..members).map(start).collect(), _directory: directory };
         cluster.wait();
         cluster
     }
 
-    /// Until each takes connections; what is asked before there is a leader waits for one.
+    /// Until each says that it is ready.
     fn wait(&mut self) {
-        let until = Instant::now() + Duration::from_secs(30);
-        for (number, member) in self.members.iter_mut().enumerate() {
-            while TcpStream::connect(("127.0.0.1", member.client)).is_err() {
-                let log = || std::fs::read_to_string(self.directory.path().join(format!("m{number}.log")));
-                let ended = member.child.try_wait().expect("it is our child");
-                assert!(ended.is_none(), "etcd ended: {ended:?}: {}", log().unwrap_or_default());
-                assert!(Instant::now() < until, "etcd takes no connection: {}", log().unwrap_or_default());
-                thread::sleep(Duration::from_millis(20));
+        for member in &mut self.members {
+            let mut log = BufReader::new(member.child.stderr.take().expect("it is piped"));
+            let mut said = String::new();
+            loop {
+                let before = said.len();
+                let read = log.read_line(&mut said).expect("etcd says text");
+                assert!(read > 0, "etcd ended:\n{said}");
+                if said[before..].contains("ready to serve client requests") {
+                    break;
+                }
             }
+            // It stands still once nobody reads what it says. Its end ends this.
+            thread::spawn(move || io::copy(&mut log, &mut io::sink()));
         }
     }
 

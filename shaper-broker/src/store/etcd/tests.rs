@@ -11,6 +11,8 @@ use std::{
     thread,
 };
 
+use etcd_client::WatchOptions;
+
 use super::*;
 use crate::store::conformance::etcd_process::Cluster as Processes;
 
@@ -328,12 +330,14 @@ fn a_transaction_whose_answer_is_lost_happens_once_and_is_known_to() {
     );
     let seen = runtime.block_on(async {
         let mut client = etcd_client::Client::connect(endpoints, None).await.unwrap();
+        let since = WatchOptions::new().with_start_revision(at.cast_signed() + 1);
+        let mut changes = client.watch(key, Some(since)).await.unwrap();
         loop {
-            let row = client.get(key.clone(), None).await.unwrap().take_kvs().pop().unwrap();
-            if row.value() == b"1" {
+            let message = changes.message().await.unwrap().unwrap();
+            if let Some(row) = message.events().first().and_then(|event| event.kv()) {
+                assert_eq!(row.value(), b"1");
                 return row.mod_revision();
             }
-            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     });
     assert!(!writer.is_finished(), "it happened, and nobody has heard");
