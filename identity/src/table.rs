@@ -87,6 +87,7 @@ const fn long(call: Call) -> Call {
 pub const CALLS: &[Call] = &[
     //                                                     root user subm oper node read brok strn
     changes("/shaper.v1.Broker/SubmitTask",               [Y,   O,   O,   Y,   N,   N,   N,   N]),
+    long(changes("/shaper.v1.Broker/SubmitTasks",         [Y,   O,   O,   Y,   N,   N,   N,   N])),
     reads(  "/shaper.v1.Broker/GetClusterTask",           [Y,   O,   O,   Y,   N,   Y,   N,   N]),
     reads(  "/shaper.v1.Broker/ListClusterTasks",         [Y,   O,   O,   Y,   N,   Y,   N,   N]),
     long(reads("/shaper.v1.Broker/WatchClusterTasks",     [Y,   O,   O,   Y,   N,   Y,   N,   N])),

@@ -2,9 +2,12 @@
 //! event through the reactor, one transaction with all rows that changed, and only when that is durable
 //! the effects and the answers. If it cannot be made durable, the thread ends with what it did not say,
 //! and the process with it.
+//!
+//! So the price of a commit is shared by all that came while the last one was made: the more there is to do, the more is done
+//! at a time. A row that changes more than once meanwhile is written once.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -18,7 +21,8 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use crate::{
     failpoint,
     reactor::{
-        self, Answer, Directive, Effect, Event, Hello, Phase, Refusal, RowChange, SessionId, State, Task,
+        self, Answer, Bounds, Directive, Effect, Event, Hello, Phase, Refusal, Row, RowChange, SessionId,
+        State, Task,
         rows::{EPOCH, LoadError},
     },
     store::{Compare, Op, Store, StoreError, Txn},
@@ -26,12 +30,14 @@ use crate::{
 
 /// Jobs that may wait; of clients, more are refused.
 const QUEUE: usize = 1024;
-/// Jobs that share a transaction, at most.
-const BATCH: usize = 256;
+/// Events that share a transaction, or little more than these.
+const BATCH: usize = 2048;
+/// Rows that one event usually changes, or fewer.
+const ROWS_OF_AN_EVENT: usize = 8;
 /// Messages to an agent that may wait: more than there can be tasks, so that all can be repeated at once.
 pub const OUTBOX: usize = 32_768;
-/// Changes that a slow watcher may be behind.
-const CHANGES: usize = 1024;
+/// Changes that a watcher may be behind, be it slow or away.
+pub(crate) const CHANGES: usize = 16_384;
 
 /// The broker is not there any more, or has more to do than it can.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -77,27 +83,88 @@ pub struct View<'a> {
     pub state: &'a State,
     /// The time.
     pub now: UnixNanos,
-    changes: &'a broadcast::Sender<Arc<Task>>,
+    changes: &'a Changes,
 }
 
 impl View<'_> {
     /// Every change of a task after this view.
     pub fn changes(&self) -> broadcast::Receiver<Arc<Task>> {
-        self.changes.subscribe()
+        self.changes.live.subscribe()
+    }
+
+    /// The changes from a revision of this epoch up to this view; `None`: not all of them are known any more, or the
+    /// revision is not of this epoch.
+    pub fn since(&self, epoch: u64, revision: u64) -> Option<Vec<Arc<Task>>> {
+        let is_known = (self.changes.compacted..=self.state.revision).contains(&revision);
+        if epoch != self.state.epoch || !is_known {
+            return None;
+        }
+        let recent = &self.changes.recent;
+        let from = recent.partition_point(|task| task.revision <= revision);
+        Some(recent.range(from..).cloned().collect())
     }
 }
 
-type Reply = oneshot::Sender<Result<Answer, Refusal>>;
+/// The latest changes of tasks, for those who watch and for those who come back to that.
+struct Changes {
+    live: broadcast::Sender<Arc<Task>>,
+    recent: VecDeque<Arc<Task>>,
+    /// All after this revision are among the recent ones.
+    compacted: u64,
+}
+
+impl Changes {
+    fn add(&mut self, task: Arc<Task>) {
+        if self.recent.len() == CHANGES
+            && let Some(oldest) = self.recent.pop_front()
+        {
+            self.compacted = oldest.revision;
+        }
+        self.recent.push_back(task.clone());
+        // Nobody may be watching.
+        let _ = self.live.send(task);
+    }
+}
+
+/// Answers to all events of a job, in their order.
+type Reply = oneshot::Sender<Vec<Result<Answer, Refusal>>>;
 
 enum Job {
-    /// Of a client that waits for the answer.
-    Ask(Event, Reply),
+    /// Of a client that waits for the answers.
+    Ask(Vec<Event>, Reply),
     /// Of an agent.
-    Tell(Event),
+    Tell(Vec<Event>),
     /// An agent connected.
     Connect(SessionId, Box<Hello>, mpsc::Sender<ToAgent>),
     Read(Box<dyn FnOnce(&View<'_>) + Send>),
     Stop,
+}
+
+impl Job {
+    /// How many events it has.
+    fn events(&self) -> usize {
+        match self {
+            Job::Ask(events, _) | Job::Tell(events) => events.len(),
+            Job::Connect(..) => 1,
+            Job::Read(_) | Job::Stop => 0,
+        }
+    }
+}
+
+/// The answers to one job.
+struct Answers {
+    reply: Reply,
+    given: Vec<Result<Answer, Refusal>>,
+    /// All of its events have happened.
+    is_complete: bool,
+}
+
+/// What was decided, and is not durable yet.
+#[derive(Default)]
+struct Pending {
+    rows: BTreeSet<Row>,
+    effects: Vec<Effect>,
+    answers: Vec<Answers>,
 }
 
 /// A way to the broker.
@@ -111,9 +178,21 @@ pub struct Handle {
 impl Handle {
     /// A request of a client: the answer is durable.
     pub async fn ask(&self, event: Event) -> Result<Result<Answer, Refusal>, ActorError> {
-        let (reply, answer) = oneshot::channel();
-        self.submit(Job::Ask(event, reply))?;
-        answer.await.map_err(|_| ActorError::Stopped)
+        let (reply, answers) = oneshot::channel();
+        self.submit(Job::Ask(vec![event], reply))?;
+        let answers = answers.await.map_err(|_| ActorError::Stopped)?;
+        answers.into_iter().next().ok_or(ActorError::Stopped)
+    }
+
+    /// Requests of a client, one after the other: waits for their turn, however long the queue. The answers, in the same order,
+    /// come when all of it is durable.
+    pub async fn ask_all(
+        &self,
+        events: Vec<Event>,
+    ) -> Result<oneshot::Receiver<Vec<Result<Answer, Refusal>>>, ActorError> {
+        let (reply, answers) = oneshot::channel();
+        self.jobs.send(Job::Ask(events, reply)).await.map_err(|_| ActorError::Stopped)?;
+        Ok(answers)
     }
 
     /// A look at the state.
@@ -134,9 +213,9 @@ impl Handle {
         })
     }
 
-    /// Something that an agent says: waits for its turn, however long the queue.
-    pub async fn tell(&self, event: Event) -> Result<(), ActorError> {
-        self.jobs.send(Job::Tell(event)).await.map_err(|_| ActorError::Stopped)
+    /// What an agent says: waits for its turn, however long the queue.
+    pub async fn tell(&self, events: Vec<Event>) -> Result<(), ActorError> {
+        self.jobs.send(Job::Tell(events)).await.map_err(|_| ActorError::Stopped)
     }
 
     /// An agent that connected, and the way to it.
@@ -173,7 +252,7 @@ pub struct Actor {
     /// Jobs that its own effects led to.
     own: VecDeque<Job>,
     outboxes: HashMap<SessionId, mpsc::Sender<ToAgent>>,
-    changes: broadcast::Sender<Arc<Task>>,
+    changes: Changes,
     wakeup: watch::Sender<Option<UnixNanos>>,
 }
 
@@ -185,16 +264,17 @@ fn now() -> UnixNanos {
 
 /// Where jobs wait until there is an [`Actor`] for them.
 pub struct Seat {
+    bounds: Bounds,
     queue: mpsc::Receiver<Job>,
     wakeup: watch::Sender<Option<UnixNanos>>,
 }
 
 /// A way to a broker that has not begun yet.
-pub fn prepare() -> (Handle, Seat) {
+pub fn prepare(bounds: Bounds) -> (Handle, Seat) {
     let (jobs, queue) = mpsc::channel(QUEUE);
     let (wakeup, wakeups) = watch::channel(None);
     let handle = Handle { jobs, sessions: Arc::new(AtomicU64::new(1)), wakeup: wakeups };
-    (handle, Seat { queue, wakeup })
+    (handle, Seat { bounds, queue, wakeup })
 }
 
 impl Actor {
@@ -202,14 +282,15 @@ impl Actor {
     pub fn open(mut store: Box<dyn Store>, seat: Seat) -> Result<Actor, FatalError> {
         let rows = store.range(b"")?;
         let mut state = State::load(rows.iter().map(|(key, row)| (key.as_slice(), row.value.as_slice())))?;
+        state.bounds = seat.bounds;
         let before = rows.iter().find(|(key, _)| key == EPOCH.as_bytes()).map(|(_, row)| row.revision);
         let key = EPOCH.as_bytes().to_vec();
         let compare = match before {
             Some(revision) => Compare::WrittenAt { key, revision },
             None => Compare::Absent { key },
         };
-        let changes = reactor::begin(&mut state).changes;
-        commit(store.as_mut(), compare, changes.into_iter().map(op))?;
+        let begun = reactor::begin(&mut state).rows;
+        commit(store.as_mut(), compare, begun.iter().map(|row| op(state.row(row))))?;
         let epoch_revision = epoch_revision(store.as_ref())?;
         tracing::info!(
             epoch = state.epoch,
@@ -217,8 +298,9 @@ impl Actor {
             nodes = state.nodes.len(),
             "took over the store"
         );
-        let Seat { queue, wakeup } = seat;
+        let Seat { bounds: _, queue, wakeup } = seat;
         wakeup.send_replace(reactor::next_wakeup(&state));
+        let compacted = state.revision;
         Ok(Actor {
             state,
             store,
@@ -226,7 +308,7 @@ impl Actor {
             jobs: queue,
             own: VecDeque::new(),
             outboxes: HashMap::new(),
-            changes: broadcast::channel(CHANGES).0,
+            changes: Changes { live: broadcast::channel(CHANGES).0, recent: VecDeque::new(), compacted },
             wakeup,
         })
     }
@@ -234,10 +316,12 @@ impl Actor {
     /// Works until [`Handle::stop`], or until a commit fails.
     pub fn run(mut self) -> Result<(), FatalError> {
         while let Some(first) = self.own.pop_front().or_else(|| self.jobs.blocking_recv()) {
+            let mut events = first.events();
             let mut batch = vec![first];
-            while batch.len() < BATCH
+            while events < BATCH
                 && let Some(job) = self.own.pop_front().or_else(|| self.jobs.try_recv().ok())
             {
+                events += job.events();
                 batch.push(job);
             }
             if self.work(batch)? {
@@ -249,48 +333,30 @@ impl Actor {
 
     /// One batch; whether to stop after it.
     fn work(&mut self, batch: Vec<Job>) -> Result<bool, FatalError> {
-        let (mut rows, mut effects, mut reads) = (BTreeMap::new(), Vec::new(), Vec::new());
-        let (limits, mut writes, mut bytes) = (self.store.limits(), 0, 0);
-        let mut stops = false;
+        let (mut pending, mut reads, mut stops) = (Pending::default(), Vec::new(), false);
         for job in batch {
-            let (event, reply) = match job {
-                Job::Ask(event, reply) => (event, Some(reply)),
-                Job::Tell(event) => (event, None),
+            match job {
+                Job::Ask(events, reply) => {
+                    pending.answers.push(Answers {
+                        reply,
+                        given: Vec::with_capacity(events.len()),
+                        is_complete: false,
+                    });
+                    self.apply(events, &mut pending)?;
+                    if let Some(answers) = pending.answers.last_mut() {
+                        answers.is_complete = true;
+                    }
+                }
+                Job::Tell(events) => self.apply(events, &mut pending)?,
                 Job::Connect(session, hello, outbox) => {
                     self.outboxes.insert(session, outbox);
-                    (Event::AgentConnected { session, hello }, None)
+                    self.apply(vec![Event::AgentConnected { session, hello }], &mut pending)?;
                 }
-                Job::Read(look) => {
-                    reads.push(look);
-                    continue;
-                }
-                Job::Stop => {
-                    stops = true;
-                    continue;
-                }
-            };
-            match &event {
-                Event::Submit { .. } => failpoint::hit("after-receive-submit"),
-                // The agent has it, and the broker has not recorded that.
-                Event::DirectiveResult { .. } => failpoint::hit("after-directive"),
-                Event::AgentGone { session } => drop(self.outboxes.remove(session)),
-                _ => {}
+                Job::Read(look) => reads.push(look),
+                Job::Stop => stops = true,
             }
-            let outcome = reactor::on_event(&mut self.state, event, now());
-            let changes = outcome.changes.into_iter().map(|RowChange { key, value }| (key, value));
-            let changes: BTreeMap<_, _> = changes.collect();
-            let more = changes.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
-            // The rows are as they were before this event, so they can be committed without it. What is written twice
-            // counts twice.
-            if writes > 0 && (writes + changes.len() > limits.writes || bytes + more > limits.bytes) {
-                self.settle(std::mem::take(&mut rows), std::mem::take(&mut effects))?;
-                (writes, bytes) = (0, 0);
-            }
-            (writes, bytes) = (writes + changes.len(), bytes + more);
-            rows.extend(changes);
-            effects.push((outcome.effects, reply));
         }
-        self.settle(rows, effects)?;
+        self.settle(&mut pending)?;
         let view = View { state: &self.state, now: now(), changes: &self.changes };
         for look in reads {
             look(&view);
@@ -300,38 +366,66 @@ impl Actor {
         Ok(stops)
     }
 
-    /// Makes rows durable, and lets out what follows from them.
-    fn settle(
-        &mut self,
-        rows: BTreeMap<String, Vec<u8>>,
-        effects: Vec<(Vec<Effect>, Option<Reply>)>,
-    ) -> Result<(), FatalError> {
-        self.commit(rows, &effects)?;
-        for (effects, reply) in effects {
-            self.carry_out(effects, reply);
+    /// Lets events happen. What was decided before is settled first where the store would not take both at its usual price.
+    fn apply(&mut self, events: Vec<Event>, pending: &mut Pending) -> Result<(), FatalError> {
+        let most = self.store.limits().writes.saturating_sub(ROWS_OF_AN_EVENT);
+        for event in events {
+            // The rows are as they were before this event, so they can be committed without it.
+            if pending.rows.len() > most {
+                self.settle(pending)?;
+            }
+            match &event {
+                Event::Submit { .. } => failpoint::hit("after-receive-submit"),
+                // The agent has it, and the broker has not recorded that.
+                Event::DirectiveResult { .. } => failpoint::hit("after-directive"),
+                Event::AgentGone { session } => drop(self.outboxes.remove(session)),
+                _ => {}
+            }
+            let outcome = reactor::on_event(&mut self.state, event, now());
+            pending.rows.extend(outcome.rows);
+            for effect in outcome.effects {
+                match (effect, pending.answers.last_mut().filter(|answers| !answers.is_complete)) {
+                    (Effect::Answer(answer), Some(answers)) => answers.given.push(answer),
+                    (Effect::Answer(_), None) => {}
+                    (effect, _) => pending.effects.push(effect),
+                }
+            }
         }
         Ok(())
     }
 
-    fn commit(
-        &mut self,
-        rows: BTreeMap<String, Vec<u8>>,
-        effects: &[(Vec<Effect>, Option<Reply>)],
-    ) -> Result<(), FatalError> {
+    /// Makes rows durable, and lets out what follows from them.
+    fn settle(&mut self, pending: &mut Pending) -> Result<(), FatalError> {
+        let effects = std::mem::take(&mut pending.effects);
+        self.commit(std::mem::take(&mut pending.rows), &effects)?;
+        for effect in effects {
+            self.carry_out(effect);
+        }
+        for answers in std::mem::take(&mut pending.answers) {
+            if answers.is_complete {
+                failpoint::hit("before-answer");
+                // The client may have gone away; it can ask again.
+                let _ = answers.reply.send(answers.given);
+            } else {
+                pending.answers.push(answers);
+            }
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, rows: BTreeSet<Row>, effects: &[Effect]) -> Result<(), FatalError> {
         if rows.is_empty() {
             return Ok(());
         }
         let ended = |effect: &Effect| matches!(effect, Effect::Changed(task) if matches!(task.phase, Phase::Ended { .. }));
-        let ends = effects.iter().flat_map(|(effects, _)| effects).any(ended);
+        let ends = effects.iter().any(ended);
         failpoint::hit("before-commit");
         if ends {
             failpoint::hit("on-task-ended-before-commit");
         }
         let fence = Compare::WrittenAt { key: EPOCH.as_bytes().to_vec(), revision: self.epoch_revision };
-        let writes_epoch = rows.contains_key(EPOCH);
-        let ops = rows.into_iter().map(|(key, value)| op(RowChange { key, value }));
-        commit(self.store.as_mut(), fence, ops)?;
-        if writes_epoch {
+        commit(self.store.as_mut(), fence, rows.iter().map(|row| op(self.state.row(row))))?;
+        if rows.contains(&Row::Epoch) {
             self.epoch_revision = epoch_revision(self.store.as_ref())?;
         }
         failpoint::hit("after-commit");
@@ -341,35 +435,27 @@ impl Actor {
         Ok(())
     }
 
-    fn carry_out(&mut self, effects: Vec<Effect>, mut reply: Option<Reply>) {
-        for effect in effects {
-            match effect {
-                Effect::Answer(answer) => {
-                    if let Some(reply) = reply.take() {
-                        failpoint::hit("before-answer");
-                        // The client may have gone away; it can ask again.
-                        let _ = reply.send(answer);
-                    }
-                }
-                Effect::Welcome(session, epoch) => self.send(session, ToAgent::Welcome(epoch)),
-                Effect::Policies(session, revision, policies) => {
-                    self.send(session, ToAgent::Policies(revision, policies));
-                }
-                Effect::Direct(session, directive) => {
-                    failpoint::hit("before-directive");
-                    self.send(session, ToAgent::Directive(directive));
-                }
-                Effect::Close(session, reason) => {
-                    self.send(session, ToAgent::Close(reason));
-                    self.outboxes.remove(&session);
-                }
-                // Nobody may be watching.
-                Effect::Changed(task) => drop(self.changes.send(Arc::from(task))),
-                Effect::ScaleOut { task, reason } => {
-                    tracing::warn!(%task, reason, "more nodes are needed");
-                }
-                Effect::Warn(text) => tracing::warn!("{text}"),
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            // They wait until all of a job is settled.
+            Effect::Answer(_) => {}
+            Effect::Welcome(session, epoch) => self.send(session, ToAgent::Welcome(epoch)),
+            Effect::Policies(session, revision, policies) => {
+                self.send(session, ToAgent::Policies(revision, policies));
             }
+            Effect::Direct(session, directive) => {
+                failpoint::hit("before-directive");
+                self.send(session, ToAgent::Directive(directive));
+            }
+            Effect::Close(session, reason) => {
+                self.send(session, ToAgent::Close(reason));
+                self.outboxes.remove(&session);
+            }
+            Effect::Changed(task) => self.changes.add(task),
+            Effect::ScaleOut { task, reason } => {
+                tracing::warn!(%task, reason, "more nodes are needed");
+            }
+            Effect::Warn(text) => tracing::warn!("{text}"),
         }
     }
 
@@ -378,13 +464,17 @@ impl Actor {
         let Some(outbox) = self.outboxes.get(&session) else { return };
         if outbox.try_send(message).is_err() {
             self.outboxes.remove(&session);
-            self.own.push_back(Job::Tell(Event::AgentGone { session }));
+            self.own.push_back(Job::Tell(vec![Event::AgentGone { session }]));
         }
     }
 }
 
 fn op(RowChange { key, value }: RowChange) -> Op {
-    Op::Put { key: key.into_bytes(), value }
+    let key = key.into_bytes();
+    match value {
+        Some(value) => Op::Put { key, value },
+        None => Op::Delete { key },
+    }
 }
 
 /// One transaction of the owner of the store.
@@ -418,7 +508,7 @@ pub async fn tick(mut handle: Handle) {
         };
         let stopped = tokio::select! {
             changed = handle.wakeup.changed() => changed.is_err(),
-            () = due => handle.jobs.send(Job::Tell(Event::Tick)).await.is_err(),
+            () = due => handle.jobs.send(Job::Tell(vec![Event::Tick])).await.is_err(),
         };
         if stopped {
             return;

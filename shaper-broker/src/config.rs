@@ -5,7 +5,10 @@ use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, Parser, ValueEnum};
 use shaper_proto::daemon::{self, OptionError, group_id, socket_path};
 
-use crate::store::etcd::{Access, Place, PlaceError};
+use crate::{
+    reactor::Bounds,
+    store::etcd::{Access, Place, PlaceError},
+};
 
 /// The broker of a cluster: places tasks on nodes, and remembers what became of them.
 #[derive(Clone, Debug, Parser)]
@@ -32,6 +35,13 @@ pub struct Options {
     /// Where tasks, nodes and policies are kept
     #[arg(long, value_enum, default_value_t = StoreKind::Redb)]
     pub store: StoreKind,
+    /// Tasks that have not ended; more are refused
+    #[arg(long, value_name = "TASKS", default_value_t = Bounds::default().open_tasks)]
+    pub max_open_tasks: usize,
+    /// Tasks that have ended and are remembered. Of more than these the first are forgotten, and their ids are free; but not
+    /// before their node has forgotten them
+    #[arg(long, value_name = "TASKS", default_value_t = Bounds::default().ended_tasks)]
+    pub keep_ended: usize,
     /// Where etcd is.
     #[command(flatten)]
     pub etcd: EtcdOptions,
@@ -151,6 +161,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Where rows are kept.
     pub store: Stores,
+    /// How much there may be.
+    pub bounds: Bounds,
 }
 
 /// Where rows are kept, with what that takes.
@@ -167,7 +179,18 @@ pub enum Stores {
 impl Options {
     /// Checks everything; changes nothing.
     pub fn check(self) -> Result<Config, ConfigError> {
-        let Options { listen, socket_group, tls_dir, identities, state_dir, store, etcd } = self;
+        let Options {
+            listen,
+            socket_group,
+            tls_dir,
+            identities,
+            state_dir,
+            store,
+            max_open_tasks,
+            keep_ended,
+            etcd,
+        } = self;
+        let bounds = Bounds { open_tasks: max_open_tasks, ended_tasks: keep_ended };
         let store = match store {
             StoreKind::Memory => Stores::Memory,
             StoreKind::Redb => Stores::Redb,
@@ -193,7 +216,7 @@ impl Options {
         if !state_dir.is_absolute() {
             return Err(ConfigError::Relative(state_dir));
         }
-        Ok(Config { socket, tcp, identities, socket_gid, state_dir, store })
+        Ok(Config { socket, tcp, identities, socket_gid, state_dir, store, bounds })
     }
 }
 

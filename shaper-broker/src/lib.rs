@@ -9,6 +9,7 @@ pub mod actor;
 pub mod config;
 pub mod enrolment;
 pub mod reactor;
+mod ready;
 pub mod service;
 pub mod session;
 pub mod standing;

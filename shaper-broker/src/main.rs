@@ -68,7 +68,7 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 fn serve(options: Options) -> Result<(), Error> {
     let config = options.check()?;
     let _lock = config.lock_state()?;
-    let (handle, seat) = actor::prepare();
+    let (handle, seat) = actor::prepare(config.bounds);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let (standing, follower) = watch::channel(Standing::Standby(None));
     let mut reign = Reign::default();

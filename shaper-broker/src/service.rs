@@ -1,4 +1,7 @@
-//! The gRPC service for clients: checks what comes in, asks the broker, answers.
+//! The gRPC service for clients: checks what comes in, asks the broker, answers. Streams have modules of their own.
+
+mod submit;
+mod watch;
 
 use std::{pin::Pin, sync::Arc};
 
@@ -15,13 +18,12 @@ use shaper_proto::{
     peer::Caller,
     v1::{self, broker_server::Broker},
 };
-use tokio::sync::{broadcast, mpsc};
-use tokio_stream::{Stream, wrappers::ReceiverStream};
-use tonic::{Request, Response, Status};
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     actor::{ActorError, Handle, View},
-    reactor::{Answer, Event, Refusal, Task, query, state::PolicyRow},
+    reactor::{Answer, Event, Refusal, State, Task, query, state::PolicyRow},
     wire,
 };
 
@@ -42,7 +44,7 @@ impl BrokerService {
 
     async fn task(&self, event: Event) -> Result<Response<v1::ClusterTask>, Status> {
         match self.ask(event).await? {
-            Answer::Task(task) => Ok(Response::new(wire::cluster_task(&task))),
+            Answer::Task(epoch, task) => Ok(Response::new(wire::cluster_task(epoch, &task))),
             Answer::Policy(..) => Err(Status::internal("a policy is no answer to this")),
         }
     }
@@ -97,7 +99,7 @@ fn breach(breach: &Breach) -> Status {
 
 /// Whether a task, which is of the caller's user, is in a namespace of its identity.
 fn covers(grant: Option<&Arc<Grant>>, task: &Task) -> bool {
-    grant.is_none_or(|grant| grant.covers(&task.spec.namespace).is_ok())
+    grant.is_none_or(|grant| grant.covers(&task.spec().namespace).is_ok())
 }
 
 fn task_id(text: &str) -> Result<TaskId, Status> {
@@ -119,13 +121,26 @@ impl Broker for BrokerService {
         self.task(Event::Submit { caller, spec }).await
     }
 
+    type SubmitTasksStream = Pin<Box<dyn Stream<Item = Result<v1::SubmitTasksResponse, Status>> + Send>>;
+
+    async fn submit_tasks(
+        &self,
+        request: Request<Streaming<v1::SubmitTasksRequest>>,
+    ) -> Result<Response<Self::SubmitTasksStream>, Status> {
+        let (caller, grant) = (caller(&request)?, grant(&request)?);
+        let stream = submit::outcomes(self.broker.clone(), caller, grant, request.into_inner());
+        Ok(Response::new(Box::pin(stream)))
+    }
+
     async fn get_cluster_task(
         &self,
         request: Request<v1::GetClusterTaskRequest>,
     ) -> Result<Response<v1::ClusterTask>, Status> {
         let (caller, grant) = (caller(&request)?, grant(&request)?);
         let id = task_id(&request.get_ref().task_id)?;
-        let task = move |view: &View<'_>| own(view, &caller, grant.as_ref(), &id).map(wire::cluster_task);
+        let task = move |view: &View<'_>| {
+            own(view, &caller, grant.as_ref(), &id).map(|task| wire::cluster_task(view.state.epoch, task))
+        };
         Ok(Response::new(self.read(task).await?))
     }
 
@@ -135,9 +150,12 @@ impl Broker for BrokerService {
     ) -> Result<Response<v1::ListClusterTasksResponse>, Status> {
         let (caller, grant) = (caller(&request)?, grant(&request)?);
         let list = move |view: &View<'_>| {
-            let tasks = query::tasks(view.state, &caller).filter(|task| covers(grant.as_ref(), task));
-            let tasks = tasks.map(wire::cluster_task).collect();
-            Ok(v1::ListClusterTasksResponse { tasks, revision: view.state.revision })
+            let mut tasks: Vec<_> =
+                query::tasks(view.state, &caller).filter(|task| covers(grant.as_ref(), task)).collect();
+            tasks.sort_unstable_by_key(|task| task.id());
+            let State { epoch, revision, .. } = *view.state;
+            let tasks = tasks.into_iter().map(|task| wire::cluster_task(epoch, task)).collect();
+            Ok(v1::ListClusterTasksResponse { tasks, revision, epoch })
         };
         Ok(Response::new(self.read(list).await?))
     }
@@ -153,23 +171,9 @@ impl Broker for BrokerService {
             "" => None,
             id => Some(task_id(id)?),
         };
-        let begin = {
-            let (caller, grant, id) = (caller.clone(), grant.clone(), id.clone());
-            move |view: &View<'_>| {
-                let tasks: Vec<_> = match &id {
-                    Some(id) => vec![Arc::new(own(view, &caller, grant.as_ref(), id)?.clone())],
-                    None => query::tasks(view.state, &caller)
-                        .filter(|task| covers(grant.as_ref(), task))
-                        .map(|task| Arc::new(task.clone()))
-                        .collect(),
-                };
-                Ok((tasks, view.changes()))
-            }
-        };
-        let (tasks, changes) = self.read(begin).await?;
-        let (answers, stream) = mpsc::channel(16);
-        tokio::spawn(watch(Watcher { caller, grant, id }, tasks, changes, answers));
-        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+        let from = request.into_inner().from;
+        let watcher = watch::Watcher { caller, grant, id };
+        Ok(Response::new(Box::pin(watcher.begin(&self.broker, from).await?)))
     }
 
     async fn cancel_cluster_task(
@@ -224,7 +228,7 @@ impl Broker for BrokerService {
             Answer::Policy(policy, revision) => {
                 Ok(Response::new(v1::PolicyStatus { policy: Some((*policy).into()), revision }))
             }
-            Answer::Task(_) => Err(Status::internal("a task is no answer to this")),
+            Answer::Task(..) => Err(Status::internal("a task is no answer to this")),
         }
     }
 
@@ -276,49 +280,4 @@ fn own<'a>(
 ) -> Result<&'a Task, Refusal> {
     let task = &query::task(view.state, caller, id)?.task;
     if covers(grant, task) { Ok(task) } else { Err(Refusal::NoSuchTask(id.clone())) }
-}
-
-/// Who watches, and which task: any, if none is named.
-struct Watcher {
-    caller: Credentials,
-    grant: Option<Arc<Grant>>,
-    id: Option<TaskId>,
-}
-
-/// Sends the tasks as they are, and then every change that the caller may see.
-async fn watch(
-    watcher: Watcher,
-    tasks: Vec<Arc<Task>>,
-    mut changes: broadcast::Receiver<Arc<Task>>,
-    answers: mpsc::Sender<Result<v1::ClusterTask, Status>>,
-) {
-    for task in tasks {
-        if answers.send(Ok(wire::cluster_task(&task))).await.is_err() {
-            return;
-        }
-    }
-    loop {
-        let change = tokio::select! {
-            change = changes.recv() => change,
-            () = answers.closed() => return,
-        };
-        let answer = match change {
-            Ok(task) => {
-                let is_wanted = watcher.id.as_ref().is_none_or(|id| task.id() == id);
-                let is_theirs = query::may_see(&watcher.caller, &task.owner);
-                if !is_wanted || !is_theirs || !covers(watcher.grant.as_ref(), &task) {
-                    continue;
-                }
-                Ok(wire::cluster_task(&task))
-            }
-            Err(broadcast::error::RecvError::Lagged(missed)) => Err(Status::out_of_range(format!(
-                "{missed} changes were missed; list the tasks and watch again"
-            ))),
-            Err(broadcast::error::RecvError::Closed) => Err(unavailable(ActorError::Stopped)),
-        };
-        let is_last = answer.is_err();
-        if answers.send(answer).await.is_err() || is_last {
-            return;
-        }
-    }
 }

@@ -11,12 +11,16 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::{
     actor::{Handle, OUTBOX, ToAgent},
     reactor::{Event, SessionId},
+    ready,
     service::{self, unavailable},
     wire,
 };
 
 /// How long an agent may take to say who it is.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Messages of an agent that are passed on at a time.
+const AT_A_TIME: usize = 256;
 
 /// The service.
 pub struct SessionService {
@@ -77,27 +81,33 @@ async fn listen(
     outbox: mpsc::WeakSender<ToAgent>,
 ) {
     let reason = loop {
-        let message = match messages.message().await {
-            Ok(Some(message)) => message,
-            Ok(None) => break "it closed the session".to_owned(),
-            Err(status) => break status.message().to_owned(),
-        };
-        match wire::event(session, message) {
-            Ok(event) => {
-                if broker.tell(event).await.is_err() {
-                    return;
+        let some = ready::some(&mut messages, AT_A_TIME).await;
+        let mut end = some.is_empty().then(|| "it closed the session".to_owned());
+        let mut events = Vec::with_capacity(some.len());
+        for message in some {
+            match message.map(|message| wire::event(session, message)) {
+                Ok(Ok(event)) => events.push(event),
+                Ok(Err(error)) => {
+                    if let Some(outbox) = outbox.upgrade() {
+                        // It is told why, if it still listens.
+                        let _ = outbox.try_send(ToAgent::Close(error.to_string()));
+                    }
+                    end = Some(format!("it sent what is no message: {error}"));
                 }
+                Err(status) => end = Some(status.message().to_owned()),
             }
-            Err(error) => {
-                if let Some(outbox) = outbox.upgrade() {
-                    // It is told why, if it still listens.
-                    let _ = outbox.try_send(ToAgent::Close(error.to_string()));
-                }
-                break format!("it sent what is no message: {error}");
+            if end.is_some() {
+                break;
             }
+        }
+        if !events.is_empty() && broker.tell(events).await.is_err() {
+            return;
+        }
+        if let Some(reason) = end {
+            break reason;
         }
     };
     tracing::info!(node, session = session.0, reason, "an agent is gone");
     // A broker that has stopped needs no telling.
-    let _ = broker.tell(Event::AgentGone { session }).await;
+    let _ = broker.tell(vec![Event::AgentGone { session }]).await;
 }

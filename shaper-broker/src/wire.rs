@@ -15,13 +15,13 @@ use crate::{
     actor::ToAgent,
     reactor::{
         Directive, DirectiveKind, DirectiveOutcome, DirectiveResult, Event, Hello, NodeTask, Phase,
-        SessionId, Task,
+        SessionId, Submission, Task,
         state::{Node, PolicyRow},
     },
 };
 
-/// A task as clients see it.
-pub fn cluster_task(task: &Task) -> v1::ClusterTask {
+/// A task as clients see it, in an epoch.
+pub fn cluster_task(epoch: u64, task: &Task) -> v1::ClusterTask {
     use v1::cluster_task::{Pending, Phase as Wire};
     let phase = match &task.phase {
         Phase::Pending { reason, .. } => Some(Wire::Pending(Pending { reason: reason.clone() })),
@@ -33,15 +33,16 @@ pub fn cluster_task(task: &Task) -> v1::ClusterTask {
         Phase::Cancelled => Some(Wire::Cancelled(true)),
     };
     v1::ClusterTask {
-        spec: Some(task.spec.clone().into()),
-        owner: Some(task.owner.clone().into()),
+        spec: Some(task.spec().clone().into()),
+        owner: Some(task.owner().clone().into()),
         attempt: task.attempt,
         phase,
-        submitted_unix_nanos: task.submitted_at,
+        submitted_unix_nanos: task.submission.submitted_at,
         revision: task.revision,
-        on_node: task.on_node.clone().map(Into::into),
+        on_node: task.on_node.as_deref().cloned().map(Into::into),
         cancel_requested: task.cancel.is_some() || task.phase == Phase::Cancelled,
         node: task.node.clone().unwrap_or_default(),
+        epoch,
     }
 }
 
@@ -82,8 +83,9 @@ fn directive(directive: Directive) -> v1::Directive {
     use v1::directive::Kind;
     let Directive { execution, generation, epoch, kind } = directive;
     let kind = match kind {
-        DirectiveKind::Start { spec, owner } => {
-            Kind::Start(v1::Start { spec: Some((*spec).into()), owner: Some(owner.into()) })
+        DirectiveKind::Start(submission) => {
+            let Submission { spec, owner, .. } = &*submission;
+            Kind::Start(v1::Start { spec: Some(spec.clone().into()), owner: Some(owner.clone().into()) })
         }
         DirectiveKind::Stop { grace_millis, reason } => Kind::Stop(v1::Stop { grace_millis, reason }),
         DirectiveKind::Forget => Kind::Forget(true),

@@ -124,6 +124,7 @@ impl TryFrom<v1::ClusterTask> for ClusterTask {
             on_node,
             cancel_requested,
             node,
+            epoch: _,
         } = wire;
         let v1::Credentials { uid, gid, groups: _ } = owner.ok_or(WireError::Missing("owner"))?;
         let phase = match phase.ok_or(WireError::Missing("phase"))? {

@@ -1,9 +1,9 @@
 //! Identifiers. A [`TaskId`] becomes part of paths, cgroup names and log lines, so what it may
 //! contain is decided once, here.
 
-use std::{fmt, num::NonZeroU32, str::FromStr};
+use std::{fmt, num::NonZeroU32, str::FromStr, sync::Arc};
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Why a name was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -13,10 +13,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 )]
 pub struct InvalidTaskId(String);
 
-/// Name of a task, unique on a node. At most 63 characters, safe as one component of a path.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct TaskId(String);
+/// Name of a task, unique on a node. At most 63 characters, safe as one component of a path. A clone shares the text.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(try_from = "String")]
+pub struct TaskId(Arc<str>);
 
 impl TaskId {
     /// The name as text.
@@ -34,7 +34,7 @@ impl FromStr for TaskId {
         let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
         let valid = bytes.len() <= 63 && edge(bytes.first()) && edge(bytes.last()) && bytes.iter().all(inner);
         if valid {
-            Ok(TaskId(name.to_owned()))
+            Ok(TaskId(name.into()))
         } else {
             let mut shown: String = name.chars().take(64).flat_map(char::escape_default).collect();
             if shown.len() < name.len() {
@@ -55,7 +55,13 @@ impl TryFrom<String> for TaskId {
 
 impl From<TaskId> for String {
     fn from(id: TaskId) -> String {
-        id.0
+        id.as_str().to_owned()
+    }
+}
+
+impl Serialize for TaskId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
     }
 }
 

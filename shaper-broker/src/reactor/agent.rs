@@ -1,6 +1,6 @@
 //! What agents say, and what they are told.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use shaper_core::{
     id::{ExecutionId, TaskId},
@@ -9,8 +9,8 @@ use shaper_core::{
 };
 
 use super::{
-    Directive, DirectiveKind, DirectiveOutcome, DirectiveResult, Effect, Hello, NodeTask, Phase, SessionId,
-    Turn,
+    Directive, DirectiveKind, DirectiveOutcome, DirectiveResult, Effect, Hello, NodeTask, Phase, Row,
+    SessionId, Turn,
     history::{History, Sample},
     state::{Node, NodeRow, Setback, TaskRow},
 };
@@ -40,7 +40,7 @@ impl Turn<'_> {
                 self.state.epoch
             )));
             self.state.epoch = highest_epoch.saturating_add(1);
-            self.epoch = true;
+            self.rows.push(Row::Epoch);
         }
         let same_boot = self.state.nodes.get(&name).is_none_or(|node| node.row.boot_id == boot_id);
         self.register(
@@ -53,19 +53,20 @@ impl Turn<'_> {
         self.effects.push(policies);
 
         let mut has = BTreeSet::new();
+        let known: BTreeSet<_> = inventory.iter().map(|report| report.status.task_id.clone()).collect();
         for report in inventory {
             has.insert(report.status.execution());
             self.take(session, &name, report);
         }
         let assigned = self.state.nodes.get(&name).map(|node| node.tasks.clone()).unwrap_or_default();
         for id in assigned {
-            let Some(TaskRow { task, .. }) = self.state.tasks.get(&id) else { continue };
+            let Some(TaskRow { task, .. }) = self.state.tasks.get(&id).map(Box::as_ref) else { continue };
             if task.lost
                 && let Some(row) = self.change(&id)
             {
                 row.task.lost = false;
             }
-            let Some(TaskRow { task, .. }) = self.state.tasks.get(&id) else { continue };
+            let Some(TaskRow { task, .. }) = self.state.tasks.get(&id).map(Box::as_ref) else { continue };
             match (has.contains(&task.execution()), task.acknowledged, task.cancel) {
                 (true, _, None) => {}
                 (true, _, Some(_)) => self.direct_stop(&id),
@@ -75,6 +76,10 @@ impl Turn<'_> {
                 (false, true, _) => self.vanished(&id, &name, same_boot),
             }
         }
+        let held = self.state.nodes.get(&name).map(|node| node.holds.clone()).unwrap_or_default();
+        for id in held.difference(&known) {
+            self.let_go(id, &name);
+        }
         // A node is here that was not.
         self.look_at_all = true;
     }
@@ -82,26 +87,41 @@ impl Turn<'_> {
     /// The node and its session; a session that it had is closed.
     fn register(&mut self, session: SessionId, name: &str, row: NodeRow) {
         let order = self.state.registered.len() as u64;
-        let known = self.state.nodes.get(name).map(|node| node.row.order);
-        let row = NodeRow { order: known.unwrap_or(order), ..row };
+        let known = self.state.nodes.get(name).map(|node| &node.row);
+        let row = NodeRow { order: known.map_or(order, |row| row.order), ..row };
+        if known != Some(&row) {
+            self.rows.push(Row::Node(name.to_owned()));
+        }
+        let has_changed = known.is_some_and(|known| known.capacity != row.capacity);
         if known.is_none() {
             self.state.registered.push(name.to_owned());
+            self.state.places.add(&row);
         }
         let node = self.state.nodes.entry(name.to_owned()).or_insert_with(|| Node::new(row.clone()));
-        if known.is_none() || node.row != row {
-            node.row = row;
-            self.nodes.insert(name.to_owned());
-        }
+        node.row = row;
+        self.state.places.open(&node.row, true);
         if let Some(old) = node.session.replace(session) {
             self.state.sessions.remove(&old);
             self.effects.push(Effect::Close(old, format!("the agent of {name} has connected again")));
         }
         self.state.sessions.insert(session, name.to_owned());
+        if has_changed {
+            self.state.find_places();
+        }
+    }
+
+    /// A node knows no attempt of the task any more.
+    fn let_go(&mut self, id: &TaskId, node: &str) {
+        if self.state.let_go(id, node)
+            && let Some(row) = self.state.tasks.get(id)
+        {
+            self.rows.push(Row::Run { sequence: row.task.sequence(), task: id.clone() });
+        }
     }
 
     /// An attempt that its node knew, and knows no more.
     fn vanished(&mut self, id: &TaskId, node: &str, same_boot: bool) {
-        let Some(TaskRow { task, .. }) = self.state.tasks.get(id) else { return };
+        let Some(TaskRow { task, .. }) = self.state.tasks.get(id).map(Box::as_ref) else { return };
         let attempt = task.attempt;
         if task.cancel.is_some() {
             self.cancelled(id);
@@ -133,6 +153,7 @@ impl Turn<'_> {
         };
         node.session = None;
         node.cpu_utilisation_permille = 0;
+        self.state.places.open(&node.row, false);
         for id in node.tasks.clone() {
             if self.state.tasks.get(&id).is_none_or(|row| row.task.lost) {
                 continue;
@@ -153,7 +174,7 @@ impl Turn<'_> {
         match outcome {
             DirectiveOutcome::Settled(report) => self.take(session, &node, *report),
             DirectiveOutcome::Accepted if current => self.acknowledge(&execution.task),
-            DirectiveOutcome::Accepted => {}
+            DirectiveOutcome::Accepted => self.forgotten(&node, &execution, generation),
             DirectiveOutcome::Refused(why) => {
                 let task = self.state.tasks.get(&execution.task).map(|row| &row.task);
                 let never_began = task.is_some_and(|task| {
@@ -172,6 +193,15 @@ impl Turn<'_> {
         }
     }
 
+    /// An agent has forgotten an attempt that is over; unless it speaks of how that began.
+    fn forgotten(&mut self, node: &str, execution: &ExecutionId, generation: u64) {
+        let row = self.state.tasks.get(&execution.task);
+        let holder = row.and_then(|row| row.task.holders.iter().find(|holder| holder.node == node));
+        if holder.is_some_and(|it| it.attempt == execution.attempt && it.start_generation < generation) {
+            self.let_go(&execution.task, node);
+        }
+    }
+
     fn refused(&mut self, id: &TaskId, node: &str, why: &str) {
         self.decide(id, DecisionKind::Refused, format!("{node} refused to start it: {why}"), Vec::new());
         if self.state.tasks.get(id).is_some_and(|row| row.task.cancel.is_some()) {
@@ -183,12 +213,14 @@ impl Turn<'_> {
                 ExitStatus::NotStarted { stage: "refused".to_owned(), error: why.to_owned(), code: 126 };
             self.end(id, status, self.now);
         }
+        // It has never known it.
+        self.let_go(id, node);
     }
 
     /// Uses up one of the task's retries, if it has one.
     fn use_retry(&mut self, id: &TaskId) -> bool {
         let Some(TaskRow { task, .. }) = self.change(id) else { return false };
-        let has = task.retries_used < task.spec.retries;
+        let has = task.retries_used < task.submission.spec.retries;
         task.retries_used += u32::from(has);
         has
     }
@@ -222,7 +254,7 @@ impl Turn<'_> {
     }
 
     fn standing(&self, node: &str, execution: &ExecutionId) -> Standing {
-        let Some(TaskRow { task, .. }) = self.state.tasks.get(&execution.task) else {
+        let Some(TaskRow { task, .. }) = self.state.tasks.get(&execution.task).map(Box::as_ref) else {
             return Standing::Unknown;
         };
         if execution.attempt < task.attempt {
@@ -271,18 +303,22 @@ impl Turn<'_> {
         }
     }
 
-    fn update(&mut self, id: &TaskId, status: TaskStatus) {
+    fn update(&mut self, id: &TaskId, mut status: TaskStatus) {
         self.acknowledge(id);
         let phase = status.phase.clone();
-        let Some(TaskRow { task, .. }) = self.state.tasks.get(id) else { return };
+        let Some(TaskRow { task, .. }) = self.state.tasks.get(id).map(Box::as_ref) else { return };
         let starts = match &task.phase {
             Phase::Starting { node } => Some(node.clone()),
             _ => None,
         };
-        if task.on_node.as_ref() != Some(&status)
-            && let Some(row) = self.change(id)
-        {
-            row.task.on_node = Some(status);
+        let before = task.on_node.as_deref();
+        if before != Some(&status) {
+            // What it has used is not news for those who watch, and is told anew after each loss of a session.
+            let is_news = !before.is_some_and(|before| differs_in_usage_only(before, &mut status));
+            let row = if is_news { self.change(id) } else { self.state.tasks.get_mut(id).map(Box::as_mut) };
+            if let Some(row) = row {
+                row.task.on_node = Some(Arc::new(status));
+            }
         }
         match (phase, starts) {
             (RunPhase::Running, Some(node)) => self.move_to(id, Phase::Running { node }),
@@ -293,7 +329,7 @@ impl Turn<'_> {
 
     /// The node says that the latest attempt is over.
     fn attempt_ended(&mut self, id: &TaskId, status: ExitStatus, at: UnixNanos) {
-        let Some(TaskRow { task, .. }) = self.state.tasks.get(id) else { return };
+        let Some(TaskRow { task, .. }) = self.state.tasks.get(id).map(Box::as_ref) else { return };
         let execution = task.execution();
         let session =
             task.phase.node().and_then(|node| self.state.nodes.get(node)).and_then(|node| node.session);
@@ -345,13 +381,14 @@ impl Turn<'_> {
 
     /// Adds what it used to the history of its name.
     fn record(&mut self, id: &TaskId, at: UnixNanos) {
-        let Some(TaskRow { task, .. }) = self.state.tasks.get(id) else { return };
+        let Some(TaskRow { task, .. }) = self.state.tasks.get(id).map(Box::as_ref) else { return };
         let Some(status) = &task.on_node else { return };
-        let key = (task.spec.namespace.clone(), task.spec.name.clone());
+        let spec = task.spec();
+        let key = (spec.namespace.clone(), spec.name.clone());
         let empty = || History::new(key.0.clone(), key.1.clone(), *task.demand());
         let history = self.state.histories.entry(key.clone()).or_insert_with(empty);
-        history.add(Sample::of(status, at), *task.demand(), task.owner.uid);
-        self.histories.insert(key);
+        history.add(Sample::of(status, at), *task.demand(), task.owner().uid);
+        self.rows.push(Row::History(key.0, key.1));
     }
 
     fn direct(&mut self, session: SessionId, execution: ExecutionId, kind: DirectiveKind) {
@@ -362,7 +399,7 @@ impl Turn<'_> {
 
     /// A directive about the latest attempt, if its node is connected; else it is due when the node is back.
     fn direct_assigned(&mut self, id: &TaskId, kind: DirectiveKind) {
-        let Some(TaskRow { task, .. }) = self.state.tasks.get(id) else { return };
+        let Some(TaskRow { task, .. }) = self.state.tasks.get(id).map(Box::as_ref) else { return };
         let node = task.phase.node().and_then(|node| self.state.nodes.get(node));
         if let Some(session) = node.and_then(|node| node.session) {
             self.direct(session, task.execution(), kind);
@@ -370,8 +407,8 @@ impl Turn<'_> {
     }
 
     pub(super) fn direct_start(&mut self, id: &TaskId) {
-        let Some(TaskRow { task, .. }) = self.state.tasks.get(id) else { return };
-        let start = DirectiveKind::Start { spec: Box::new(task.spec.clone()), owner: task.owner.clone() };
+        let Some(TaskRow { task, .. }) = self.state.tasks.get(id).map(Box::as_ref) else { return };
+        let start = DirectiveKind::Start(task.submission.clone());
         self.direct_assigned(id, start);
     }
 
@@ -381,4 +418,12 @@ impl Turn<'_> {
             DirectiveKind::Stop { grace_millis: cancel.grace_millis, reason: "it was cancelled".to_owned() };
         self.direct_assigned(id, stop);
     }
+}
+
+/// Whether two reports of a running task say the same but for what it has used.
+fn differs_in_usage_only(before: &TaskStatus, after: &mut TaskStatus) -> bool {
+    let usage = std::mem::replace(&mut after.usage, before.usage);
+    let is_same = after.phase == RunPhase::Running && before == after;
+    after.usage = usage;
+    is_same
 }

@@ -1,18 +1,18 @@
 //! What clients ask for: tasks, their end, policies.
 
+use std::sync::Arc;
+
 use shaper_core::{
     id::TaskId,
     spec::{Credentials, DecisionKind, Policy, TaskSpec},
 };
 
 use super::{
-    Denied, Effect, Invalid, Phase, Refusal, Reply, Taken, Turn,
+    Denied, Effect, Invalid, Phase, Refusal, Reply, Row, Taken, Turn,
     query::{self, is_operator},
-    state::{Cancel, PolicyRow, Task, TaskRow},
+    state::{Cancel, PolicyRow, Submission, Task, TaskRow},
 };
 
-/// Tasks that are not over.
-pub(super) const MAX_OPEN_TASKS: usize = 10_000;
 const MAX_POLICIES: usize = 1_000;
 /// Of a user other than root.
 const MAX_POLICIES_EACH: usize = 50;
@@ -30,22 +30,25 @@ impl Turn<'_> {
         if !may_run_as(&caller, &spec) {
             return Err(Refusal::Denied(Denied::RunAs));
         }
-        if let Some(TaskRow { task, .. }) = self.state.tasks.get(&id) {
-            return match (task.owner.uid == caller.uid, task.spec == spec) {
+        if let Some(row) = self.state.tasks.get(&id) {
+            let Submission { spec: before, owner, .. } = &*row.task.submission;
+            return match (owner.uid == caller.uid, *before == spec) {
                 (true, true) => Ok(()),
                 (true, false) => Err(Refusal::Exists(id, Taken::OtherSpec)),
                 (false, _) => Err(Refusal::Exists(id, Taken::OtherUser)),
             };
         }
-        if self.state.open_tasks() >= MAX_OPEN_TASKS {
-            let remedy = "wait until some have ended";
-            return Err(Refusal::Full { what: "unfinished tasks", limit: MAX_OPEN_TASKS, remedy });
+        let limit = self.state.bounds.open_tasks;
+        if self.state.open_tasks() >= limit {
+            return Err(Refusal::Full {
+                what: "unfinished tasks",
+                limit,
+                remedy: "wait until some have ended",
+            });
         }
+        let sequence = self.state.next_sequence;
         let task = Task {
-            spec,
-            owner: caller,
-            submitted_at: self.now,
-            sequence: self.state.next_sequence,
+            submission: Arc::new(Submission { spec, owner: caller, submitted_at: self.now, sequence }),
             phase: Phase::Pending { reason: String::new(), scale_out_asked: false },
             attempt: 0,
             node: None,
@@ -59,11 +62,13 @@ impl Turn<'_> {
             setbacks: 0,
             avoid: Vec::new(),
             on_node: None,
+            holders: Vec::new(),
             revision: 0,
         };
         self.state.next_sequence += 1;
+        self.rows.push(Row::Submission { sequence, task: id.clone() });
         let phase = task.phase.clone();
-        self.state.tasks.insert(id.clone(), TaskRow { task, decisions: Default::default() });
+        self.state.tasks.insert(id.clone(), Box::new(TaskRow { task, decisions: Default::default() }));
         self.move_to(&id, phase);
         Ok(())
     }
@@ -147,7 +152,7 @@ impl Turn<'_> {
         self.state.policies_revision += 1;
         let row = PolicyRow { policy, uid: caller.uid, revision: self.state.policies_revision };
         self.state.policies.insert(name.clone(), row);
-        self.policies.insert(name);
+        self.rows.push(Row::Policy(name));
         let sessions: Vec<_> = self.state.sessions.keys().copied().collect();
         for session in sessions {
             let policies = self.policies_for(session);

@@ -1,5 +1,5 @@
 //! The broker's decisions, pure: [`on_event`] takes the state, an event and the time, changes the state
-//! and returns the rows that changed and the effects. It reads no clock and does no IO.
+//! and returns which rows changed and the effects. It reads no clock and does no IO.
 //!
 //! Whoever calls it makes the rows durable and only then lets the effects out. A crash between the two
 //! loses effects, never facts: directives are repeated when an agent connects and its inventory lacks
@@ -13,17 +13,19 @@
 mod agent;
 mod client;
 pub mod history;
+mod places;
 pub mod query;
 pub mod rows;
 mod schedule;
 pub mod state;
+mod waiting;
 
 #[cfg(test)]
 mod sim;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use shaper_core::{
     id::{ExecutionId, TaskId},
@@ -32,9 +34,9 @@ use shaper_core::{
 };
 
 pub use self::{
-    rows::RowChange,
+    rows::{Row, RowChange},
     schedule::next_wakeup,
-    state::{Phase, State, Task},
+    state::{Bounds, Phase, State, Submission, Task},
 };
 
 /// A connection of an agent. A later one has a higher number.
@@ -159,13 +161,8 @@ pub struct Directive {
 /// What an agent is to do.
 #[derive(Clone, Debug, PartialEq)]
 pub enum DirectiveKind {
-    /// Run it.
-    Start {
-        /// What.
-        spec: Box<TaskSpec>,
-        /// Whose it is.
-        owner: Credentials,
-    },
+    /// Run what was submitted.
+    Start(Arc<Submission>),
     /// End it.
     Stop {
         /// Between SIGTERM and SIGKILL.
@@ -213,7 +210,7 @@ pub enum Effect {
     /// End a session.
     Close(SessionId, String),
     /// To whom it may concern: a task changed, and is now so.
-    Changed(Box<Task>),
+    Changed(Arc<Task>),
     /// More nodes are needed.
     ScaleOut {
         /// For which task.
@@ -228,8 +225,8 @@ pub enum Effect {
 /// What a client gets.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
-    /// The task as it is now.
-    Task(Box<Task>),
+    /// The task as it is now, in this epoch.
+    Task(u64, Arc<Task>),
     /// The policy, and since which revision of the set it holds.
     Policy(Box<Policy>, u64),
 }
@@ -322,11 +319,11 @@ pub enum Invalid {
     },
 }
 
-/// What an event led to. The changes are to be durable before any of the effects happens.
+/// What an event led to. The rows are to be durable, as the state has them now or later, before any of the effects happens.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outcome {
-    /// Rows.
-    pub changes: Vec<RowChange>,
+    /// Rows that changed ([`State::row`]).
+    pub rows: Vec<Row>,
     /// The rest.
     pub effects: Vec<Effect>,
 }
@@ -357,7 +354,7 @@ pub fn on_event(state: &mut State, event: Event, now: UnixNanos) -> Outcome {
 /// A new broker on the rows of an old one: a higher epoch, to be durable before anything else happens.
 pub fn begin(state: &mut State) -> Outcome {
     state.epoch += 1;
-    Outcome { changes: vec![rows::epoch(state.epoch)], effects: Vec::new() }
+    Outcome { rows: vec![Row::Epoch], effects: Vec::new() }
 }
 
 /// One event at work: what it touched, and what it wants done.
@@ -366,13 +363,14 @@ struct Turn<'a> {
     now: UnixNanos,
     effects: Vec<Effect>,
     answer: Option<Result<Reply, Refusal>>,
+    /// Tasks of which something changed that clients see.
     tasks: BTreeSet<TaskId>,
-    nodes: BTreeSet<String>,
-    policies: BTreeSet<String>,
-    histories: BTreeSet<(String, String)>,
-    epoch: bool,
-    /// Every waiting task is to be looked at: something is free that was not, or a node came or went.
+    /// Rows other than those of `tasks`.
+    rows: Vec<Row>,
+    /// Every waiting task is to be looked at: a node came or went.
     look_at_all: bool,
+    /// Nodes where something was given back.
+    freed: BTreeSet<String>,
     /// Tasks that began to wait.
     began_to_wait: BTreeSet<TaskId>,
 }
@@ -391,11 +389,9 @@ impl Turn<'_> {
             effects: Vec::new(),
             answer: None,
             tasks: BTreeSet::new(),
-            nodes: BTreeSet::new(),
-            policies: BTreeSet::new(),
-            histories: BTreeSet::new(),
-            epoch: false,
+            rows: Vec::new(),
             look_at_all: false,
+            freed: BTreeSet::new(),
             began_to_wait: BTreeSet::new(),
         }
     }
@@ -404,7 +400,7 @@ impl Turn<'_> {
     fn change(&mut self, id: &TaskId) -> Option<&mut state::TaskRow> {
         let row = self.state.tasks.get_mut(id)?;
         self.tasks.insert(id.clone());
-        Some(row)
+        Some(row.as_mut())
     }
 
     /// Moves a task to another phase. The only way in which a phase changes.
@@ -412,9 +408,10 @@ impl Turn<'_> {
         let now_waits = matches!(phase, Phase::Pending { .. });
         self.state.leave(id);
         let Some(row) = self.change(id) else { return };
-        let frees = row.task.phase.node().is_some() && phase.node().is_none();
-        row.task.phase = phase;
-        self.look_at_all |= frees;
+        let before = std::mem::replace(&mut row.task.phase, phase);
+        if let (Phase::Starting { node } | Phase::Running { node }, None) = (before, row.task.phase.node()) {
+            self.freed.insert(node);
+        }
         let entered = self.state.enter(id);
         debug_assert!(entered, "task `{id}` was placed on a node that is not there");
         if now_waits {
@@ -436,32 +433,22 @@ impl Turn<'_> {
     }
 
     /// The rows of all that was touched, and the effects.
-    fn finish(mut self) -> Outcome {
-        let state = self.state;
-        let mut changes = Vec::new();
-        if self.epoch {
-            changes.push(rows::epoch(state.epoch));
-        }
-        for node in self.nodes.iter().filter_map(|name| state.nodes.get(name)) {
-            changes.push(rows::node(&node.row));
-        }
-        for id in &self.tasks {
-            if let Some(row) = state.tasks.get_mut(id) {
+    fn finish(self) -> Outcome {
+        let Turn { state, mut effects, answer, tasks, mut rows, .. } = self;
+        for id in tasks {
+            if let Some(row) = state.tasks.get_mut(&id) {
                 state.revision += 1;
                 row.task.revision = state.revision;
-                changes.push(rows::task(row));
-                self.effects.push(Effect::Changed(Box::new(row.task.clone())));
+                rows.push(Row::Run { sequence: row.task.sequence(), task: id });
+                effects.push(Effect::Changed(Arc::new(row.task.clone())));
             }
         }
-        for policy in self.policies.iter().filter_map(|name| state.policies.get(name)) {
-            changes.push(rows::policy(policy));
-        }
-        for history in self.histories.iter().filter_map(|key| state.histories.get(key)) {
-            changes.push(rows::history(history));
-        }
-        let answer = self.answer.map(|reply| {
+        let answer = answer.map(|reply| {
             reply.map(|reply| match reply {
-                Reply::Task(id) => state.tasks.get(&id).map(|row| Answer::Task(Box::new(row.task.clone()))),
+                Reply::Task(id) => {
+                    let row = state.tasks.get(&id);
+                    row.map(|row| Answer::Task(state.epoch, Arc::new(row.task.clone())))
+                }
                 Reply::Policy(name) => state
                     .policies
                     .get(&name)
@@ -469,10 +456,15 @@ impl Turn<'_> {
             })
         });
         match answer {
-            Some(Ok(Some(answer))) => self.effects.push(Effect::Answer(Ok(answer))),
-            Some(Err(refusal)) => self.effects.push(Effect::Answer(Err(refusal))),
+            Some(Ok(Some(answer))) => effects.push(Effect::Answer(Ok(answer))),
+            Some(Err(refusal)) => effects.push(Effect::Answer(Err(refusal))),
             Some(Ok(None)) | None => {}
         }
-        Outcome { changes, effects: self.effects }
+        while let Some(forgotten) = state.forget_one() {
+            let (task, sequence) = (forgotten.task.id(), forgotten.task.sequence());
+            rows.push(Row::Submission { sequence, task: task.clone() });
+            rows.push(Row::Run { sequence, task: task.clone() });
+        }
+        Outcome { rows, effects }
     }
 }

@@ -7,7 +7,11 @@ use shaper_core::{
     task::UnixNanos,
 };
 
-use super::{Phase, Refusal, State, Task, history::Measured, state::TaskRow};
+use super::{
+    Phase, Refusal, State, Task,
+    history::Measured,
+    state::{Node, TaskRow, VERDICTS},
+};
 
 /// uid 0.
 pub fn is_operator(caller: &Credentials) -> bool {
@@ -21,13 +25,13 @@ pub fn may_see(caller: &Credentials, owner: &Credentials) -> bool {
 
 /// One task.
 pub fn task<'a>(state: &'a State, caller: &Credentials, id: &TaskId) -> Result<&'a TaskRow, Refusal> {
-    let row = state.tasks.get(id).filter(|row| may_see(caller, &row.task.owner));
-    row.ok_or_else(|| Refusal::NoSuchTask(id.clone()))
+    let row = state.tasks.get(id).filter(|row| may_see(caller, row.task.owner()));
+    row.map(Box::as_ref).ok_or_else(|| Refusal::NoSuchTask(id.clone()))
 }
 
 /// The caller's tasks.
 pub fn tasks<'a>(state: &'a State, caller: &'a Credentials) -> impl Iterator<Item = &'a Task> {
-    state.tasks.values().map(|row| &row.task).filter(|task| may_see(caller, &task.owner))
+    state.tasks.values().map(|row| &row.task).filter(|task| may_see(caller, task.owner()))
 }
 
 /// The decisions about a task. The latest of a task that waits judges the nodes as they are now.
@@ -47,17 +51,32 @@ pub fn explain(
 }
 
 /// How every connected node stands to a task now.
-pub(super) fn verdicts(state: &State, task: &Task, now: UnixNanos) -> Vec<NodeVerdict> {
-    let judge = |node: Candidate<'_>| {
-        let mut verdict = place::judge(task.demand(), task.priority(), &node);
-        if let Some(avoid) = task.avoid.iter().find(|avoid| avoid.node == node.name && avoid.holds(now)) {
-            let seconds = avoid.until.saturating_sub(now).div_ceil(1_000_000_000);
-            verdict.score = None;
-            verdict.lacking.push(format!("it {}; not again for {seconds} s", avoid.why.done_to_it()));
-        }
-        verdict
-    };
-    state.connected().map(|node| judge(node.candidate())).collect()
+fn verdicts(state: &State, task: &Task, now: UnixNanos) -> Vec<NodeVerdict> {
+    state.connected().map(|node| judge(node, task, now)).collect()
+}
+
+/// The same of a few: the chosen one, and the first.
+pub(super) fn considered(
+    state: &State,
+    task: &Task,
+    chosen: Option<&str>,
+    now: UnixNanos,
+) -> Vec<NodeVerdict> {
+    let chosen = chosen.and_then(|name| state.nodes.get(name));
+    let is_other = |node: &&Node| chosen.is_none_or(|chosen| chosen.row.name != node.row.name);
+    let nodes = chosen.into_iter().chain(state.connected().filter(is_other)).take(VERDICTS);
+    nodes.map(|node| judge(node, task, now)).collect()
+}
+
+fn judge(node: &Node, task: &Task, now: UnixNanos) -> NodeVerdict {
+    let node: Candidate<'_> = node.candidate();
+    let mut verdict = place::judge(task.demand(), task.priority(), &node);
+    if let Some(avoid) = task.avoid.iter().find(|avoid| avoid.node == node.name && avoid.holds(now)) {
+        let seconds = avoid.until.saturating_sub(now).div_ceil(1_000_000_000);
+        verdict.score = None;
+        verdict.lacking.push(format!("it {}; not again for {seconds} s", avoid.why.done_to_it()));
+    }
+    verdict
 }
 
 /// What finished tasks of this name used: for those who ran one.

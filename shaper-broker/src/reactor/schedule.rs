@@ -5,13 +5,14 @@ use std::collections::BTreeSet;
 use shaper_core::{
     id::TaskId,
     place::{self, Candidate},
-    spec::{DecisionKind, NodeVerdict},
+    spec::{DecisionKind, Demand},
     task::UnixNanos,
 };
 
 use super::{
     Effect, Phase, State, Turn, query,
-    state::{Avoid, Node, Place, Setback, Task, TaskRow},
+    state::{Avoid, Node, Setback, TaskRow},
+    waiting::{Lack, Place, place_of},
 };
 
 const SECOND: UnixNanos = 1_000_000_000;
@@ -20,25 +21,25 @@ const MAX_BACKOFF: UnixNanos = 60 * SECOND;
 
 /// When something is to be decided that no event will cause. The shell sends a Tick then.
 pub fn next_wakeup(state: &State) -> Option<UnixNanos> {
-    let waiting = state.backing_off.iter().filter_map(|id| state.tasks.get(id));
+    let waiting = state.waiting.alone().filter_map(|id| state.tasks.get(id));
     waiting.flat_map(|row| &row.task.avoid).map(|avoid| avoid.until).min()
 }
 
 /// Why a task waits. The text has no numbers that change while nothing else does: a task that goes on
 /// waiting for the same reason is not written again.
 enum Waits {
-    NoNodes,
-    NoneCouldEver,
-    NoRoom,
+    For(Lack),
     Backoff(Avoid),
 }
 
 impl Waits {
     fn reason(&self) -> String {
         match self {
-            Waits::NoNodes => "no node is connected".to_owned(),
-            Waits::NoneCouldEver => "no connected node could hold it, even if it were empty".to_owned(),
-            Waits::NoRoom => "no connected node has room for it now".to_owned(),
+            Waits::For(Lack::Nodes) => "no node is connected".to_owned(),
+            Waits::For(Lack::LargeNodes) => {
+                "no connected node could hold it, even if it were empty".to_owned()
+            }
+            Waits::For(Lack::Room) => "no connected node has room for it now".to_owned(),
             Waits::Backoff(Avoid { node, why, since, until }) => format!(
                 "{node} {}, and it does not go back there for {} s; no other node fits",
                 why.done_to_it(),
@@ -49,7 +50,7 @@ impl Waits {
 
     /// Whether more nodes would help: not when it only waits for a backoff to pass.
     fn wants_nodes(&self) -> bool {
-        !matches!(self, Waits::Backoff(_))
+        matches!(self, Waits::For(_))
     }
 }
 
@@ -58,74 +59,145 @@ enum Found {
     None(Waits),
 }
 
-fn best_of(task: &Task, nodes: &[&Node]) -> Option<usize> {
+fn best_of<'a>(demand: &Demand, nodes: impl Iterator<Item = &'a Node>) -> Option<&'a Node> {
+    let nodes: Vec<&Node> = nodes.collect();
     let candidates: Vec<Candidate<'_>> = nodes.iter().map(|node| node.candidate()).collect();
-    place::best(task.demand(), &candidates)
+    nodes.get(place::best(demand, &candidates)?).copied()
 }
 
-fn look(state: &State, task: &Task, now: UnixNanos) -> Found {
-    let avoided = |node: &Node| task.avoid.iter().find(|it| it.node == node.row.name && it.holds(now));
-    let (shunned, open): (Vec<&Node>, Vec<&Node>) =
-        state.connected().partition(|node| avoided(node).is_some());
-    if let Some(node) = best_of(task, &open).and_then(|index| open.get(index)) {
-        return Found::Node(node.row.name.clone());
+fn look(state: &mut State, id: &TaskId, now: UnixNanos) -> Option<Found> {
+    let State { tasks, places, nodes, registered, .. } = state;
+    let task = &tasks.get(id)?.task;
+    let demand = task.demand();
+    let shunned: BTreeSet<usize> = task
+        .avoid
+        .iter()
+        .filter(|avoid| avoid.holds(now))
+        .filter_map(|avoid| nodes.get(&avoid.node))
+        .map(|node| node.row.order as usize)
+        .collect();
+    let best = places.best(demand, |node| !shunned.contains(&node));
+    let best = best.and_then(|number| registered.get(number)).cloned();
+    #[cfg(test)]
+    assert_eq!(best, plain(state, id, &shunned), "the index and the formula disagree about `{id}`");
+    if let Some(node) = best {
+        return Some(Found::Node(node));
     }
-    let would_fit = best_of(task, &shunned).and_then(|index| shunned.get(index));
-    if let Some(avoid) = would_fit.and_then(|node| avoided(node)) {
-        return Found::None(Waits::Backoff(avoid.clone()));
+    let task = &state.tasks.get(id)?.task;
+    let of_shunned = shunned.iter().filter_map(|number| state.nodes.get(state.registered.get(*number)?));
+    let would_fit = best_of(task.demand(), of_shunned.filter(|node| node.session.is_some()));
+    if let Some(node) = would_fit
+        && let Some(avoid) = task.avoid.iter().find(|avoid| avoid.node == node.row.name && avoid.holds(now))
+    {
+        return Some(Found::None(Waits::Backoff(avoid.clone())));
     }
-    let mut connected = state.connected().peekable();
-    Found::None(if connected.peek().is_none() {
-        Waits::NoNodes
-    } else if connected.any(|node| place::could_ever_hold(task.demand(), &node.row.capacity)) {
-        Waits::NoRoom
+    let could_ever = |node: &Node| place::could_ever_hold(task.demand(), &node.row.capacity);
+    Some(Found::None(Waits::For(if state.places.open == 0 {
+        Lack::Nodes
+    } else if state.connected().any(could_ever) {
+        Lack::Room
     } else {
-        Waits::NoneCouldEver
-    })
+        Lack::LargeNodes
+    })))
+}
+
+/// The node that the formula names when every node is looked at.
+#[cfg(test)]
+fn plain(state: &State, id: &TaskId, shunned: &BTreeSet<usize>) -> Option<String> {
+    let nodes = state.connected().filter(|node| !shunned.contains(&(node.row.order as usize)));
+    best_of(state.tasks.get(id)?.task.demand(), nodes).map(|node| node.row.name.clone())
 }
 
 impl Turn<'_> {
     /// Places what can be placed: by priority, then in the order of submission. Looks only at tasks for
     /// which something may have changed.
     pub(super) fn schedule(&mut self) {
+        if self.look_at_all || !self.freed.is_empty() {
+            return self.look_at_lines();
+        }
         let now = self.now;
-        let due: BTreeSet<Place> = if self.look_at_all {
-            self.state.queue.clone()
-        } else {
-            let tasks = &self.state.tasks;
-            let backoff_is_over = |id: &&TaskId| {
-                tasks.get(*id).is_some_and(|row| row.task.avoid.iter().any(|avoid| !avoid.holds(now)))
-            };
-            let over = self.state.backing_off.iter().filter(backoff_is_over);
-            let rows = self.began_to_wait.iter().chain(over).filter_map(|id| tasks.get(id));
-            rows.map(|row| row.task.place_in_queue()).collect()
+        let tasks = &self.state.tasks;
+        let is_over = |id: &&TaskId| {
+            tasks.get(*id).is_some_and(|row| row.task.avoid.iter().any(|avoid| !avoid.holds(now)))
         };
+        let over = self.state.waiting.alone().filter(is_over);
+        let rows = self.began_to_wait.iter().chain(over).filter_map(|id| tasks.get(id));
+        let due: BTreeSet<Place> = rows.map(|row| place_of(&row.task)).collect();
         for (_, _, id) in due {
-            self.place(&id);
+            // Of others in its line it is known that they fit nowhere.
+            let task = self.state.tasks.get(&id).map(|row| &row.task).filter(|task| task.avoid.is_empty());
+            match task.and_then(|task| self.state.waiting.lack(task.demand())) {
+                Some(lack) => self.wait(&id, &Waits::For(lack)),
+                None => drop(self.place(&id)),
+            }
         }
     }
 
-    fn place(&mut self, id: &TaskId) {
+    /// The first of each line that may fit now, and then the next of those that did.
+    fn look_at_lines(&mut self) {
+        let State { waiting, places, nodes, .. } = &*self.state;
+        let fits = |demand: &Demand| {
+            let mut freed = self.freed.iter().filter_map(|name| nodes.get(name));
+            freed.any(|node| places.fits(&node.row, demand))
+        };
+        let mut heads = waiting.heads(|demand, lack| self.look_at_all || lack.is_none() || fits(demand));
+        let newcomers = std::mem::take(&mut self.began_to_wait);
+        while let Some(((_, _, id), line)) = heads.pop_first() {
+            let lack = self.place(&id);
+            let Some(demand) = line else { continue };
+            match lack {
+                Some(lack) => {
+                    for id in self.state.waiting.lacks(&demand, lack) {
+                        self.wait(&id, &Waits::For(lack));
+                    }
+                }
+                None => {
+                    let next = self.state.waiting.first(&demand).filter(|next| next.2 != id).cloned();
+                    heads.extend(next.map(|place| (place, Some(demand))));
+                }
+            }
+        }
+        // Those whose line was not looked at.
+        for id in newcomers {
+            let waits =
+                self.state.tasks.get(&id).filter(|row| matches!(row.task.phase, Phase::Pending { .. }));
+            let lack = waits.and_then(|row| self.state.waiting.lack(row.task.demand()));
+            if let Some(lack) = lack {
+                self.wait(&id, &Waits::For(lack));
+            }
+        }
+    }
+
+    /// Places a task; what it lacks if it fits nowhere.
+    fn place(&mut self, id: &TaskId) -> Option<Lack> {
         let now = self.now;
-        let Some(row) = self.state.tasks.get_mut(id) else { return };
-        if row.task.avoid.iter().any(|avoid| !avoid.holds(now)) {
-            row.task.avoid.retain(|avoid| avoid.holds(now));
-            if row.task.avoid.is_empty() {
-                self.state.backing_off.remove(id);
+        let is_over = |row: &TaskRow| row.task.avoid.iter().any(|avoid| !avoid.holds(now));
+        if self.state.tasks.get(id).is_some_and(|row| is_over(row)) {
+            self.state.leave(id);
+            if let Some(row) = self.change(id) {
+                row.task.avoid.retain(|avoid| avoid.holds(now));
             }
-            self.tasks.insert(id.clone());
+            let entered = self.state.enter(id);
+            debug_assert!(entered, "a task that waits is on no node");
         }
-        let Some(TaskRow { task, .. }) = self.state.tasks.get(id) else { return };
-        match look(self.state, task, now) {
+        match look(self.state, id, now)? {
             Found::Node(node) => {
-                let verdicts = query::verdicts(self.state, task, now);
-                self.assign(id, node, verdicts);
+                self.assign(id, node);
+                None
             }
-            Found::None(waits) => self.wait(id, &waits),
+            Found::None(waits) => {
+                self.wait(id, &waits);
+                match waits {
+                    Waits::For(lack) => Some(lack),
+                    Waits::Backoff(_) => None,
+                }
+            }
         }
     }
 
-    fn assign(&mut self, id: &TaskId, node: String, verdicts: Vec<NodeVerdict>) {
+    fn assign(&mut self, id: &TaskId, node: String) {
+        let Some(TaskRow { task, .. }) = self.state.tasks.get(id).map(Box::as_ref) else { return };
+        let verdicts = query::considered(self.state, task, Some(&node), self.now);
         self.move_to(id, Phase::Starting { node: node.clone() });
         let Some(row) = self.change(id) else { return };
         let task = &mut row.task;
@@ -138,19 +210,20 @@ impl Turn<'_> {
         task.lost = false;
         task.on_node = None;
         let reason = format!("attempt {} on {node}", task.attempt);
+        self.state.hold(id, &node);
         self.decide(id, DecisionKind::Placed, reason, verdicts);
         self.direct_start(id);
     }
 
     /// Says why it waits, if that is new, and asks once for more nodes.
     fn wait(&mut self, id: &TaskId, waits: &Waits) {
-        let Some(TaskRow { task, .. }) = self.state.tasks.get(id) else { return };
+        let Some(TaskRow { task, .. }) = self.state.tasks.get(id).map(Box::as_ref) else { return };
         let Phase::Pending { reason: before, scale_out_asked } = &task.phase else { return };
         let (reason, asked) = (waits.reason(), *scale_out_asked);
         let is_new = *before != reason;
         let asks = waits.wants_nodes() && !asked;
         if is_new {
-            let verdicts = query::verdicts(self.state, task, self.now);
+            let verdicts = query::considered(self.state, task, None, self.now);
             self.decide(id, DecisionKind::Pending, reason.clone(), verdicts);
         }
         if asks {

@@ -14,7 +14,7 @@ use shaper_core::{
 };
 
 use super::{
-    state::TaskRow,
+    state::{Node, TaskRow},
     tests::{SECOND, USER, hello, id, spec, status},
     *,
 };
@@ -23,6 +23,8 @@ const NODES: usize = 3;
 const TASKS: usize = 6;
 /// In thousandths of a core. One task is larger than any node.
 const CAPACITY: u64 = 4000;
+/// Of tasks that are over, so few are remembered that their ids are used again.
+const BOUNDS: Bounds = Bounds { open_tasks: 100, ended_tasks: 2 };
 const DEMANDS: [u64; TASKS] = [1000, 3000, 2000, 4000, 500, 9000];
 
 /// What may happen. Each number picks among what is there.
@@ -112,17 +114,17 @@ impl Agent {
         let result = |outcome| DirectiveResult { execution: execution.clone(), generation, outcome };
         let known = self.inventory.get(&execution).cloned();
         match (kind, known) {
-            (DirectiveKind::Start { .. }, None) if refuses => {
+            (DirectiveKind::Start(_), None) if refuses => {
                 self.outbox.push_back(Said::Result(result(DirectiveOutcome::Refused("no".into()))));
             }
-            (DirectiveKind::Start { .. }, None) => {
+            (DirectiveKind::Start(_), None) => {
                 let running = status(execution.task.as_str(), execution.attempt, RunPhase::Running);
                 let task = NodeTask { status: running, generation, evicted: false };
                 self.inventory.insert(execution.clone(), task.clone());
                 self.outbox.push_back(Said::Result(result(DirectiveOutcome::Accepted)));
                 self.outbox.push_back(Said::Report(Box::new(task)));
             }
-            (DirectiveKind::Start { .. }, Some(task)) => {
+            (DirectiveKind::Start(_), Some(task)) => {
                 self.outbox.push_back(Said::Result(result(DirectiveOutcome::Settled(Box::new(task)))));
             }
             (DirectiveKind::Stop { .. }, Some(task)) if task.status.phase == RunPhase::Running => {
@@ -158,7 +160,7 @@ struct Cluster {
     /// Whether the broker dies at its next event, and whether after the commit.
     crash: Option<bool>,
     /// Tasks that a client was told of, as they were then.
-    promised: BTreeMap<TaskId, Phase>,
+    promised: BTreeMap<TaskId, (u64, Phase)>,
     /// Attempts that were seen to be placed.
     placed: BTreeSet<ExecutionId>,
 }
@@ -192,6 +194,7 @@ impl Cluster {
     fn start(&mut self) {
         let rows = self.rows.iter().map(|(key, value)| (key.as_bytes(), value.as_slice()));
         self.state = State::load(rows).expect("committed rows can be loaded");
+        self.state.bounds = BOUNDS;
         self.placed.extend(self.state.tasks.values().map(|row| row.task.execution()));
         let outcome = begin(&mut self.state);
         self.commit(&outcome);
@@ -203,8 +206,11 @@ impl Cluster {
     }
 
     fn commit(&mut self, outcome: &Outcome) {
-        for RowChange { key, value } in &outcome.changes {
-            self.rows.insert(key.clone(), value.clone());
+        for RowChange { key, value } in outcome.rows.iter().map(|row| self.state.row(row)) {
+            match value {
+                Some(value) => drop(self.rows.insert(key, value)),
+                None => drop(self.rows.remove(&key)),
+            }
         }
     }
 
@@ -214,6 +220,12 @@ impl Cluster {
             Some(false) => return self.start(),
             Some(true) => {
                 self.commit(&outcome);
+                // Nobody was told, but it may be over by that, and forgotten.
+                for effect in outcome.effects {
+                    if let Effect::Changed(task) = effect {
+                        self.promised.insert(task.id().clone(), (task.sequence(), task.phase.clone()));
+                    }
+                }
                 return self.start();
             }
             None => self.commit(&outcome),
@@ -224,7 +236,7 @@ impl Cluster {
                     let agent = self.agents.iter_mut().find(|agent| agent.session == Some(session));
                     agent.expect("directives go to connected agents").inbox.push_back(*directive);
                 }
-                Effect::Answer(Ok(Answer::Task(task))) | Effect::Changed(task) => {
+                Effect::Answer(Ok(Answer::Task(_, task))) | Effect::Changed(task) => {
                     if let Phase::Starting { node } = &task.phase
                         && self.placed.insert(task.execution())
                     {
@@ -233,7 +245,7 @@ impl Cluster {
                             "placed on {node}, which is silent"
                         );
                     }
-                    self.promised.insert(task.id().clone(), task.phase.clone());
+                    self.promised.insert(task.id().clone(), (task.sequence(), task.phase.clone()));
                 }
                 _ => {}
             }
@@ -346,7 +358,10 @@ impl Cluster {
 
     /// What holds at every moment.
     fn check(&self) {
-        for (id, TaskRow { task, decisions }) in &self.state.tasks {
+        let waiting = self.state.waiting.in_order();
+        assert_eq!(waiting.len(), self.state.waiting.len());
+        for (id, row) in &self.state.tasks {
+            let TaskRow { task, decisions } = &**row;
             let live: Vec<_> = self.agents.iter().flat_map(Agent::live).filter(|it| it.task == *id).collect();
             assert!(live.len() <= 1, "{id} is alive as {live:?}");
             if let [live] = live[..] {
@@ -356,16 +371,21 @@ impl Cluster {
             assert_eq!(assigned.len(), usize::from(task.phase.node().is_some()), "{id}: {:?}", task.phase);
             assert!(decisions.len() <= state::DECISIONS);
             let is_pending = matches!(task.phase, Phase::Pending { .. });
-            assert_eq!(self.state.queue.iter().any(|(_, _, queued)| queued == id), is_pending);
+            assert_eq!(waiting.iter().any(|(_, _, queued)| queued == id), is_pending);
         }
         for node in self.state.nodes.values() {
             let sum: u64 = node.tasks.iter().map(|id| self.state.tasks[id].task.demand().cpu.0).sum();
             assert_eq!(node.reserved.cpu, Millicores(sum), "{}", node.row.name);
             assert!(sum <= CAPACITY, "{} holds {sum}", node.row.name);
         }
-        for (id, promised) in &self.promised {
-            let row = self.state.tasks.get(id).unwrap_or_else(|| panic!("{id} was acknowledged and is lost"));
-            assert!(!promised.is_over() || row.task.phase == *promised, "{id} was {promised:?}");
+        for (id, (sequence, promised)) in &self.promised {
+            // What is over may be forgotten, and its id be used again.
+            let Some(row) = self.state.tasks.get(id) else {
+                assert!(promised.is_over(), "{id} was acknowledged and is lost");
+                continue;
+            };
+            let again = row.task.sequence() > *sequence;
+            assert!(!promised.is_over() || again || row.task.phase == *promised, "{id} was {promised:?}");
         }
         self.check_rows();
     }
@@ -374,16 +394,34 @@ impl Cluster {
     fn check_rows(&self) {
         let rows = self.rows.iter().map(|(key, value)| (key.as_bytes(), value.as_slice()));
         let again = State::load(rows).expect("committed rows can be loaded");
-        let mut expected = self.state.clone();
-        expected.sessions.clear();
-        for node in expected.nodes.values_mut() {
-            node.session = None;
-            node.cpu_utilisation_permille = 0;
+        let rows = |state: &State| {
+            let without_reports = |row: &TaskRow| {
+                let task = Task {
+                    on_node: row.task.on_node.clone().filter(|_| row.task.phase.is_over()),
+                    ..row.task.clone()
+                };
+                TaskRow { task, decisions: row.decisions.clone() }
+            };
+            let tasks = state.tasks.iter().map(|(id, row)| (id.clone(), without_reports(row)));
+            tasks.collect::<BTreeMap<_, _>>()
+        };
+        let (before, after) = (rows(&self.state), rows(&again));
+        for (id, row) in &before {
+            assert_eq!(after.get(id), Some(row), "{id}");
         }
-        for (id, row) in &expected.tasks {
-            assert_eq!(again.tasks.get(id), Some(row), "{id}");
+        assert_eq!(before.len(), after.len());
+        for (name, node) in &self.state.nodes {
+            let again =
+                Node { session: node.session, cpu_utilisation_permille: 0, ..again.nodes[name].clone() };
+            assert_eq!(Node { cpu_utilisation_permille: 0, ..node.clone() }, again, "{name}");
         }
-        assert!(again == expected, "nodes, policies, histories or indexes differ");
+        assert_eq!(self.state.nodes.len(), again.nodes.len());
+        assert_eq!((&self.state.policies, &self.state.histories), (&again.policies, &again.histories));
+        assert_eq!((self.state.epoch, &self.state.registered), (again.epoch, &again.registered));
+        assert_eq!(self.state.waiting.in_order(), again.waiting.in_order());
+        assert_eq!(self.state.open_tasks(), again.open_tasks());
+        let released = |state: &State| state.released.iter().cloned().collect::<BTreeSet<_>>();
+        assert_eq!(released(&self.state), released(&again));
     }
 
     /// Everybody is there, everything is heard, whatever runs ends: then nothing is left undone.
@@ -413,7 +451,7 @@ impl Cluster {
                 break;
             }
         }
-        for TaskRow { task, .. } in self.state.tasks.values() {
+        for TaskRow { task, .. } in self.state.tasks.values().map(Box::as_ref) {
             let fits = task.demand().cpu.0 <= CAPACITY;
             assert_eq!(
                 task.phase.is_over(),

@@ -2,8 +2,8 @@
 //! again when they connect. Indexes are derived, and kept by [`State::enter`] and [`State::leave`] alone.
 
 use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    sync::Arc,
 };
 
 use serde::{Deserialize, Serialize};
@@ -15,12 +15,12 @@ use shaper_core::{
     units::{BitsPerSec, Bytes, Iops, Millicores},
 };
 
-use super::{SessionId, history::History};
+use super::{SessionId, history::History, places::Places, waiting::Waiting};
 
 /// Decisions that are kept of a task.
 pub const DECISIONS: usize = 64;
 /// Nodes that are kept of a decision: the explanation of a waiting task judges all of them anew.
-pub const VERDICTS: usize = 32;
+pub const VERDICTS: usize = 4;
 
 /// Where a task is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,18 +123,37 @@ impl Avoid {
     }
 }
 
-/// A task.
+/// A node that may know an attempt of a task: the latest that was there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Task {
-    /// What was submitted.
+pub struct Holder {
+    /// The node.
+    pub node: String,
+    /// The attempt.
+    pub attempt: u32,
+    /// Generation of the directive that started it.
+    pub start_generation: u64,
+}
+
+/// What was submitted. It never changes: a row of its own, written once, and shared by all that know the task.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Submission {
+    /// What.
     pub spec: TaskSpec,
     /// By whom.
     pub owner: Credentials,
     /// When.
     pub submitted_at: UnixNanos,
-    /// Its place in the order of submissions.
+    /// Its place in the order of submissions, which no other task has.
     pub sequence: u64,
+}
+
+/// A task. To copy it is cheap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// What was submitted.
+    pub submission: Arc<Submission>,
     /// Where it is.
     pub phase: Phase,
     /// The latest attempt, from 1; 0 before the first. Each placement is an attempt of its own.
@@ -159,20 +178,34 @@ pub struct Task {
     pub setbacks: u32,
     /// Where it does not go for now.
     pub avoid: Vec<Avoid>,
-    /// As last reported by its node.
-    pub on_node: Option<TaskStatus>,
+    /// As last reported by its node. While an attempt lasts its node tells it anew after each loss of the session, so no
+    /// row has it then.
+    pub on_node: Option<Arc<TaskStatus>>,
+    /// Nodes that may know an attempt. The id of the task is not free before they have forgotten it.
+    pub holders: Vec<Holder>,
     /// Of its latest change.
     pub revision: u64,
 }
 
 impl Task {
-    pub(super) fn place_in_queue(&self) -> Place {
-        (Reverse(self.priority()), self.sequence, self.id().clone())
+    /// What is to be run.
+    pub fn spec(&self) -> &TaskSpec {
+        &self.submission.spec
+    }
+
+    /// Who submitted it.
+    pub fn owner(&self) -> &Credentials {
+        &self.submission.owner
+    }
+
+    /// Its place in the order of submissions.
+    pub fn sequence(&self) -> u64 {
+        self.submission.sequence
     }
 
     /// Its id.
     pub fn id(&self) -> &TaskId {
-        &self.spec.profile.task_id
+        &self.spec().profile.task_id
     }
 
     /// The latest attempt.
@@ -182,18 +215,17 @@ impl Task {
 
     /// What it asks for.
     pub fn demand(&self) -> &Demand {
-        &self.spec.profile.demand
+        &self.spec().profile.demand
     }
 
     /// Its priority.
     pub fn priority(&self) -> Priority {
-        self.spec.profile.priority
+        self.spec().profile.priority
     }
 }
 
-/// A task with what was decided about it: one row.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// A task with what was decided about it.
+#[derive(Clone, Debug, PartialEq)]
 pub struct TaskRow {
     /// The task.
     pub task: Task,
@@ -247,6 +279,8 @@ pub struct Node {
     pub reserved: Capacity,
     /// The tasks that are assigned to it.
     pub tasks: BTreeSet<TaskId>,
+    /// Those of which it may still know an attempt.
+    pub(super) holds: BTreeSet<TaskId>,
 }
 
 impl Node {
@@ -257,7 +291,14 @@ impl Node {
             storage_io: Some(Iops(0)),
             ..NOTHING
         };
-        Node { row, session: None, cpu_utilisation_permille: 0, reserved, tasks: BTreeSet::new() }
+        Node {
+            row,
+            session: None,
+            cpu_utilisation_permille: 0,
+            reserved,
+            tasks: BTreeSet::new(),
+            holds: BTreeSet::new(),
+        }
     }
 
     /// As placement sees it.
@@ -293,16 +334,30 @@ pub struct PolicyRow {
     pub revision: u64,
 }
 
-/// A waiting task's place in the queue: by priority, then by submission.
-pub(super) type Place = (Reverse<Priority>, u64, TaskId);
+/// What the broker has room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Tasks that are not over; more are refused.
+    pub open_tasks: usize,
+    /// Tasks that are over and that no node knows any more; of more than these the first are forgotten.
+    pub ended_tasks: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Bounds {
+        Bounds { open_tasks: 1_000_000, ended_tasks: 50_000 }
+    }
+}
 
 /// Everything.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct State {
     /// In every directive. An agent refuses one below the highest that it has obeyed.
     pub epoch: u64,
+    /// How much of it there may be.
+    pub bounds: Bounds,
     /// Tasks by id.
-    pub tasks: BTreeMap<TaskId, TaskRow>,
+    pub tasks: HashMap<TaskId, Box<TaskRow>>,
     /// Nodes by name.
     pub nodes: BTreeMap<String, Node>,
     /// Policies by name.
@@ -317,10 +372,14 @@ pub struct State {
     pub sessions: BTreeMap<SessionId, String>,
     /// Names of the nodes in the order of registration.
     pub(super) registered: Vec<String>,
-    /// Tasks that wait, in the order in which they are placed.
-    pub(super) queue: BTreeSet<Place>,
-    /// Those of them that avoid a node.
-    pub(super) backing_off: BTreeSet<TaskId>,
+    /// The nodes as placement sees them.
+    pub(super) places: Places,
+    /// Tasks that wait.
+    pub(super) waiting: Waiting,
+    /// How many are assigned to nodes.
+    pub(super) assigned: usize,
+    /// Tasks that are over and that no node knows any more, in the order in which that came to be.
+    pub(super) released: VecDeque<TaskId>,
     pub(super) next_sequence: u64,
 }
 
@@ -342,43 +401,94 @@ impl State {
 
     /// Tasks that are not over.
     pub fn open_tasks(&self) -> usize {
-        self.queue.len() + self.nodes.values().map(|node| node.tasks.len()).sum::<usize>()
+        self.waiting.len() + self.assigned
     }
 
     /// Puts a task where its phase says. False: the node of its phase is not there.
     #[must_use]
     pub(super) fn enter(&mut self, id: &TaskId) -> bool {
-        let Some(TaskRow { task, .. }) = self.tasks.get(id) else { return false };
+        let Some(TaskRow { task, .. }) = self.tasks.get(id).map(Box::as_ref) else { return false };
         match &task.phase {
             Phase::Pending { .. } => {
-                self.queue.insert(task.place_in_queue());
-                if !task.avoid.is_empty() {
-                    self.backing_off.insert(id.clone());
-                }
+                self.waiting.insert(task);
                 true
             }
             Phase::Starting { node } | Phase::Running { node } => match self.nodes.get_mut(node) {
                 Some(node) => {
                     if node.tasks.insert(id.clone()) {
                         node.reserve(task.demand(), u64::saturating_add);
+                        self.places.take(&node.row, task.demand());
+                        self.assigned += 1;
                     }
                     true
                 }
                 None => false,
             },
-            Phase::Ended { .. } | Phase::Cancelled => true,
+            Phase::Ended { .. } | Phase::Cancelled => {
+                if task.holders.is_empty() {
+                    self.released.push_back(id.clone());
+                }
+                true
+            }
         }
     }
 
-    /// Takes a task from where its phase says.
+    /// Takes a task from where its phase says, which is not the end.
     pub(super) fn leave(&mut self, id: &TaskId) {
-        let Some(TaskRow { task, .. }) = self.tasks.get(id) else { return };
-        self.queue.remove(&task.place_in_queue());
-        self.backing_off.remove(id);
-        if let Some(node) = task.phase.node().and_then(|node| self.nodes.get_mut(node))
-            && node.tasks.remove(id)
-        {
-            node.reserve(task.demand(), u64::saturating_sub);
+        let Some(TaskRow { task, .. }) = self.tasks.get(id).map(Box::as_ref) else { return };
+        match &task.phase {
+            Phase::Pending { .. } => self.waiting.remove(task),
+            Phase::Starting { node } | Phase::Running { node } => {
+                if let Some(node) = self.nodes.get_mut(node)
+                    && node.tasks.remove(id)
+                {
+                    node.reserve(task.demand(), u64::saturating_sub);
+                    self.places.give(&node.row, task.demand());
+                    self.assigned -= 1;
+                }
+            }
+            Phase::Ended { .. } | Phase::Cancelled => {}
         }
+    }
+
+    /// A node may know the latest attempt of the task from here on.
+    pub(super) fn hold(&mut self, id: &TaskId, node: &str) {
+        let Some(row) = self.tasks.get_mut(id) else { return };
+        let Task { attempt, start_generation, holders, .. } = &mut row.task;
+        holders.retain(|holder| holder.node != node);
+        holders.push(Holder {
+            node: node.to_owned(),
+            attempt: *attempt,
+            start_generation: *start_generation,
+        });
+        if let Some(node) = self.nodes.get_mut(node) {
+            node.holds.insert(id.clone());
+        }
+    }
+
+    /// A node knows no attempt of the task any more. False: nothing changes by that, or one is assigned to it.
+    #[must_use]
+    pub(super) fn let_go(&mut self, id: &TaskId, node: &str) -> bool {
+        let row = self.tasks.get_mut(id).filter(|row| row.task.phase.node() != Some(node));
+        let Some(TaskRow { task, .. }) = row.map(Box::as_mut) else { return false };
+        if let Some(node) = self.nodes.get_mut(node) {
+            node.holds.remove(id);
+        }
+        let before = task.holders.len();
+        task.holders.retain(|holder| holder.node != node);
+        let changed = task.holders.len() != before;
+        if changed && task.holders.is_empty() && task.phase.is_over() {
+            self.released.push_back(id.clone());
+        }
+        changed
+    }
+
+    /// Forgets the first of those that are over, if there are too many: the next to go.
+    pub(super) fn forget_one(&mut self) -> Option<Box<TaskRow>> {
+        if self.released.len() <= self.bounds.ended_tasks {
+            return None;
+        }
+        let id = self.released.pop_front()?;
+        self.tasks.remove(&id)
     }
 }

@@ -13,14 +13,14 @@ use super::*;
 pub(super) const GIB: u64 = 1 << 30;
 pub(super) const SECOND: u64 = 1_000_000_000;
 pub(super) const OPERATOR: Credentials = Credentials { uid: 0, gid: 0, groups: Vec::new() };
-pub(super) const USER: Credentials = Credentials { uid: 1000, gid: 1000, groups: Vec::new() };
+pub(crate) const USER: Credentials = Credentials { uid: 1000, gid: 1000, groups: Vec::new() };
 const OTHER: Credentials = Credentials { uid: 1001, gid: 1001, groups: Vec::new() };
 
-pub(super) fn id(text: &str) -> TaskId {
+pub(crate) fn id(text: &str) -> TaskId {
     text.parse().unwrap()
 }
 
-pub(super) fn spec(task: &str, cpu: u64, priority: Priority, retries: u32) -> TaskSpec {
+pub(crate) fn spec(task: &str, cpu: u64, priority: Priority, retries: u32) -> TaskSpec {
     let demand = Demand {
         cpu: Millicores(cpu),
         memory: Bytes(GIB),
@@ -172,7 +172,7 @@ fn directives(effects: &[Effect]) -> Vec<(&'static str, String, u64)> {
         _ => None,
     });
     let kind = |directive: &Directive| match directive.kind {
-        DirectiveKind::Start { .. } => "start",
+        DirectiveKind::Start(_) => "start",
         DirectiveKind::Stop { .. } => "stop",
         DirectiveKind::Forget => "forget",
     };
@@ -196,7 +196,7 @@ fn a_task_is_placed_runs_ends_and_is_forgotten() {
     let session = broker.node("n1", 4000);
     let effects = broker.submit(spec("t", 1000, Priority::Low, 0));
     assert_eq!(directives(&effects), [("start", "t.1".into(), 1)]);
-    assert!(matches!(effects.last(), Some(Effect::Answer(Ok(Answer::Task(task)))) if task.revision == 1));
+    assert!(matches!(effects.last(), Some(Effect::Answer(Ok(Answer::Task(_, task)))) if task.revision == 1));
     broker.accept(session, "t", 1, 1);
     assert!(broker.task("t").acknowledged);
     broker.refuse(session, "t", 1, 1);
@@ -224,7 +224,7 @@ fn the_same_submission_is_the_same_task() {
     broker.submit(spec("t", 1000, Priority::Low, 0));
     let revision = broker.task("t").revision;
     let effects = broker.submit(spec("t", 1000, Priority::Low, 0));
-    assert!(matches!(effects.as_slice(), [Effect::Answer(Ok(Answer::Task(_)))]), "{effects:?}");
+    assert!(matches!(effects.as_slice(), [Effect::Answer(Ok(Answer::Task(..)))]), "{effects:?}");
     assert_eq!(broker.task("t").revision, revision);
     let effects = broker.submit(spec("t", 2000, Priority::Low, 0));
     assert_eq!(refusal(&effects), Some(&Refusal::Exists(id("t"), Taken::OtherSpec)));
@@ -601,11 +601,90 @@ fn decisions_are_bounded() {
 #[test]
 fn the_broker_takes_no_more_than_it_can() {
     let mut broker = Broker::new();
-    for number in 0..client::MAX_OPEN_TASKS {
+    broker.state.bounds.open_tasks = 3;
+    for number in 0..3 {
         assert_eq!(refusal(&broker.submit(spec(&format!("t{number}"), 1000, Priority::Low, 0))), None);
     }
     let effects = broker.submit(spec("more", 1000, Priority::Low, 0));
     assert!(matches!(refusal(&effects), Some(Refusal::Full { .. })));
     broker.on(Event::Cancel { caller: USER, task: id("t0"), grace_millis: 0 });
     assert_eq!(refusal(&broker.submit(spec("more", 1000, Priority::Low, 0))), None);
+}
+
+#[test]
+fn what_is_over_is_forgotten_once_no_node_knows_it_and_there_is_more() {
+    let mut broker = Broker::new();
+    broker.state.bounds.ended_tasks = 1;
+    let session = broker.node("n1", 4000);
+    for task in ["a", "b", "c"] {
+        broker.submit(spec(task, 1000, Priority::Low, 0));
+        broker.accept(session, task, 1, 1);
+        broker.ended(session, task, 1, 0);
+    }
+    assert_eq!(broker.state.tasks.len(), 3, "n1 has not said that it has forgotten them");
+    broker.accept(session, "a", 1, 1);
+    assert_eq!(broker.task("a").holders.len(), 1, "that was said of the start");
+    for task in ["b", "a"] {
+        broker.accept(session, task, 1, 2);
+    }
+    let left: BTreeSet<_> = broker.state.tasks.keys().map(TaskId::as_str).collect();
+    assert_eq!(left, BTreeSet::from(["a", "c"]), "b was the first that nobody knew");
+    // n1 has been told, and its answer was lost.
+    broker.node("n1", 4000);
+    let left: BTreeSet<_> = broker.state.tasks.keys().map(TaskId::as_str).collect();
+    assert_eq!(left, BTreeSet::from(["c"]));
+    let effects = broker.submit(spec("a", 2000, Priority::Low, 0));
+    assert_eq!(directives(&effects), [("start", "a.1".into(), 1)], "the id is free");
+}
+
+#[test]
+fn what_a_running_task_uses_is_no_change_of_it() {
+    let mut broker = Broker::new();
+    let session = broker.node("n1", 4000);
+    broker.submit(spec("t", 1000, Priority::Low, 0));
+    broker.report(session, "t", 1, RunPhase::Running);
+    let revision = broker.task("t").revision;
+    let mut report = NodeTask { status: status("t", 1, RunPhase::Running), generation: 1, evicted: false };
+    report.status.usage.cpu_time_ns = 7;
+    let event = Event::TaskReport { session, report: Box::new(report) };
+    assert_eq!(on_event(&mut broker.state, event, broker.now), Outcome::default());
+    let task = broker.task("t");
+    assert_eq!(task.on_node.as_ref().map(|it| it.usage.cpu_time_ns), Some(7));
+    assert_eq!(task.revision, revision);
+}
+
+/// Lines of tasks that wait, against the plain rule: each task in turn, by priority and submission, is tried on what is free.
+#[test]
+fn tasks_of_many_kinds_are_placed_in_the_order_of_the_queue() {
+    let mut broker = Broker::new();
+    let n1 = broker.node("n1", 1000);
+    broker.submit(spec("first", 1000, Priority::High, 0));
+    for (task, cpu, priority) in [
+        ("large-low", 900, Priority::Low),
+        ("small-low", 100, Priority::Low),
+        ("large-high", 800, Priority::High),
+        ("small-high", 300, Priority::High),
+        ("small-medium", 100, Priority::Medium),
+        ("other-small-medium", 100, Priority::Medium),
+    ] {
+        broker.submit(spec(task, cpu, priority, 0));
+        assert_eq!(broker.reason(task), "no connected node has room for it now");
+    }
+    let effects = broker.ended(n1, "first", 1, 0);
+    let started: Vec<_> = directives(&effects)
+        .into_iter()
+        .filter(|it| it.0 == "start")
+        .map(|(_, execution, _)| execution)
+        .collect();
+    assert_eq!(started, ["large-high.1", "small-medium.1", "other-small-medium.1"]);
+    for task in ["large-low", "small-low", "small-high"] {
+        assert_eq!(broker.reason(task), "no connected node has room for it now");
+    }
+    // A second of a line that is known to lack room is told so without a look at the nodes.
+    broker.submit(spec("large-low-2", 900, Priority::Low, 0));
+    assert_eq!(broker.reason("large-low-2"), "no connected node has room for it now");
+    broker.on(Event::AgentGone { session: n1 });
+    for task in ["large-low", "large-low-2", "small-low", "small-high"] {
+        assert_eq!(broker.reason(task), "no node is connected", "{task}");
+    }
 }

@@ -88,7 +88,8 @@ impl Broker {
     pub(crate) async fn list_tasks(&self) -> Result<Vec<ClusterTask>, CallError> {
         const OPERATION: &str = "list tasks";
         let response = self.broker().list_cluster_tasks(v1::ListClusterTasksRequest {}).await;
-        let v1::ListClusterTasksResponse { tasks, revision: _ } = self.link.answer(OPERATION, response)?;
+        let v1::ListClusterTasksResponse { tasks, revision: _, epoch: _ } =
+            self.link.answer(OPERATION, response)?;
         tasks.into_iter().map(|task| self.link.domain(OPERATION, task)).collect()
     }
 
@@ -214,7 +215,7 @@ impl Watch<'_> {
             Some(changes) => changes,
             none => {
                 let task_id = self.id.map(ToString::to_string).unwrap_or_default();
-                let request = v1::WatchClusterTasksRequest { task_id };
+                let request = v1::WatchClusterTasksRequest { task_id, from: None };
                 let response = self.broker.broker().watch_cluster_tasks(request).await;
                 none.insert(link.answer(operation(), response)?)
             }

@@ -18,7 +18,7 @@ use shaper_proto::{
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, transport};
+use tonic::{Request, Response, Status, Streaming, transport};
 
 use super::{PATIENCE, Server};
 
@@ -182,7 +182,16 @@ impl broker_server::Broker for Service {
     ) -> Result<Response<v1::ListClusterTasksResponse>, Status> {
         let state = self.0.state();
         let tasks = state.tasks.values().cloned().collect();
-        Ok(Response::new(v1::ListClusterTasksResponse { tasks, revision: state.revision }))
+        Ok(Response::new(v1::ListClusterTasksResponse { tasks, revision: state.revision, epoch: 1 }))
+    }
+
+    type SubmitTasksStream = ReceiverStream<Result<v1::SubmitTasksResponse, Status>>;
+
+    async fn submit_tasks(
+        &self,
+        _: Request<Streaming<v1::SubmitTasksRequest>>,
+    ) -> Result<Response<Self::SubmitTasksStream>, Status> {
+        Err(Status::unimplemented("no command submits by stream"))
     }
 
     type WatchClusterTasksStream = ReceiverStream<Result<v1::ClusterTask, Status>>;
