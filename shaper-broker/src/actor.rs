@@ -15,7 +15,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use shaper_core::{spec::Policy, task::UnixNanos};
+use shaper_core::{id::TaskId, spec::Policy, task::UnixNanos};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::{
@@ -92,37 +92,46 @@ impl View<'_> {
         self.changes.live.subscribe()
     }
 
-    /// The changes from a revision of this epoch up to this view; `None`: not all of them are known any more, or the
-    /// revision is not of this epoch.
+    /// The tasks that changed after a revision of this epoch, as they are in this view, in the order of their changes;
+    /// `None`: not all of these are known any more, or the revision is not of this epoch.
     pub fn since(&self, epoch: u64, revision: u64) -> Option<Vec<Arc<Task>>> {
         let is_known = (self.changes.compacted..=self.state.revision).contains(&revision);
         if epoch != self.state.epoch || !is_known {
             return None;
         }
         let recent = &self.changes.recent;
-        let from = recent.partition_point(|task| task.revision <= revision);
-        Some(recent.range(from..).cloned().collect())
+        let from = recent.partition_point(|(of_change, _)| *of_change <= revision);
+        let latest = recent.range(from..).filter_map(|(of_change, id)| {
+            self.state.tasks.get(id).map(|row| &row.task).filter(|task| task.revision == *of_change)
+        });
+        Some(latest.map(|task| Arc::new(task.clone())).collect())
     }
 }
 
 /// The latest changes of tasks, for those who watch and for those who come back to that.
 struct Changes {
     live: broadcast::Sender<Arc<Task>>,
-    recent: VecDeque<Arc<Task>>,
+    recent: VecDeque<(u64, TaskId)>,
     /// All after this revision are among the recent ones.
     compacted: u64,
 }
 
 impl Changes {
-    fn add(&mut self, task: Arc<Task>) {
+    /// A change is durable. Of several of a task that became so together, those who watch see the last.
+    fn add(&mut self, state: &State, revision: u64, id: TaskId) {
         if self.recent.len() == CHANGES
-            && let Some(oldest) = self.recent.pop_front()
+            && let Some((oldest, _)) = self.recent.pop_front()
         {
-            self.compacted = oldest.revision;
+            self.compacted = oldest;
         }
-        self.recent.push_back(task.clone());
-        // Nobody may be watching.
-        let _ = self.live.send(task);
+        let task = state.tasks.get(&id).map(|row| &row.task).filter(|task| task.revision == revision);
+        if let Some(task) = task
+            && self.live.receiver_count() > 0
+        {
+            // They may have gone meanwhile.
+            let _ = self.live.send(Arc::new(task.clone()));
+        }
+        self.recent.push_back((revision, id));
     }
 }
 
@@ -417,8 +426,7 @@ impl Actor {
         if rows.is_empty() {
             return Ok(());
         }
-        let ended = |effect: &Effect| matches!(effect, Effect::Changed(task) if matches!(task.phase, Phase::Ended { .. }));
-        let ends = effects.iter().any(ended);
+        let ends = effects.iter().any(|effect| self.ends(effect));
         failpoint::hit("before-commit");
         if ends {
             failpoint::hit("on-task-ended-before-commit");
@@ -433,6 +441,13 @@ impl Actor {
             failpoint::hit("on-task-ended-after-commit");
         }
         Ok(())
+    }
+
+    /// Whether this is of a task that is over: two failpoints are about that.
+    fn ends(&self, effect: &Effect) -> bool {
+        let Effect::Changed { task, .. } = effect else { return false };
+        let row = self.state.tasks.get(task);
+        cfg!(feature = "failpoints") && row.is_some_and(|row| matches!(row.task.phase, Phase::Ended { .. }))
     }
 
     fn carry_out(&mut self, effect: Effect) {
@@ -451,7 +466,7 @@ impl Actor {
                 self.send(session, ToAgent::Close(reason));
                 self.outboxes.remove(&session);
             }
-            Effect::Changed(task) => self.changes.add(task),
+            Effect::Changed { task, revision } => self.changes.add(&self.state, revision, task),
             Effect::ScaleOut { task, reason } => {
                 tracing::warn!(%task, reason, "more nodes are needed");
             }

@@ -40,11 +40,19 @@ pub struct Options {
     pub max_open_tasks: usize,
     /// Tasks that have ended and are remembered. Of more than these the first are forgotten, and their ids are free; but not
     /// before their node has forgotten them
-    #[arg(long, value_name = "TASKS", default_value_t = Bounds::default().ended_tasks)]
+    #[arg(long, value_name = "TASKS", default_value_t = Bounds::default().ended_tasks, value_parser = keep_ended)]
     pub keep_ended: usize,
     /// Where etcd is.
     #[command(flatten)]
     pub etcd: EtcdOptions,
+}
+
+/// With fewer, one could be forgotten before those who watch it were told that it has ended.
+const FEWEST_ENDED: usize = 4096;
+
+fn keep_ended(text: &str) -> Result<usize, String> {
+    let expected = || format!("expected a number of tasks, at least {FEWEST_ENDED}");
+    text.parse().ok().filter(|tasks| *tasks >= FEWEST_ENDED).ok_or_else(expected)
 }
 
 /// With `--store etcd`.

@@ -153,6 +153,11 @@ impl Broker {
         self.directory.path()
     }
 
+    /// Its process, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.server.as_ref().map(Child::id)
+    }
+
     /// Its socket.
     pub fn socket(&self) -> PathBuf {
         self.directory().join("broker.sock")

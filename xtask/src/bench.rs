@@ -37,6 +37,8 @@ enum Subject {
     Shape(InVm),
     /// How well the network is shaped, by us, by TBF and by HTB: rates, latencies, fairness, CPU time
     Net(Net),
+    /// How many tasks a second a broker takes, places and sees to their end, all of it durable, and what that costs
+    Broker(OfBroker),
     /// How many placements are decided a second, with arrivals and departures, each the node of the plain formula
     Place(Options),
     /// How well GPUs are packed: the trace openb by its published protocol, every workload
@@ -79,6 +81,15 @@ struct Net {
     parts: Vec<String>,
 }
 
+#[derive(ClapArgs)]
+struct OfBroker {
+    #[command(flatten)]
+    options: Options,
+    /// Only these parts: stream, unary, sessions
+    #[arg(value_name = "PART")]
+    parts: Vec<String>,
+}
+
 impl Options {
     fn arguments(&self) -> Vec<String> {
         let options = [(self.json, "--json"), (self.quick, "--quick")];
@@ -105,6 +116,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             setup::ensure(Need::Traffic)?;
             here("net", options, parts)
         }
+        Subject::Broker(OfBroker { options, parts }) => here("broker", options, parts),
         Subject::Place(options) => here("place", options, &[]),
         Subject::Openb(options) => here("openb", options, &[]),
         Subject::Io(options) => io(options),

@@ -209,8 +209,13 @@ pub enum Effect {
     Direct(SessionId, Box<Directive>),
     /// End a session.
     Close(SessionId, String),
-    /// To whom it may concern: a task changed, and is now so.
-    Changed(Arc<Task>),
+    /// To whom it may concern: a task changed.
+    Changed {
+        /// Which.
+        task: TaskId,
+        /// Of this change. The state may have a later one when it comes to that, and tells of both.
+        revision: u64,
+    },
     /// More nodes are needed.
     ScaleOut {
         /// For which task.
@@ -439,8 +444,8 @@ impl Turn<'_> {
             if let Some(row) = state.tasks.get_mut(&id) {
                 state.revision += 1;
                 row.task.revision = state.revision;
-                rows.push(Row::Run { sequence: row.task.sequence(), task: id });
-                effects.push(Effect::Changed(Arc::new(row.task.clone())));
+                rows.push(Row::Run { sequence: row.task.sequence(), task: id.clone() });
+                effects.push(Effect::Changed { task: id, revision: state.revision });
             }
         }
         let answer = answer.map(|reply| {

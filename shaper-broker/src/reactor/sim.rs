@@ -221,9 +221,9 @@ impl Cluster {
             Some(true) => {
                 self.commit(&outcome);
                 // Nobody was told, but it may be over by that, and forgotten.
-                for effect in outcome.effects {
-                    if let Effect::Changed(task) = effect {
-                        self.promised.insert(task.id().clone(), (task.sequence(), task.phase.clone()));
+                for effect in &outcome.effects {
+                    if let Effect::Changed { task, .. } = effect {
+                        self.promise(task);
                     }
                 }
                 return self.start();
@@ -236,20 +236,26 @@ impl Cluster {
                     let agent = self.agents.iter_mut().find(|agent| agent.session == Some(session));
                     agent.expect("directives go to connected agents").inbox.push_back(*directive);
                 }
-                Effect::Answer(Ok(Answer::Task(_, task))) | Effect::Changed(task) => {
-                    if let Phase::Starting { node } = &task.phase
-                        && self.placed.insert(task.execution())
-                    {
-                        assert!(
-                            self.state.nodes[node].session.is_some(),
-                            "placed on {node}, which is silent"
-                        );
-                    }
-                    self.promised.insert(task.id().clone(), (task.sequence(), task.phase.clone()));
-                }
+                Effect::Answer(Ok(Answer::Task(_, task))) => self.promise(task.id()),
+                Effect::Changed { task, .. } => self.promise(&task),
                 _ => {}
             }
         }
+    }
+
+    /// Clients are told of a task.
+    fn promise(&mut self, id: &TaskId) {
+        let Some(TaskRow { task, .. }) = self.state.tasks.get(id).map(Box::as_ref) else {
+            // It was forgotten by the same event.
+            self.promised.remove(id);
+            return;
+        };
+        if let Phase::Starting { node } = &task.phase
+            && self.placed.insert(task.execution())
+        {
+            assert!(self.state.nodes[node].session.is_some(), "placed on {node}, which is silent");
+        }
+        self.promised.insert(id.clone(), (task.sequence(), task.phase.clone()));
     }
 
     fn connect(&mut self, number: usize) {

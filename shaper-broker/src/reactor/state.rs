@@ -489,6 +489,8 @@ impl State {
             return None;
         }
         let id = self.released.pop_front()?;
-        self.tasks.remove(&id)
+        let forgotten = self.tasks.remove(&id);
+        debug_assert!(forgotten.as_ref().is_some_and(|row| row.task.phase.is_over()), "`{id}` is not over");
+        forgotten
     }
 }

@@ -1,10 +1,11 @@
 //! `cargo xtask bench`: what the kernel programs and the agent cost, and how right they are; how exact limits are, and
-//! what loans are worth; how well the network is shaped; how fast and how well tasks are placed. This file only wires; each part of a subject has its module.
+//! what loans are worth; how well the network is shaped; what a broker takes in; how fast and how well tasks are placed. This file only wires; each part of a subject has its module.
 #![forbid(unsafe_code)]
 
 mod accuracy;
 mod added;
 mod agent;
+mod broker;
 mod budget;
 mod child;
 mod cost;
@@ -53,6 +54,8 @@ struct Plan {
     service: Duration,
     /// How long tasks that take all they can get are watched.
     greed: Duration,
+    /// How long a broker is kept busy, once it is.
+    steady: Duration,
 }
 
 const QUICK: Plan = Plan {
@@ -67,6 +70,7 @@ const QUICK: Plan = Plan {
     service_rounds: 1,
     service: Duration::from_secs(2),
     greed: Duration::from_secs(11),
+    steady: Duration::from_secs(6),
 };
 const FULL: Plan = Plan {
     is_quick: false,
@@ -80,6 +84,7 @@ const FULL: Plan = Plan {
     service_rounds: 5,
     service: Duration::from_secs(6),
     greed: Duration::from_secs(40),
+    steady: Duration::from_secs(60),
 };
 
 fn main() -> ExitCode {
@@ -123,11 +128,11 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
     }
 }
 
-const USAGE: &str = "usage: bench measure|actuators|shape|net|place|openb [--json] [--quick] [PART…]";
+const USAGE: &str = "usage: bench measure|actuators|shape|net|broker|place|openb [--json] [--quick] [PART…]";
 
 type Part = fn(Plan, &mut Report) -> Result<()>;
 
-const SUBJECTS: [(&str, &[(&str, Part)]); 6] = [
+const SUBJECTS: [(&str, &[(&str, Part)]); 7] = [
     (
         "measure",
         &[
@@ -156,6 +161,7 @@ const SUBJECTS: [(&str, &[(&str, Part)]); 6] = [
             ("ingress", net::ingress),
         ],
     ),
+    ("broker", &[("stream", broker::stream), ("unary", broker::unary), ("sessions", broker::sessions)]),
     // Pure: no kernel is needed, only the traces.
     (
         "place",
