@@ -9,6 +9,7 @@ mod etcd_process;
 #[cfg(feature = "failpoints")]
 mod failpoints;
 mod standby;
+mod upkeep;
 
 use std::{env, os::unix::process::CommandExt, process::Command};
 
