@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use prost::Message;
 use shaper_broker::{
     reactor::{Event, SessionId, State, next_wakeup, on_event, rows::RowChange, state::DECISIONS},
+    upkeep::backup::{Backup, sealed},
     wire,
 };
 use shaper_core::{
@@ -63,6 +64,15 @@ pub fn rows(data: &[u8]) {
     }
     // It is not only read, but gone on from.
     happens(&mut state, &mut rows, Event::Tick, 1_700_000_000_000_000_000);
+}
+
+/// The lines of a backup but for the last, which makes them whole: no mutation would ever find its sum.
+pub fn backup(data: &[u8]) {
+    assert!(Backup::decode(data).is_err(), "the sum is right, as if by chance");
+    let file = sealed(data.to_vec());
+    if let Ok(backup) = Backup::decode(&file) {
+        assert_eq!(backup.encode().expect("what was read can be written"), file);
+    }
 }
 
 /// Messages of clients and agents, one after the other: a kind, who, a length of two bytes, and so many.

@@ -24,6 +24,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("proc", cgroup::proc),
     ("rows", broker::rows),
     ("reactor", broker::reactor),
+    ("backup", broker::backup),
     ("certificate", identity::certificate),
     ("identities", identity::identities),
     ("token", identity::token),

@@ -2,12 +2,13 @@
 
 use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use shaper_proto::daemon::{self, OptionError, group_id, socket_path};
 
 use crate::{
     reactor::Bounds,
     store::etcd::{Access, Place, PlaceError},
+    upkeep,
 };
 
 /// The broker of a cluster: places tasks on nodes, and remembers what became of them.
@@ -29,12 +30,6 @@ pub struct Options {
     /// looked at each second. Without it no submitter may do anything
     #[arg(long, value_name = "FILE")]
     pub identities: Option<PathBuf>,
-    /// Directory of the broker's state: store.redb
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/shaper-broker")]
-    pub state_dir: PathBuf,
-    /// Where tasks, nodes and policies are kept
-    #[arg(long, value_enum, default_value_t = StoreKind::Redb)]
-    pub store: StoreKind,
     /// Tasks that have not ended; more are refused
     #[arg(long, value_name = "TASKS", default_value_t = Bounds::default().open_tasks)]
     pub max_open_tasks: usize,
@@ -42,6 +37,31 @@ pub struct Options {
     /// before their node has forgotten them
     #[arg(long, value_name = "TASKS", default_value_t = Bounds::default().ended_tasks, value_parser = keep_ended)]
     pub keep_ended: usize,
+    /// Where the broker's state is.
+    #[command(flatten)]
+    pub store: StoreOptions,
+    /// What to do instead of serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What is done instead of serving.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Check, copy, restore or show what a broker keeps
+    #[command(subcommand)]
+    Store(upkeep::Command),
+}
+
+/// Where the broker's state is. Said before or after a subcommand.
+#[derive(Clone, Debug, Args)]
+pub struct StoreOptions {
+    /// Directory of the broker's state: store.redb
+    #[arg(long, global = true, value_name = "DIR", default_value = "/var/lib/shaper-broker")]
+    pub state_dir: PathBuf,
+    /// Where tasks, nodes and policies are kept
+    #[arg(long, global = true, value_enum, default_value_t = StoreKind::Redb)]
+    pub store: StoreKind,
     /// Where etcd is.
     #[command(flatten)]
     pub etcd: EtcdOptions,
@@ -60,34 +80,40 @@ fn keep_ended(text: &str) -> Result<usize, String> {
 #[command(next_help_heading = "With --store etcd")]
 pub struct EtcdOptions {
     /// The members of the etcd cluster, separated by commas
-    #[arg(long, value_name = "URLS", value_delimiter = ',', default_value = "http://127.0.0.1:2379")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "URLS",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:2379"
+    )]
     pub etcd_endpoints: Vec<String>,
     /// Before all keys, so that several clusters can share one etcd
-    #[arg(long, value_name = "PREFIX", default_value = "/shaper/")]
+    #[arg(long, global = true, value_name = "PREFIX", default_value = "/shaper/")]
     pub etcd_prefix: String,
     /// The authority that signed etcd's certificates
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     pub etcd_cacert: Option<PathBuf>,
     /// A certificate to show to etcd
-    #[arg(long, value_name = "FILE", requires = "etcd_key")]
+    #[arg(long, global = true, value_name = "FILE", requires = "etcd_key")]
     pub etcd_cert: Option<PathBuf>,
     /// Its key
-    #[arg(long, value_name = "FILE", requires = "etcd_cert")]
+    #[arg(long, global = true, value_name = "FILE", requires = "etcd_cert")]
     pub etcd_key: Option<PathBuf>,
     /// Speak plain http also with other machines
-    #[arg(long)]
+    #[arg(long, global = true)]
     pub etcd_insecure: bool,
     /// A user of etcd's
-    #[arg(long, value_name = "NAME", requires = "etcd_password_file")]
+    #[arg(long, global = true, value_name = "NAME", requires = "etcd_password_file")]
     pub etcd_user: Option<String>,
     /// File with that user's password
-    #[arg(long, value_name = "FILE", requires = "etcd_user")]
+    #[arg(long, global = true, value_name = "FILE", requires = "etcd_user")]
     pub etcd_password_file: Option<PathBuf>,
     /// Of several brokers one leads. If it is not heard of for so long, another does
-    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(2..=60))]
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(2..=60))]
     pub lease_seconds: u64,
     /// Where this broker is found when it leads: what the others answer to those who ask them [default: the first --listen]
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, global = true, value_name = "ADDRESS")]
     pub advertise: Option<String>,
 }
 
@@ -165,12 +191,19 @@ pub struct Config {
     pub identities: Option<PathBuf>,
     /// Its group.
     pub socket_gid: u32,
-    /// State.
-    pub state_dir: PathBuf,
-    /// Where rows are kept.
-    pub store: Stores,
     /// How much there may be.
     pub bounds: Bounds,
+    /// State.
+    pub store: StoreConfig,
+}
+
+/// Where a broker's state is.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// The directory, also of what is kept elsewhere.
+    pub state_dir: PathBuf,
+    /// Where rows are kept.
+    pub rows: Stores,
 }
 
 /// Where rows are kept, with what that takes.
@@ -178,10 +211,26 @@ pub struct Config {
 pub enum Stores {
     /// Nowhere.
     Memory,
-    /// In the file of [`Config::store_file`].
+    /// In the file of [`StoreConfig::file`].
     Redb,
     /// There.
     Etcd(Box<EtcdConfig>),
+}
+
+impl StoreOptions {
+    /// Checks everything; changes nothing. `listen` is where the broker is found unless something else is said.
+    pub fn check(self, listen: &[String]) -> Result<StoreConfig, ConfigError> {
+        let StoreOptions { state_dir, store, etcd } = self;
+        let rows = match store {
+            StoreKind::Memory => Stores::Memory,
+            StoreKind::Redb => Stores::Redb,
+            StoreKind::Etcd => Stores::Etcd(Box::new(etcd.check(listen)?)),
+        };
+        if !state_dir.is_absolute() {
+            return Err(ConfigError::Relative(state_dir));
+        }
+        Ok(StoreConfig { state_dir, rows })
+    }
 }
 
 impl Options {
@@ -192,18 +241,13 @@ impl Options {
             socket_group,
             tls_dir,
             identities,
-            state_dir,
-            store,
             max_open_tasks,
             keep_ended,
-            etcd,
+            store,
+            command: _,
         } = self;
         let bounds = Bounds { open_tasks: max_open_tasks, ended_tasks: keep_ended };
-        let store = match store {
-            StoreKind::Memory => Stores::Memory,
-            StoreKind::Redb => Stores::Redb,
-            StoreKind::Etcd => Stores::Etcd(Box::new(etcd.check(&listen)?)),
-        };
+        let store = store.check(&listen)?;
         let (mut socket, mut tcp) = (None, None);
         for address in listen {
             let is_first = match address.strip_prefix("tcp://") {
@@ -221,21 +265,18 @@ impl Options {
             }
         }
         let socket_gid = group_id(&socket_group)?;
-        if !state_dir.is_absolute() {
-            return Err(ConfigError::Relative(state_dir));
-        }
-        Ok(Config { socket, tcp, identities, socket_gid, state_dir, store, bounds })
+        Ok(Config { socket, tcp, identities, socket_gid, bounds, store })
     }
 }
 
-impl Config {
+impl StoreConfig {
     /// Makes the state directory and locks it for the life of the returned file.
     pub fn lock_state(&self) -> Result<fs::File, OptionError> {
         daemon::lock_state(&self.state_dir, "broker")
     }
 
     /// The file of the store.
-    pub fn store_file(&self) -> PathBuf {
+    pub fn file(&self) -> PathBuf {
         self.state_dir.join("store.redb")
     }
 }

@@ -14,6 +14,7 @@ pub mod service;
 pub mod session;
 pub mod standing;
 pub mod store;
+pub mod upkeep;
 pub mod wire;
 
 pub(crate) use shaper_proto::failpoint;

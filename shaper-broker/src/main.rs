@@ -11,7 +11,7 @@ use std::{
 use clap::Parser;
 use shaper_broker::{
     actor::{self, Actor, FatalError, Handle, Seat},
-    config::{Config, EtcdConfig, Options, Stores},
+    config::{Command, Config, EtcdConfig, Options, Stores},
     service::BrokerService,
     session::SessionService,
     standing::{Gate, Standing},
@@ -21,6 +21,7 @@ use shaper_broker::{
         memory::Memory,
         redb::Redb,
     },
+    upkeep,
 };
 use shaper_identity::{
     Role,
@@ -50,8 +51,13 @@ fn main() -> ExitCode {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let ansi = io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(ansi).init();
-    match serve(Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+    let mut options = Options::parse();
+    let done = match options.command.take() {
+        None => serve(options).map(|()| ExitCode::SUCCESS),
+        Some(Command::Store(command)) => tend(command, options),
+    };
+    match done {
+        Ok(code) => code,
         Err(error) => {
             eprintln!("shaper-broker: {}", chain(error.as_ref()));
             ExitCode::FAILURE
@@ -69,9 +75,16 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
+/// Does something with the store instead of serving.
+fn tend(command: upkeep::Command, options: Options) -> Result<ExitCode, Error> {
+    let store = options.store.check(&options.listen)?;
+    let whole = upkeep::run(command, &store, &mut io::stdin().lock(), &mut io::stdout().lock())?;
+    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 fn serve(options: Options) -> Result<(), Error> {
     let config = options.check()?;
-    let _lock = config.lock_state()?;
+    let _lock = config.store.lock_state()?;
     let (handle, seat) = actor::prepare(config.bounds);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let (standing, follower) = watch::channel(Standing::Standby(None));
@@ -81,10 +94,10 @@ fn serve(options: Options) -> Result<(), Error> {
         standing.send_replace(Standing::Leads);
         runtime.block_on(listen(&config, handle.clone(), follower.clone()))
     };
-    let served = match &config.store {
+    let served = match &config.store.rows {
         Stores::Memory => alone(Box::new(|| Ok(Box::new(Memory::default()))), seat),
         Stores::Redb => {
-            let file = config.store_file();
+            let file = config.store.file();
             alone(Box::new(move || Ok(Box::new(Redb::open(&file)?))), seat)
         }
         Stores::Etcd(etcd) => {

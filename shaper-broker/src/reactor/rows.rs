@@ -4,7 +4,11 @@
 //! of submission, so that what is written together lies together. A value is MessagePack, a struct as an array of its fields:
 //! a third of what JSON takes, of bytes and of time.
 
-use std::{borrow::Cow, collections::HashMap, collections::VecDeque, sync::Arc};
+use std::{
+    borrow::Cow,
+    collections::{HashMap, VecDeque, hash_map::Entry},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use shaper_core::{id::TaskId, spec::Decision, task::TaskStatus};
@@ -61,9 +65,9 @@ const POLICY: &str = "policy/";
 const HISTORY: &str = "history/";
 
 /// What became of a task.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Run<'a> {
+pub struct Run<'a> {
     sequence: u64,
     phase: Cow<'a, Phase>,
     attempt: u32,
@@ -151,7 +155,7 @@ impl Run<'_> {
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// It is not what this program writes.
-    #[error("the row {key} is damaged; restore the store from a copy, or move it away")]
+    #[error("the row {key} is damaged; {RESTORE}")]
     Damaged {
         /// Its key.
         key: String,
@@ -159,29 +163,27 @@ pub enum LoadError {
         source: rmp_serde::decode::Error,
     },
     /// Its content belongs under another key.
-    #[error("the row {key} holds something else; restore the store from a copy, or move it away")]
+    #[error("the row {key} holds what belongs under {belongs}; {RESTORE}")]
     Misplaced {
         /// Its key.
         key: String,
+        /// Where it would be right.
+        belongs: String,
     },
     /// A row of a task without the other.
-    #[error(
-        "the row {key} is one of two of a task, and the other is not there; restore the store from a copy"
-    )]
+    #[error("the row {key} is one of two of a task, and the other is not there; {RESTORE}")]
     Half {
         /// Its key.
         key: String,
     },
     /// Two submissions of one id.
-    #[error("task `{task}` is there twice; restore the store from a copy")]
+    #[error("task `{task}` is there twice; {RESTORE}")]
     Twice {
         /// The task.
         task: TaskId,
     },
     /// A node with a number that is not its place in the order of registration.
-    #[error(
-        "the node `{node}` has the number {order}, and is not in that place; restore the store from a copy"
-    )]
+    #[error("the node `{node}` has the number {order}, and is not in that place; {RESTORE}")]
     Order {
         /// The node.
         node: String,
@@ -189,18 +191,25 @@ pub enum LoadError {
         order: u64,
     },
     /// A task on a node of which there is no row.
-    #[error("task `{task}` is on a node of which there is no row; restore the store from a copy")]
+    #[error("the row {key} is of task `{task}` on node {node}, of which there is no row; {RESTORE}")]
     NoNode {
+        /// Its key.
+        key: String,
         /// The task.
         task: TaskId,
+        /// The node.
+        node: String,
     },
     /// A key of no kind that this program knows.
-    #[error("the row {key} is of no kind that this broker knows; restore the store from a copy")]
+    #[error("the row {key} is of no kind that this broker knows; {RESTORE}")]
     Unknown {
         /// Its key.
         key: String,
     },
 }
+
+/// The remedy, for each of them.
+const RESTORE: &str = "restore the store from a backup (`shaper-broker store restore`), or move it away";
 
 fn encode(value: &impl Serialize) -> Vec<u8> {
     // Encoding fails where writing does, or for a sequence of unknown length, and there is neither.
@@ -229,6 +238,64 @@ fn history_key(namespace: &str, name: &str) -> String {
     format!("{HISTORY}{namespace}/{name}")
 }
 
+fn node_key(name: &str) -> String {
+    format!("{NODE}{name}")
+}
+
+fn policy_key(name: &str) -> String {
+    format!("{POLICY}{name}")
+}
+
+/// What a row holds. Written as JSON it is what people read.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Content {
+    /// The epoch.
+    Epoch(u64),
+    /// What was submitted.
+    Submission(Box<Submission>),
+    /// What became of it.
+    Run(Box<Run<'static>>),
+    /// A node.
+    Node(NodeRow),
+    /// A policy.
+    Policy(PolicyRow),
+    /// What finished tasks of one name used.
+    History(History),
+}
+
+impl Content {
+    /// What is under a key.
+    pub fn decode(key: &str, value: &[u8]) -> Result<Content, LoadError> {
+        let (content, belongs) = if key == EPOCH {
+            (Content::Epoch(parse(key, value)?), EPOCH.to_owned())
+        } else if key.starts_with(TASK) {
+            let row: Submission = parse(key, value)?;
+            let belongs = submission_key(row.sequence);
+            (Content::Submission(Box::new(row)), belongs)
+        } else if key.starts_with(RUN) {
+            let row: Run<'static> = parse(key, value)?;
+            let belongs = run_key(row.sequence);
+            (Content::Run(Box::new(row)), belongs)
+        } else if key.starts_with(NODE) {
+            let row: NodeRow = parse(key, value)?;
+            let belongs = node_key(&row.name);
+            (Content::Node(row), belongs)
+        } else if key.starts_with(POLICY) {
+            let row: PolicyRow = parse(key, value)?;
+            let belongs = policy_key(&row.policy.policy_name);
+            (Content::Policy(row), belongs)
+        } else if key.starts_with(HISTORY) {
+            let row: History = parse(key, value)?;
+            let belongs = history_key(&row.namespace, &row.name);
+            (Content::History(row), belongs)
+        } else {
+            return Err(LoadError::Unknown { key: key.to_owned() });
+        };
+        if key == belongs { Ok(content) } else { Err(LoadError::Misplaced { key: key.to_owned(), belongs }) }
+    }
+}
+
 /// The rows of tasks while they are read.
 #[derive(Default)]
 struct Halves {
@@ -243,14 +310,14 @@ impl State {
         let task = |task, sequence| self.tasks.get(task).filter(|it| it.task.sequence() == sequence);
         let (key, value) = match row {
             Row::Epoch => (EPOCH.to_owned(), Some(encode(&self.epoch))),
-            Row::Node(name) => (format!("{NODE}{name}"), self.nodes.get(name).map(|node| encode(&node.row))),
+            Row::Node(name) => (node_key(name), self.nodes.get(name).map(|node| encode(&node.row))),
             Row::Submission { sequence, task: id } => {
                 (submission_key(*sequence), task(id, *sequence).map(|it| encode(&*it.task.submission)))
             }
             Row::Run { sequence, task: id } => {
                 (run_key(*sequence), task(id, *sequence).map(|it| encode(&Run::of(it))))
             }
-            Row::Policy(name) => (format!("{POLICY}{name}"), self.policies.get(name).map(encode)),
+            Row::Policy(name) => (policy_key(name), self.policies.get(name).map(encode)),
             Row::History(namespace, name) => {
                 let history = self.histories.get(&(namespace.clone(), name.clone()));
                 (history_key(namespace, name), history.map(encode))
@@ -261,71 +328,67 @@ impl State {
 
     /// The state that these rows describe: no agent is connected.
     pub fn load<'a>(rows: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Result<State, LoadError> {
-        let (mut state, mut halves) = (State::default(), Halves::default());
-        for (key, value) in rows {
-            let key = String::from_utf8_lossy(key);
-            state.load_row(&mut halves, &key, value)?;
-        }
-        let Halves { mut submissions, runs } = halves;
-        for run in runs {
-            let key = || run_key(run.sequence);
-            let submission =
-                submissions.remove(&run.sequence).ok_or_else(|| LoadError::Half { key: key() })?;
-            let row = run.of_task(submission);
-            if let Some(before) = state.tasks.insert(row.task.id().clone(), Box::new(row)) {
-                return Err(LoadError::Twice { task: before.task.id().clone() });
-            }
-        }
-        if let Some(sequence) = submissions.keys().min() {
-            return Err(LoadError::Half { key: submission_key(*sequence) });
-        }
-        state.index()?;
-        Ok(state)
+        let (state, problems) = State::examine(rows);
+        problems.into_iter().next().map_or(Ok(state), Err)
     }
 
-    fn load_row(&mut self, halves: &mut Halves, key: &str, value: &[u8]) -> Result<(), LoadError> {
-        let expected = if key == EPOCH {
-            self.epoch = parse(key, value)?;
-            EPOCH.to_owned()
-        } else if key.starts_with(TASK) {
-            let row: Submission = parse(key, value)?;
-            let expected = submission_key(row.sequence);
-            halves.submissions.insert(row.sequence, Arc::new(row));
-            expected
-        } else if key.starts_with(RUN) {
-            let row: Run<'static> = parse(key, value)?;
-            let expected = run_key(row.sequence);
-            halves.runs.push(row);
-            expected
-        } else if key.starts_with(NODE) {
-            let row: NodeRow = parse(key, value)?;
-            let expected = format!("{NODE}{}", row.name);
-            self.nodes.insert(row.name.clone(), Node::new(row));
-            expected
-        } else if key.starts_with(POLICY) {
-            let row: PolicyRow = parse(key, value)?;
-            let expected = format!("{POLICY}{}", row.policy.policy_name);
-            self.policies.insert(row.policy.policy_name.clone(), row);
-            expected
-        } else if key.starts_with(HISTORY) {
-            let row: History = parse(key, value)?;
-            let expected = history_key(&row.namespace, &row.name);
-            self.histories.insert((row.namespace.clone(), row.name.clone()), row);
-            expected
-        } else {
-            return Err(LoadError::Unknown { key: key.to_owned() });
-        };
-        if key == expected { Ok(()) } else { Err(LoadError::Misplaced { key: key.to_owned() }) }
+    /// The state that those of these rows describe that can be used, and what is wrong with the others.
+    pub fn examine<'a>(rows: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> (State, Vec<LoadError>) {
+        let (mut state, mut halves, mut problems) = (State::default(), Halves::default(), Vec::new());
+        for (key, value) in rows {
+            match Content::decode(&String::from_utf8_lossy(key), value) {
+                Ok(content) => state.take_row(&mut halves, content),
+                Err(error) => problems.push(error),
+            }
+        }
+        state.join(halves, &mut problems);
+        state.index(&mut problems);
+        (state, problems)
+    }
+
+    fn take_row(&mut self, halves: &mut Halves, content: Content) {
+        match content {
+            Content::Epoch(epoch) => self.epoch = epoch,
+            Content::Submission(row) => drop(halves.submissions.insert(row.sequence, Arc::new(*row))),
+            Content::Run(row) => halves.runs.push(*row),
+            Content::Node(row) => drop(self.nodes.insert(row.name.clone(), Node::new(row))),
+            Content::Policy(row) => drop(self.policies.insert(row.policy.policy_name.clone(), row)),
+            Content::History(row) => {
+                self.histories.insert((row.namespace.clone(), row.name.clone()), row);
+            }
+        }
+    }
+
+    /// Puts the two rows of each task together.
+    fn join(&mut self, halves: Halves, problems: &mut Vec<LoadError>) {
+        let Halves { mut submissions, runs } = halves;
+        for run in runs {
+            let Some(submission) = submissions.remove(&run.sequence) else {
+                problems.push(LoadError::Half { key: run_key(run.sequence) });
+                continue;
+            };
+            let row = run.of_task(submission);
+            match self.tasks.entry(row.task.id().clone()) {
+                Entry::Occupied(there) => problems.push(LoadError::Twice { task: there.key().clone() }),
+                Entry::Vacant(place) => drop(place.insert(Box::new(row))),
+            }
+        }
+        let mut left: Vec<_> = submissions.into_keys().collect();
+        left.sort_unstable();
+        problems.extend(left.into_iter().map(|sequence| LoadError::Half { key: submission_key(sequence) }));
     }
 
     /// Derives what is not in rows.
-    fn index(&mut self) -> Result<(), LoadError> {
+    fn index(&mut self, problems: &mut Vec<LoadError>) {
         let mut registered: Vec<_> = self.nodes.values().map(|node| &node.row).collect();
         registered.sort_by_key(|row| row.order);
-        for (place, row) in (0..).zip(&registered) {
-            if row.order != place {
-                return Err(LoadError::Order { node: row.name.clone(), order: row.order });
-            }
+        let misplaced = (0..).zip(&registered).find(|(place, row)| row.order != *place);
+        if let Some((_, NodeRow { name, order, .. })) = misplaced {
+            // Nodes have no places then, so no task can be said to be on one.
+            problems.push(LoadError::Order { node: name.clone(), order: *order });
+            return;
+        }
+        for row in &registered {
             self.places.add(row);
         }
         self.registered = registered.into_iter().map(|row| row.name.clone()).collect();
@@ -337,17 +400,20 @@ impl State {
         let mut tasks: Vec<_> = tasks().map(|task| (task.revision, task.id().clone())).collect();
         tasks.sort();
         for (_, id) in tasks {
-            if !self.enter(&id) {
-                return Err(LoadError::NoNode { task: id });
-            }
+            let entered = self.enter(&id);
             let Some(row) = self.tasks.get(&id) else { continue };
+            if !entered {
+                let key = run_key(row.task.sequence());
+                let node = row.task.phase.node().unwrap_or_default().to_owned();
+                problems.push(LoadError::NoNode { key, task: id, node });
+                continue;
+            }
             for holder in &row.task.holders {
                 if let Some(node) = self.nodes.get_mut(&holder.node) {
                     node.holds.insert(id.clone());
                 }
             }
         }
-        Ok(())
     }
 
     /// Builds the index of placement anew, after what a node has was changed.

@@ -28,6 +28,19 @@ pub struct Versioned {
     pub revision: u64,
 }
 
+/// All that is in a store, as it was at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The file, or the prefix.
+    pub place: String,
+    /// What the rows mean.
+    pub schema: u64,
+    /// Keys and values, in the order of the keys.
+    pub rows: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Where the broker is found that leads, if there is one: with etcd.
+    pub leader: Option<String>,
+}
+
 /// What must hold for a transaction to happen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Compare {
@@ -151,7 +164,7 @@ pub enum StoreError {
         known: u64,
     },
     /// It holds not what a broker wrote.
-    #[error("the store {place} is damaged: {what}; restore it from a copy, or move it away")]
+    #[error("the store {place} is damaged: {what}; restore it from a backup, or move it away")]
     Damaged {
         /// The file, or the prefix.
         place: String,

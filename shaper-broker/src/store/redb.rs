@@ -15,7 +15,11 @@ use redb::{
     TableDefinition, backends::FileBackend,
 };
 
-use super::{BackendError, Compare, Op, SCHEMA, Store, StoreError, Txn, Versioned};
+use super::{BackendError, Compare, Op, SCHEMA, Snapshot, Store, StoreError, Txn, Versioned};
+
+mod image;
+
+use image::Image;
 
 const ROWS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("rows");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
@@ -40,8 +44,7 @@ impl std::fmt::Debug for Redb {
 impl Redb {
     /// Opens the file, or makes it. It is readable by its owner only.
     pub fn open(path: &Path) -> Result<Redb, StoreError> {
-        let failed = |source| StoreError::Open { path: path.to_owned(), source };
-        let io = |error| failed(BackendError::from(StorageError::Io(error)));
+        let io = |error| cannot_open(path, StorageError::Io(error).into());
         if let Some(directory) = path.parent() {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io)?;
         }
@@ -55,23 +58,44 @@ impl Redb {
             .map_err(io)?;
         let opened = FileBackend::new(file)
             .and_then(|backend| Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(backend));
-        let database = opened.map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => {
-                StoreError::Locked { path: path.to_owned() }
-            }
-            error => failed(error.into()),
-        })?;
+        let database = opened.map_err(|error| cannot_open(path, error))?;
         let store = Redb { path: path.to_owned(), database };
         store.check_schema()?;
         Ok(store)
     }
 
-    /// Refuses what a newer program wrote; gives a new file its schema.
+    /// All that is in the file, which stays as it is. Every page that is in use is compared with its checksum.
+    pub fn look(path: &Path) -> Result<Snapshot, StoreError> {
+        let file = OpenOptions::new().read(true).write(true).open(path);
+        let file = file.map_err(|error| cannot_open(path, StorageError::Io(error).into()))?;
+        let empty = file.metadata().is_ok_and(|metadata| metadata.len() == 0);
+        let mut builder = Builder::new();
+        builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+        let opened = Image::of(file).and_then(|image| builder.create_with_backend(image));
+        let database = opened.map_err(|error| cannot_open(path, error))?;
+        let store = Redb { path: path.to_owned(), database };
+        let place = path.display().to_string();
+        if empty {
+            return Ok(Snapshot { place, schema: SCHEMA, rows: Vec::new(), leader: None });
+        }
+        let schema = store.read(|| {
+            let meta = store.database.begin_read()?.open_table(META)?;
+            Ok(meta.get(SCHEMA_KEY)?.map(|value| value.value()))
+        })?;
+        let schema = schema.ok_or_else(|| store.damaged("it has no schema"))?;
+        if schema > SCHEMA {
+            return Err(StoreError::NewerSchema { place, found: schema, known: SCHEMA });
+        }
+        let rows = store.range(b"")?.into_iter().map(|(key, row)| (key, row.value)).collect();
+        Ok(Snapshot { place, schema, rows, leader: None })
+    }
+
+    /// Refuses what a newer program wrote. From here on an older one refuses what this one writes.
     fn check_schema(&self) -> Result<(), StoreError> {
         let found = self.write_with(|transaction| {
             let mut meta = transaction.open_table(META)?;
             let found = meta.get(SCHEMA_KEY)?.map(|value| value.value());
-            if found.is_none() {
+            if found.is_none_or(|found| found < SCHEMA) {
                 meta.insert(SCHEMA_KEY, SCHEMA)?;
             }
             transaction.open_table(ROWS)?;
@@ -112,6 +136,16 @@ impl Redb {
 
     fn read<T>(&self, work: impl FnOnce() -> Result<T, BackendError>) -> Result<T, StoreError> {
         work().map_err(|source| StoreError::Read { path: self.path.clone(), source })
+    }
+}
+
+fn cannot_open(path: &Path, error: DatabaseError) -> StoreError {
+    let path = path.to_owned();
+    match error {
+        DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => {
+            StoreError::Locked { path }
+        }
+        error => StoreError::Open { path, source: error.into() },
     }
 }
 
@@ -191,9 +225,29 @@ mod tests {
             .unwrap();
         drop(store);
         let error = Redb::open(&path).unwrap_err();
-        assert!(matches!(error, StoreError::NewerSchema { found: 2, known: 1, .. }), "{error}");
+        let (newer, ours) = (SCHEMA + 1, SCHEMA);
+        assert!(
+            matches!(error, StoreError::NewerSchema { found, known, .. } if (found, known) == (newer, ours)),
+            "{error}"
+        );
         let error = Redb::open(&path).unwrap_err();
         assert!(error.to_string().contains("start the newer broker"), "still refused: {error}");
+    }
+
+    #[test]
+    fn an_older_schema_is_raised() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("store.redb");
+        let store = Redb::open(&path).unwrap();
+        let older = |transaction: &redb::WriteTransaction| {
+            transaction.open_table(META)?.insert(SCHEMA_KEY, SCHEMA - 1)?;
+            Ok(())
+        };
+        store.write_with(older).unwrap();
+        drop(store);
+        assert_eq!(Redb::look(&path).unwrap().schema, SCHEMA - 1);
+        drop(Redb::open(&path).unwrap());
+        assert_eq!(Redb::look(&path).unwrap().schema, SCHEMA);
     }
 
     #[test]
@@ -215,5 +269,67 @@ mod tests {
         fs::write(&path, "something else").unwrap();
         assert!(matches!(Redb::open(&path), Err(StoreError::Open { .. })));
         assert_eq!(fs::read_to_string(&path).unwrap(), "something else");
+    }
+
+    /// A file with some rows in it, as a broker that was stopped leaves it, and the rows.
+    fn filled(path: &Path) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let row = |number: u8| (vec![b'a', number], vec![number; 500]);
+        let mut store = Redb::open(path).unwrap();
+        for number in 0..20 {
+            let (key, value) = row(number);
+            store.txn(&[], &[Op::Put { key, value }]).unwrap();
+        }
+        (0..20).map(row).collect()
+    }
+
+    #[test]
+    fn a_look_changes_nothing_not_even_a_file_that_was_not_closed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("store.redb");
+        let rows = filled(&path);
+        let before = fs::read(&path).unwrap();
+        assert_eq!(Redb::look(&path).unwrap().rows, rows);
+        assert!(fs::read(&path).unwrap() == before);
+        // As it is on the disk while it is open: a copy, since the file is one opener's.
+        let store = Redb::open(&path).unwrap();
+        let copy = directory.path().join("copy.redb");
+        fs::copy(&path, &copy).unwrap();
+        assert!(matches!(Redb::look(&path), Err(StoreError::Locked { .. })));
+        drop(store);
+        let before = fs::read(&copy).unwrap();
+        assert_eq!(Redb::look(&copy).unwrap().rows, rows);
+        assert!(fs::read(&copy).unwrap() == before);
+
+        assert!(matches!(Redb::look(&directory.path().join("none")), Err(StoreError::Open { .. })));
+        fs::write(&path, "").unwrap();
+        assert_eq!(Redb::look(&path).unwrap().rows, []);
+        assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn damage_is_an_error_or_does_not_matter() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("store.redb");
+        let rows = filled(&path);
+        let whole = fs::read(&path).unwrap();
+        let used = whole.iter().rposition(|byte| *byte != 0).unwrap();
+        let (mut found, mut harmless) = (0, 0);
+        for at in (0..used).step_by(64) {
+            let mut changed = whole.clone();
+            changed[at] ^= 1 << (at / 64 % 8);
+            fs::write(&path, &changed).unwrap();
+            match Redb::look(&path) {
+                Ok(snapshot) => {
+                    assert_eq!(snapshot.rows, rows, "a bit of byte {at}");
+                    harmless += 1;
+                }
+                Err(_) => found += 1,
+            }
+            fs::write(&path, &whole[..at]).unwrap();
+            // Nothing at all is an empty store.
+            assert!(at == 0 || Redb::look(&path).is_err(), "cut at {at}");
+        }
+        println!("{found} flipped bits were found, {harmless} were in what is not used");
+        assert!(found > 0);
     }
 }

@@ -5,7 +5,7 @@ use std::{
     io::{BufRead, BufReader},
     os::unix::{fs::PermissionsExt, process::ExitStatusExt},
     path::PathBuf,
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     sync::mpsc::{Receiver, channel},
     time::Duration,
 };
@@ -44,12 +44,7 @@ impl Broker {
 
     /// A broker that listens, with options of its own.
     pub(crate) fn start_as(arguments: &[&str], environment: &[(&str, &str)]) -> Broker {
-        let directory = tempfile::tempdir().unwrap();
-        // Other users must be able to get to the socket.
-        std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
-        let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
-        let mut broker =
-            Broker { directory, arguments, child: None, lines: channel().1, said: RefCell::default() };
+        let mut broker = Broker::of(arguments);
         broker.start_again(environment);
         broker
     }
@@ -74,14 +69,36 @@ impl Broker {
         }
     }
 
+    /// What `shaper-broker store …` comes to, with the options of this broker.
+    pub(crate) fn store(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+        let mut command = self.command();
+        command.arg("store").args(arguments).envs(environment.iter().copied()).stdin(Stdio::null());
+        command.output().unwrap()
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    /// Its state directory.
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
+    /// A broker that has not been started yet.
+    pub(crate) fn of(arguments: &[&str]) -> Broker {
+        let directory = tempfile::tempdir().unwrap();
+        // Other users must be able to get to the socket.
+        std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        Broker { directory, arguments, child: None, lines: channel().1, said: RefCell::default() }
+    }
+
     /// The command line of this broker.
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_shaper-broker"));
-        command
-            .arg("--listen")
-            .arg(self.socket())
-            .arg("--state-dir")
-            .arg(self.directory.path().join("state"));
+        command.arg("--listen").arg(self.socket()).arg("--state-dir").arg(self.state_dir());
         command.arg("--socket-group").arg(NOBODY.to_string()).args(&self.arguments);
         command.env("RUST_LOG", "info").env("NO_COLOR", "1").env_remove("SHAPER_FAILPOINT");
         command

@@ -10,6 +10,7 @@ mod etcd_process;
 mod failpoints;
 mod standby;
 mod streams;
+mod upkeep;
 
 use std::{env, os::unix::process::CommandExt, process::Command};
 

@@ -10,8 +10,8 @@
 //!
 //! **Large transactions.** etcd takes 128 operations and 1.5 MiB at once. What is larger is cut into chunks. Each is put into
 //! a row `staged/`; then `sealed` is written, by which the whole transaction has happened; then the chunks are carried
-//! out, one by one. Who opens the store finishes what is sealed, and drops what is only staged. Nobody reads meanwhile:
-//! the owner is the only reader, and waits.
+//! out, one by one. Who opens the store finishes what is sealed, and drops what is only staged. Who only looks ([`look`])
+//! reads all of it at one revision, and counts as written what is sealed.
 
 use std::{
     cell::RefCell,
@@ -28,10 +28,12 @@ use etcd_client::{
 use tokio::runtime::Runtime;
 
 use super::{Compare, Limits, Op, SCHEMA, Store, StoreError, Txn, Versioned};
+use crate::failpoint;
 
 mod chunk;
 mod cluster;
 mod leader;
+mod look;
 #[cfg(test)]
 mod tests;
 
@@ -91,6 +93,15 @@ enum Step {
 impl Etcd {
     /// Takes over the rows at a place: whoever had them cannot write any more.
     pub fn open(place: Place, fence: Option<Fence>) -> Result<Etcd, StoreError> {
+        let mut store = Etcd::at(place, fence)?;
+        store.check_schema()?;
+        store.claim()?;
+        store.recover()?;
+        Ok(store)
+    }
+
+    /// A way to the rows at a place, by which nothing can be written before they are taken over.
+    fn at(place: Place, fence: Option<Fence>) -> Result<Etcd, StoreError> {
         let io = |source| StoreError::Threads { source };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -101,19 +112,8 @@ impl Etcd {
         let overhead = place.key("row/").len() + WRITE_OVERHEAD;
         // One for `owner`, and one to remove what was staged.
         let limits = Limits { writes: MAX_OPS - 2, bytes: MAX_BYTES - (MAX_OPS - 2) * overhead };
-        let mut store = Etcd {
-            runtime,
-            cluster: RefCell::new(Cluster::new(place)),
-            fence,
-            id: unique().map_err(io)?,
-            marks: 0,
-            owned_at: 0,
-            limits,
-        };
-        store.check_schema()?;
-        store.claim()?;
-        store.recover()?;
-        Ok(store)
+        let cluster = RefCell::new(Cluster::new(place));
+        Ok(Etcd { runtime, cluster, fence, id: unique().map_err(io)?, marks: 0, owned_at: 0, limits })
     }
 
     fn key(&self, name: &str) -> Vec<u8> {
@@ -134,12 +134,17 @@ impl Etcd {
 
     fn check_schema(&self) -> Result<(), StoreError> {
         let Some(row) = self.read(self.key("schema"))? else { return Ok(()) };
-        let found = str::from_utf8(row.value()).ok().and_then(|text| text.parse().ok());
+        self.known_schema(row.value()).map(drop)
+    }
+
+    /// The schema that a value of `schema` says, unless it is newer than this program.
+    fn known_schema(&self, value: &[u8]) -> Result<u64, StoreError> {
+        let found = str::from_utf8(value).ok().and_then(|text| text.parse().ok());
         let found: u64 = found.ok_or_else(|| self.damaged("its schema is no number"))?;
         if found > SCHEMA {
             return Err(StoreError::NewerSchema { place: self.place(), found, known: SCHEMA });
         }
-        Ok(())
+        Ok(found)
     }
 
     /// Becomes the owner, if nobody else does at the same time.
@@ -284,6 +289,7 @@ impl Etcd {
         let name = |number: usize| format!("staged/{number:08}");
         for (number, chunk) in chunks.iter().enumerate() {
             self.always(vec![TxnOp::put(self.key(&name(number)), chunk::encode(chunk), None)])?;
+            failpoint::hit("chunk-staged");
         }
         let seal = TxnOp::put(self.key("sealed"), chunks.len().to_string(), None);
         if let Step::Differs(found) = self.step(compares, vec![seal])? {
@@ -292,9 +298,11 @@ impl Etcd {
             }
             return self.conflict(compares, found);
         }
+        failpoint::hit("chunks-sealed");
         for (number, chunk) in chunks.into_iter().enumerate() {
             let staged = self.key(&name(number));
             self.carry_out(chunk, &staged)?;
+            failpoint::hit("chunk-carried-out");
         }
         let revision = self.always(vec![TxnOp::delete(self.key("sealed"), None)])?;
         Ok(Txn::Committed { revision: revision.cast_unsigned() })

@@ -367,3 +367,26 @@ fn a_transaction_that_arrives_late_does_not_happen_again() {
     assert_eq!(value(&store, "a").as_deref(), Some("2"));
     assert_eq!(version(&store, "row/a"), 2);
 }
+
+#[test]
+fn a_look_takes_nothing_over_and_counts_what_is_sealed() {
+    let etcd = Processes::start(1);
+    let place = place(etcd.endpoints());
+    assert_eq!(Etcd::look(place.clone()).unwrap().rows, []);
+    let mut store = Etcd::open(place.clone(), None).unwrap();
+    commit(&mut store, &[put("a", "1"), put("b", "1")]);
+    let row = |key: &str, value: &str| (key.as_bytes().to_vec(), value.as_bytes().to_vec());
+    assert_eq!(Etcd::look(place.clone()).unwrap().rows, [row("a", "1"), row("b", "1")]);
+    let chunk = vec![(b"a".to_vec(), None), (b"c".to_vec(), Some(b"2".to_vec()))];
+    let staged = store.key("staged/00000000");
+    store.always(vec![TxnOp::put(staged.clone(), chunk::encode(&chunk), None)]).unwrap();
+    assert_eq!(Etcd::look(place.clone()).unwrap().rows, [row("a", "1"), row("b", "1")]);
+    store.always(vec![TxnOp::put(store.key("sealed"), "1", None)]).unwrap();
+    let rows = Etcd::look(place.clone()).unwrap().rows;
+    assert_eq!(rows, [row("b", "1"), row("c", "2")]);
+    store.carry_out(chunk, &staged).unwrap();
+    store.always(vec![TxnOp::delete(store.key("sealed"), None)]).unwrap();
+    let snapshot = Etcd::look(place).unwrap();
+    assert_eq!((snapshot.rows, snapshot.schema, snapshot.leader), (rows, SCHEMA, None));
+    commit(&mut store, &[put("a", "3")]);
+}
