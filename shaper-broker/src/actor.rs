@@ -180,7 +180,9 @@ pub struct Actor {
 /// Nanoseconds since 1970.
 fn now() -> UnixNanos {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    UnixNanos::try_from(since.as_nanos()).unwrap_or(UnixNanos::MAX)
+    UnixNanos::try_from(since.as_nanos())
+        .unwrap_or(UnixNanos::MAX)
+        .saturating_add_signed(failpoint::clock_skew())
 }
 
 /// Where jobs wait until there is an [`Actor`] for them.

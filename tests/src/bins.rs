@@ -15,6 +15,13 @@ pub fn bpf_object() -> PathBuf {
     there(env::var_os("SHAPER_BPF_OBJECT").map_or_else(|| target("bpf/shaper.bpf.o"), PathBuf::from))
 }
 
+/// etcd: on PATH, or where `cargo xtask setup` puts it.
+pub fn etcd() -> PathBuf {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let found = env::split_paths(&path).map(|folder| folder.join("etcd")).find(|file| file.is_file());
+    there(found.unwrap_or_else(|| target("tools/bin/etcd")))
+}
+
 fn target(below: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../target").join(below)
 }

@@ -67,7 +67,8 @@ impl Runs {
         of.map(|run| run.attempt).collect()
     }
 
-    fn faults(&self) -> Vec<String> {
+    /// What cannot be.
+    pub(crate) fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         let (mut began, mut ended) = (BTreeSet::new(), BTreeSet::new());
         for run in &self.began {
@@ -125,8 +126,13 @@ fn processes(cgroup: &Path) -> Vec<u32> {
     text.lines().filter_map(|line| line.parse().ok()).collect()
 }
 
+/// The tasks that live in one of these cgroups.
+pub(crate) fn live(root: &Path) -> BTreeSet<String> {
+    Live::all(&[root.to_owned()]).into_iter().map(|live| live.run.task.to_string()).collect()
+}
+
 /// Tasks of which two runs live at the same time.
-fn doubles(roots: &[PathBuf]) -> Vec<String> {
+pub(crate) fn doubles(roots: &[PathBuf]) -> Vec<String> {
     let mut by_task: BTreeMap<String, Vec<Live>> = BTreeMap::new();
     for live in Live::all(roots) {
         by_task.entry(live.run.task.to_string()).or_default().push(live);

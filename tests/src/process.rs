@@ -78,7 +78,12 @@ impl Process {
 
     /// Ends it. One that has ended is fine.
     pub fn kill(&self) {
-        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        self.signal(Signal::KILL);
+    }
+
+    /// Sends it a signal. One that has ended is fine.
+    pub fn signal(&self, signal: Signal) {
+        let _ = pidfd_send_signal(&self.pidfd, signal);
     }
 
     /// The process that it would be reaped by: of a task, its supervisor.

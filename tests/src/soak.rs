@@ -21,6 +21,11 @@ pub fn times(whole: u32) -> u32 {
     (whole * part).div_ceil(of).max(1)
 }
 
+/// The same, of what takes long: in a run of all tests only so many `usual` times.
+pub fn times_or(whole: u32, usual: u32) -> u32 {
+    if env::var_os("SHAPER_SOAK").is_some() { times(whole) } else { usual }
+}
+
 /// Prints a figure, and in a soak asserts that it is as good as is aimed at: elsewhere, other work of this machine may be
 /// to blame.
 #[track_caller]

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use clap::builder::PossibleValuesParser;
 
 use crate::bins;
+use crate::ebpf;
 use crate::fuzz;
 use crate::guards;
 use crate::setup::{self, Need};
@@ -22,17 +23,18 @@ use crate::vm::{self, Job, Profile};
 
 struct Soak {
     name: &'static str,
-    /// Part of the names of its tests.
+    /// Part of the names of its tests; of a target of its own, nothing.
     tests: &'static str,
-    /// Whether there are some for this machine's own kernel.
-    is_native: bool,
+    /// Where there are some for this machine's own kernel.
+    host: Option<&'static str>,
     /// The kernels of the VM.
     series: &'static [&'static str],
 }
 
 const SOAKS: &[Soak] = &[
-    Soak { name: "kills", tests: "kills::", is_native: true, series: &["6.12"] },
-    Soak { name: "shrink", tests: "memory::", is_native: false, series: &vm::SERIES },
+    Soak { name: "broker", tests: "", host: Some(test::FAULTS_TARGET), series: &[] },
+    Soak { name: "kills", tests: "kills::", host: Some(test::NATIVE_TARGET), series: &["6.12"] },
+    Soak { name: "shrink", tests: "memory::", host: None, series: &vm::SERIES },
 ];
 
 /// The soak of the fuzz targets.
@@ -62,7 +64,8 @@ pub(crate) struct Args {
     /// Of the guards, those whose names have this
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
-    /// A series of Debian's kernels; may be given more than once [default: 6.12, 6.1 and 6.18; for kills 6.12]
+    /// A series of Debian's kernels; may be given more than once [default: 6.12, 6.1 and 6.18; for kills 6.12, for
+    /// broker none]
     #[arg(long, value_name = "SERIES")]
     kernel: Vec<String>,
     /// Of `fuzz`: a target, or a part of the names of some; may be given more than once [default: all]
@@ -105,22 +108,25 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     if args.name == GUARDS {
         let tally = guards::run(part, whole, &args.only)?;
-        println!("{tally}");
-        return Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        return Ok(concluded(tally));
     }
     let Some(soak) = SOAKS.iter().find(|soak| soak.name == args.name) else {
         bail!("there is no soak `{}`", args.name);
     };
-    let contents = vm::contents()?;
     let mut tally = Tally::default();
-    if soak.is_native {
+    if let Some(target) = soak.host {
         setup::ensure(Need::Native)?;
-        let mut tests = Command::new(bins::build_tests(test::NATIVE_TARGET)?);
+        let (bpf_object, bins) = (ebpf::build()?.programs, bins::build()?);
+        let mut tests = Command::new(bins::build_tests(target)?);
         tests.args([soak.tests, "--nocapture", "--test-threads=1"]);
         tests.env(VARIABLE, format!("{part}/{whole}"));
-        tests.env("SHAPER_BPF_OBJECT", &contents.bpf_object).env("SHAPER_BIN_DIR", contents.bins.path());
+        tests.env("SHAPER_BPF_OBJECT", bpf_object).env("SHAPER_BIN_DIR", bins.path());
         tally += test::counted("host", tests, Output::Stdout)?.tally.unwrap_or_default();
     }
+    if soak.series.is_empty() {
+        return Ok(concluded(tally));
+    }
+    let contents = vm::contents()?;
     let filter = [soak.tests.to_owned(), format!("{ARGUMENT}{part}/{whole}"), "--nocapture".to_owned()];
     let job = Job {
         contents: &contents,
@@ -137,8 +143,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     for verdict in &verdicts {
         tally += verdict.tally;
     }
+    Ok(concluded(tally))
+}
+
+/// Prints the sum: whether all was well.
+fn concluded(tally: Tally) -> ExitCode {
     println!("{tally}");
-    Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Runs the tests of pure code with other inputs than those of each run of all tests.
@@ -162,8 +173,8 @@ fn properties(Fraction { part, whole }: Fraction) -> Result<ExitCode> {
             tally += round;
         }
     }
-    println!("soak: {rounds} rounds, the first with {SEED}={first}\n{tally}");
-    Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    println!("soak: {rounds} rounds, the first with {SEED}={first}");
+    Ok(concluded(tally))
 }
 
 #[cfg(test)]

@@ -18,10 +18,11 @@ use crate::tally::Tally;
 use crate::vm::{Job, Profile};
 use crate::{ebpf, process, support, vm, workspace};
 
-/// The package of the tests that need a kernel, its target that only makes sense inside the VM, and that for this machine.
+/// The package of the tests that need a kernel, its target that only makes sense inside the VM, and those for this machine.
 const KERNEL_TESTS: &str = "shaper-tests";
 pub(crate) const VM_TARGET: &str = "vm";
 pub(crate) const NATIVE_TARGET: &str = "native";
+pub(crate) const FAULTS_TARGET: &str = "faults";
 /// Modules of it whose tests take minutes, of rates, of deaths and of what a task goes on doing: without `--all` only the
 /// first kernel runs them.
 const LONG: [&str; 9] = [

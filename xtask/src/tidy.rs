@@ -62,6 +62,7 @@ const ARROWS: &[Arrows] = &[
             "shaper-cli",
             "shaper-common",
             "shaper-core",
+            "shaper-identity",
             "shaper-proto",
         ],
         others: ANY,

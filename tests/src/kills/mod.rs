@@ -9,7 +9,6 @@ mod subject;
 
 use std::{
     collections::BTreeMap,
-    env,
     io::Read,
     os::fd::AsFd,
     path::PathBuf,
@@ -29,6 +28,7 @@ use crate::{
     cgroup::{below, cpu_group, write},
     leftovers::Leftovers,
     process::Process,
+    random::{Random, seed},
     shaper::parse,
     time::{PATIENCE, happens},
 };
@@ -70,31 +70,6 @@ const PLACES: &[(&str, u64, &[Ask])] = &[
 /// How often an agent that does not meet its failpoint is asked for something.
 const ASKED_MOST: u32 = 12;
 
-/// Numbers that look random, and are the same for the same seed (SplitMix64, Steele et al. 2014).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    fn of<'a, T>(&mut self, among: &'a [T]) -> &'a T {
-        &among[self.below(among.len() as u64) as usize]
-    }
-
-    fn once_in(&mut self, times: u64) -> bool {
-        self.below(times) == 0
-    }
-}
-
 /// What became of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Call {
@@ -133,8 +108,7 @@ struct World {
 
 /// Has an agent die so often.
 pub fn assert_nothing_is_lost(deaths: u32) {
-    let seed = env::var("SHAPER_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
+    let seed = seed();
     println!("soak: seed {seed} (SHAPER_SEED repeats what is asked for)");
     // What is lent of a quota is not what is decided; its own tests are elsewhere.
     let agent = Options::default().with(&["--cpu-burst-pool", "off"]).start();

@@ -9,11 +9,12 @@ use shaper_core::{
     units::{Bytes, Millicores, Weight},
 };
 
-use super::{Call, Random};
+use super::Call;
 use crate::{
     agent::Agent,
     cgroup::{TestCgroup, controller_group, read, write},
     process::Process,
+    random::Random,
 };
 
 /// The quota of all tasks together where the kernel refuses one above it, µs a period.

@@ -70,7 +70,9 @@ usage: test-load spin                 uses one CPU
        test-load witness LOG spin     notes in LOG that it runs, and uses one CPU
        test-load witness LOG until PATH CODE
                                       notes in LOG that it runs; once PATH is there, that it ends, and
-                                      exits with CODE";
+                                      exits with CODE
+       test-load witness LOG for MILLIS CODE
+                                      the same, after so long";
 
 const PIECE_KIB: u32 = 4;
 
@@ -159,6 +161,12 @@ fn main() -> ExitCode {
             _ => return usage(),
         },
         ["witness", log, "spin"] => note(log, "began").and_then(|()| spin()),
+        ["witness", log, "for", millis, code] => match (millis.parse(), code.parse::<u8>()) {
+            (Ok(millis), Ok(code)) => {
+                lasting(log, Duration::from_millis(millis)).map(|()| ExitCode::from(code))
+            }
+            _ => return usage(),
+        },
         ["witness", log, "until", path, code] => match code.parse::<u8>() {
             Ok(code) => until(log, Path::new(path)).map(|()| ExitCode::from(code)),
             Err(_) => return usage(),
@@ -565,6 +573,12 @@ fn tick(count: u32) -> io::Result<()> {
 fn until(log: &str, path: &Path) -> io::Result<()> {
     note(log, "began")?;
     once(path)?;
+    note(log, "ended")
+}
+
+fn lasting(log: &str, time: Duration) -> io::Result<()> {
+    note(log, "began")?;
+    thread::sleep(time);
     note(log, "ended")
 }
 
