@@ -7,6 +7,8 @@ use super::history::{Entry, Seen, Target};
 /// After a fault of etcd's, for so long a leader's loss is not taken for his alone: its members may still elect one of
 /// theirs, and that one gives each lease its full length again.
 const SETTLES: Duration = Duration::from_secs(3);
+/// One that was killed is started again by then.
+const STARTS: Duration = Duration::from_secs(2);
 /// A leader that did not end within this time after it was whole again has led on.
 const FOLLOWS: Duration = Duration::from_secs(3);
 
@@ -17,8 +19,30 @@ pub(super) struct Failover {
     pub(super) fault: String,
     /// When the fault was.
     pub(super) at: Duration,
-    /// Nothing else was at fault: neither a member of etcd nor all the others that could lead.
-    pub(super) is_alone: bool,
+    pub(super) beside: Beside,
+}
+
+/// What else was at fault, and might keep another from leading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Beside {
+    /// At least one other broker was whole, and so was etcd.
+    Nothing,
+    /// So it was, but for one member of etcd.
+    OneMember,
+    /// More of etcd, or all other brokers.
+    More,
+}
+
+impl Beside {
+    pub(super) const ALL: [Beside; 3] = [Beside::Nothing, Beside::OneMember, Beside::More];
+
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Beside::Nothing => "with nothing else at fault",
+            Beside::OneMember => "with one member of etcd at fault",
+            Beside::More => "with more of etcd at fault, or all other brokers",
+        }
+    }
 }
 
 /// When each target was at fault.
@@ -46,8 +70,8 @@ pub(super) fn failovers(entries: &[Entry], brokers: usize) -> Vec<Failover> {
                 if whole.is_some_and(|whole| *at > whole + FOLLOWS) {
                     continue;
                 }
-                let is_alone = is_alone(&broken, leader, brokers, since, *at);
-                found.push(Failover { took: *at - since, fault, at: since, is_alone });
+                let beside = beside(&broken, leader, brokers, since, *at);
+                found.push(Failover { took: *at - since, fault, at: since, beside });
             }
             _ => {}
         }
@@ -73,15 +97,20 @@ fn broken(entries: &[Entry]) -> Broken {
     broken
 }
 
-fn is_alone(broken: &Broken, leader: usize, brokers: usize, since: Duration, until: Duration) -> bool {
-    // One that was at fault a moment ago may still be starting.
-    let begins = since.saturating_sub(SETTLES);
-    let was_whole = |target: Target| {
-        let times = broken.get(&target).map(Vec::as_slice).unwrap_or_default();
+fn beside(broken: &Broken, leader: usize, brokers: usize, since: Duration, until: Duration) -> Beside {
+    let was_whole = |target: &Target| {
+        let settles = if matches!(target, Target::Etcd(_)) { SETTLES } else { STARTS };
+        let begins = since.saturating_sub(settles);
+        let times = broken.get(target).map(Vec::as_slice).unwrap_or_default();
         times.iter().all(|(from, to)| *to < begins || *from > until)
     };
-    let etcd_was = broken.keys().filter(|it| matches!(it, Target::Etcd(_))).all(|it| was_whole(*it));
-    etcd_was && (0..brokers).any(|other| other != leader && was_whole(Target::Broker(other)))
+    let members = broken.keys().filter(|it| matches!(it, Target::Etcd(_)) && !was_whole(it)).count();
+    let has_other = (0..brokers).any(|other| other != leader && was_whole(&Target::Broker(other)));
+    match members {
+        0 if has_other => Beside::Nothing,
+        1 if has_other => Beside::OneMember,
+        _ => Beside::More,
+    }
 }
 
 /// The value below which so many percent of them are.
@@ -102,17 +131,20 @@ mod tests {
         Seen::Serves { by: by.into() }
     }
 
-    fn of(seen: Vec<(u64, Seen)>) -> Vec<(u64, bool)> {
+    fn of(seen: Vec<(u64, Seen)>) -> Vec<(u64, Beside)> {
         let entry = |(at, seen)| Entry { at: Duration::from_millis(at), seen };
         let entries: Vec<_> = seen.into_iter().map(entry).collect();
         let found = failovers(&entries, 3).into_iter();
-        found.map(|it| (it.took.as_millis() as u64, it.is_alone)).collect()
+        found.map(|it| (it.took.as_millis() as u64, it.beside)).collect()
     }
 
     #[test]
     fn a_failover_is_from_the_fault_to_the_next_that_serves() {
         let leader = || struck(Target::Broker(0), true);
-        assert_eq!(of(vec![(0, serves("b0.1")), (9000, leader()), (11000, serves("b1.1"))]), [(2000, true)]);
+        assert_eq!(
+            of(vec![(0, serves("b0.1")), (9000, leader()), (11000, serves("b1.1"))]),
+            [(2000, Beside::Nothing)]
+        );
         // A fault of one that does not lead is none, nor one that the leader outlives.
         let standby = struck(Target::Broker(1), false);
         assert_eq!(of(vec![(9000, standby), (11000, serves("b1.1"))]), []);
@@ -120,7 +152,7 @@ mod tests {
         assert_eq!(of(vec![(9000, leader()), (9100, mended.clone()), (19000, serves("b1.1"))]), []);
         // The last of two counts.
         let twice = vec![(1000, leader()), (1100, mended), (9000, leader()), (11500, serves("b1.1"))];
-        assert_eq!(of(twice), [(2500, true)]);
+        assert_eq!(of(twice), [(2500, Beside::Nothing)]);
     }
 
     #[test]
@@ -130,12 +162,14 @@ mod tests {
         let mended = |at| (at, Seen::Mended { target: Target::Etcd(2) });
         let end = || [(9000, leader()), (11000, serves("b1.1"))];
         let with = |more: Vec<(u64, Seen)>| of(more.into_iter().chain(end()).collect());
-        assert_eq!(with(vec![etcd(1000)]), [(2000, false)]);
-        assert_eq!(with(vec![etcd(1000), mended(2000)]), [(2000, true)]);
-        assert_eq!(with(vec![etcd(1000), mended(7000)]), [(2000, false)]);
+        assert_eq!(with(vec![etcd(1000)]), [(2000, Beside::OneMember)]);
+        let other = (8000, struck(Target::Etcd(0), false));
+        assert_eq!(with(vec![etcd(1000), other]), [(2000, Beside::More)]);
+        assert_eq!(with(vec![etcd(1000), mended(2000)]), [(2000, Beside::Nothing)]);
+        assert_eq!(with(vec![etcd(1000), mended(7000)]), [(2000, Beside::OneMember)]);
         let standby = |number| (8000, struck(Target::Broker(number), false));
-        assert_eq!(with(vec![standby(1)]), [(2000, true)]);
-        assert_eq!(with(vec![standby(1), standby(2)]), [(2000, false)]);
+        assert_eq!(with(vec![standby(1)]), [(2000, Beside::Nothing)]);
+        assert_eq!(with(vec![standby(1), standby(2)]), [(2000, Beside::More)]);
     }
 
     #[test]

@@ -224,6 +224,14 @@ impl History {
         self.lock().iter().filter_map(asked).collect()
     }
 
+    /// Whether somebody was told that a task is over.
+    pub(super) fn has_end(&self) -> bool {
+        let is_over = |told: &Told| told.place.is_over();
+        let tells =
+            |seen: &Seen| matches!(seen, Seen::Read { told, .. } if told.as_ref().is_some_and(is_over));
+        self.lock().iter().any(|entry| tells(&entry.seen))
+    }
+
     pub(super) fn entries(&self) -> Vec<Entry> {
         self.lock().clone()
     }

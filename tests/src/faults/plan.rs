@@ -38,6 +38,19 @@ pub(super) enum Fault {
     Boot,
 }
 
+impl Fault {
+    pub(super) fn is_of_etcd(self) -> bool {
+        matches!(
+            self,
+            Fault::KillMember
+                | Fault::StopMember
+                | Fault::CutMember
+                | Fault::MuteMember
+                | Fault::StopMajority
+        )
+    }
+}
+
 /// How often each is drawn, relative to the others.
 const SHARES: [(Fault, u64); 14] = [
     (Fault::KillBroker, 5),

@@ -4,7 +4,16 @@
 //! that the member does not answer in time goes to the next, until one answers or patience is over. So every call must be
 //! one that may happen twice: the transactions of [`super`] are made so that the second time finds the first.
 
-use std::{fmt, fs, io, net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    fmt, fs, io,
+    net::IpAddr,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
 use tokio::time::{Instant, sleep, timeout};
@@ -30,12 +39,14 @@ pub struct Place {
     endpoints: Vec<String>,
     prefix: String,
     options: ConnectOptions,
+    /// The member that those who begin ask first: the one to which somebody else in this process went last.
+    first: Arc<AtomicUsize>,
 }
 
 impl fmt::Debug for Place {
     // The options have a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Place { endpoints, prefix, options: _ } = self;
+        let Place { endpoints, prefix, options: _, first: _ } = self;
         f.debug_struct("Place").field("endpoints", endpoints).field("prefix", prefix).finish_non_exhaustive()
     }
 }
@@ -149,7 +160,7 @@ impl Place {
             let password = read("--etcd-password-file", password)?;
             options = options.with_user(name, password.trim_end()).with_auto_token_refresh(true);
         }
-        Ok(Place { endpoints, prefix, options })
+        Ok(Place { endpoints, prefix, options, first: Arc::default() })
     }
 
     /// A key of ours in etcd.
@@ -178,7 +189,7 @@ impl fmt::Debug for Cluster {
 
 impl Cluster {
     pub(super) fn new(place: Place) -> Cluster {
-        Cluster { place, at: 0, client: None }
+        Cluster { at: place.first.load(Ordering::Relaxed), place, client: None }
     }
 
     pub(super) fn endpoint(&self) -> &str {
@@ -198,6 +209,7 @@ impl Cluster {
     pub(super) fn pass_over(&mut self) {
         self.client = None;
         self.at = (self.at + 1) % self.place.endpoints.len();
+        self.place.first.store(self.at, Ordering::Relaxed);
     }
 
     /// One call, which may happen twice, to whichever member answers.
@@ -207,9 +219,12 @@ impl Cluster {
         mut request: impl FnMut(Client) -> F,
     ) -> Result<T, StoreError> {
         let until = Instant::now() + patience;
+        let members = self.place.endpoints.len();
         let mut failures = 0;
         loop {
-            let limit = CALL.min(until.saturating_duration_since(Instant::now()));
+            let left = until.saturating_duration_since(Instant::now());
+            // One that does not answer leaves time for the others.
+            let limit = CALL.min(if failures + 1 < members { left / 2 } else { left });
             let answered = timeout(limit, async { request(self.client().await?).await }).await;
             let error = match answered {
                 Ok(Ok(answer)) => return Ok(answer),
@@ -228,7 +243,7 @@ impl Cluster {
                 let endpoints = self.place.endpoints.join(", ");
                 return Err(StoreError::Unreachable { endpoints, source: error.into() });
             }
-            if failures % self.place.endpoints.len() == 0 {
+            if failures % members == 0 {
                 sleep(PAUSE).await;
             }
         }

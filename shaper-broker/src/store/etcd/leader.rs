@@ -1,12 +1,18 @@
 //! One of several brokers leads: it made the row `leader`, which hangs on a lease that it renews. The others watch that row.
 //!
-//! A leader that cannot renew the lease knows by its own clock when it may be over, and stops then; etcd counts from a later
-//! moment. Should it not notice, as a process that is stopped does not, its writes compare the row ([`Fence`]) and do not
-//! happen. The two do not depend on each other.
+//! With each renewal the leader writes the row anew, so that the others see that it is there. When they have not seen that for
+//! as long as the lease, they remove the row, if it still is as they saw it last: etcd itself ends a lease up to half a second late,
+//! and gives each its full length again when its members elect another of theirs.
+//!
+//! A leader that cannot renew the lease knows by its own clock when it may be over, and stops then; etcd, and those who watch,
+//! count from a later moment. Should it not notice, as a process that is stopped does not, its writes compare the row
+//! ([`Fence`]) and do not happen. The two do not depend on each other.
 
 use std::{error::Error, time::Duration};
 
-use etcd_client::{Compare, CompareOp, EventType, LeaseGrantOptions, PutOptions, Txn, TxnOp, WatchOptions};
+use etcd_client::{
+    Compare, CompareOp, EventType, KeyValue, LeaseGrantOptions, PutOptions, Txn, TxnOp, WatchOptions,
+};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{
@@ -18,11 +24,14 @@ use crate::store::StoreError;
 
 /// Before a watch that broke off is begun again.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How often a lease is renewed in its time.
+const RENEWALS: u32 = 3;
 
 /// A lease, and the row that hangs on it.
 #[derive(Debug)]
 pub struct Leadership {
     cluster: Cluster,
+    me: String,
     lease: i64,
     length: Duration,
     /// When it was last asked to be renewed, of those requests that were answered.
@@ -40,12 +49,15 @@ impl Leadership {
     ) -> Result<Leadership, StoreError> {
         let key = place.key("leader");
         let mut cluster = Cluster::new(place);
+        let mut heard: Option<Heard> = None;
         loop {
             let get = |mut client: etcd_client::Client| {
                 let key = key.clone();
                 async move { client.get(key, None).await }
             };
-            let mut answer = match cluster.call(PATIENCE, get).await {
+            // Who listens for a leader cannot wait long for a member of etcd.
+            let patience = heard.as_ref().map_or(PATIENCE, Heard::patience);
+            let mut answer = match cluster.call(patience, get).await {
                 // A broker that stands by has nothing to lose by waiting.
                 Err(StoreError::Unreachable { endpoints, source }) => {
                     tracing::warn!(endpoints, %source, "etcd does not answer; waiting for it");
@@ -54,15 +66,24 @@ impl Leadership {
                 answer => answer?,
             };
             if let Some(row) = answer.take_kvs().pop() {
-                tell(&String::from_utf8_lossy(row.value()));
+                let heard = match &mut heard {
+                    Some(heard) if heard.made_at == row.create_revision() => heard,
+                    heard => {
+                        tell(&String::from_utf8_lossy(row.value()));
+                        heard.insert(Heard::of(&mut cluster, &row, length).await)
+                    }
+                };
+                heard.hear(row.mod_revision());
                 let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
-                wait_until_gone(&mut cluster, &key, revision + 1).await;
+                heard.wait_until_gone(&mut cluster, &key, revision + 1).await;
                 continue;
             }
+            heard = None;
             let renewed_at = Instant::now();
             if let Some((lease, create_revision)) = stand(&mut cluster, &key, me, length).await? {
                 let fence = Fence { key, create_revision };
-                return Ok(Leadership { cluster, lease, length, renewed_at, fence });
+                let me = me.to_owned();
+                return Ok(Leadership { cluster, me, lease, length, renewed_at, fence });
             }
         }
     }
@@ -79,15 +100,12 @@ impl Leadership {
 
     /// Renews the lease for as long as that can be done; returns when it may be over.
     pub async fn keep(&mut self) -> StoreError {
-        let lease = self.lease;
         loop {
-            sleep_until(self.renewed_at + self.length / 3).await;
+            sleep_until(self.renewed_at + self.length / RENEWALS).await;
             let asked_at = Instant::now();
-            let left = (self.renewed_at + self.length).saturating_duration_since(asked_at);
-            let renew = |mut client: etcd_client::Client| async move { client.lease_keep_alive(lease).await };
-            match self.cluster.call(left, renew).await {
-                // By the clock of the request: etcd counts from when it had it.
-                Ok(_) => self.renewed_at = asked_at,
+            match self.renew(self.renewed_at + self.length).await {
+                // By the clock of the request: etcd, and those who watch, count from when they had it.
+                Ok(()) => self.renewed_at = asked_at,
                 Err(error) => {
                     let why = error.source().map(ToString::to_string);
                     tracing::warn!(why, "the lease cannot be renewed: {error}");
@@ -95,6 +113,26 @@ impl Leadership {
                 }
             }
         }
+    }
+
+    /// Renews the lease and writes the row, by then.
+    async fn renew(&mut self, until: Instant) -> Result<(), StoreError> {
+        let left = || until.saturating_duration_since(Instant::now());
+        let lease = self.lease;
+        let renew = |mut client: etcd_client::Client| async move { client.lease_keep_alive(lease).await };
+        self.cluster.call(left(), renew).await?;
+        let Fence { key, create_revision } = &self.fence;
+        let still = Compare::create_revision(key.clone(), CompareOp::Equal, *create_revision);
+        let put = TxnOp::put(key.clone(), self.me.clone(), Some(PutOptions::new().with_lease(lease)));
+        let txn = Txn::new().when([still]).and_then([put]);
+        let write = |mut client: etcd_client::Client| {
+            let txn = txn.clone();
+            async move { client.txn(txn).await }
+        };
+        if self.cluster.call(left(), write).await?.succeeded() {
+            return Ok(());
+        }
+        Err(StoreError::NotLeader { place: self.cluster.place.to_string() })
     }
 
     /// Lets another lead at once.
@@ -147,29 +185,101 @@ async fn revoke(cluster: &mut Cluster, lease: i64) {
     }
 }
 
-/// Returns when the row was deleted at this revision or later, or when that cannot be watched any more: look again.
-async fn wait_until_gone(cluster: &mut Cluster, key: &[u8], revision: i64) {
-    let watch = async {
-        let options = WatchOptions::new().with_start_revision(revision);
-        cluster.client().await?.watch(key, Some(options)).await
-    };
-    let broke_off = match timeout(CALL, watch).await {
-        Ok(Ok(mut stream)) => loop {
-            match stream.message().await {
-                Ok(Some(message)) if message.canceled() => break message.cancel_reason().to_owned(),
-                Ok(Some(message)) => {
-                    if message.events().iter().any(|event| event.event_type() == EventType::Delete) {
-                        return;
-                    }
+/// What a broker that stands by has heard of the leader.
+#[derive(Debug)]
+struct Heard {
+    /// When the leader's row was made.
+    made_at: i64,
+    /// Of the lease that it hangs on: for so long the leader may be silent.
+    length: Duration,
+    /// When it was written last, as far as is known here.
+    written_at: i64,
+    /// When that was heard.
+    at: Instant,
+}
+
+impl Heard {
+    /// `ours` is how long our own leases are.
+    async fn of(cluster: &mut Cluster, row: &KeyValue, ours: Duration) -> Heard {
+        let lease = row.lease();
+        let ask =
+            |mut client: etcd_client::Client| async move { client.lease_time_to_live(lease, None).await };
+        let length = match cluster.call(CALL.min(ours), ask).await.map(|answer| answer.granted_ttl()) {
+            Ok(seconds @ 1..) => Duration::from_secs(seconds.unsigned_abs()),
+            // It is over, and the row will go with it.
+            Ok(_) => Duration::MAX,
+            Err(_) => ours,
+        };
+        Heard { made_at: row.create_revision(), length, written_at: 0, at: Instant::now() }
+    }
+
+    /// How long all members of etcd together are waited for.
+    fn patience(&self) -> Duration {
+        PATIENCE.min(self.length / 2)
+    }
+
+    /// The leader has written its row.
+    fn hear(&mut self, revision: i64) {
+        if revision > self.written_at {
+            (self.written_at, self.at) = (revision, Instant::now());
+        }
+    }
+
+    /// Returns when the row was deleted at this revision or later, or when it is to be looked at again.
+    async fn wait_until_gone(&mut self, cluster: &mut Cluster, key: &[u8], revision: i64) {
+        let watch = async {
+            let options = WatchOptions::new().with_start_revision(revision);
+            cluster.client().await?.watch(key, Some(options)).await
+        };
+        let broke_off = match timeout(CALL.min(self.patience()), watch).await {
+            Ok(Ok(mut stream)) => loop {
+                let silent = self.at.elapsed();
+                if silent >= self.length {
+                    return self.depose(cluster, key).await;
                 }
-                Ok(None) => break "the member of etcd ended it".to_owned(),
-                Err(error) => break error.to_string(),
+                // Halfway it is asked whether it is the member of etcd that is silent.
+                let half = self.length / 2;
+                let next = if silent < half { half - silent } else { self.length - silent };
+                match timeout(next, stream.message()).await {
+                    Ok(Ok(Some(message))) if message.canceled() => break message.cancel_reason().to_owned(),
+                    Ok(Ok(Some(message))) => {
+                        for event in message.events() {
+                            match (event.event_type(), event.kv()) {
+                                (EventType::Delete, _) => return,
+                                (EventType::Put, Some(row)) => self.hear(row.mod_revision()),
+                                (EventType::Put, None) => {}
+                            }
+                        }
+                    }
+                    Ok(Ok(None)) => break "the member of etcd ended it".to_owned(),
+                    Ok(Err(error)) => break error.to_string(),
+                    Err(_) if silent < half => return cluster.pass_over(),
+                    Err(_) => {}
+                }
+            },
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "no answer".to_owned(),
+        };
+        tracing::warn!(endpoint = cluster.endpoint(), broke_off, "the leader cannot be watched");
+        cluster.pass_over();
+        sleep(PAUSE).await;
+    }
+
+    /// Removes the leader's row, unless it was written meanwhile.
+    async fn depose(&self, cluster: &mut Cluster, key: &[u8]) {
+        let as_heard = Compare::mod_revision(key, CompareOp::Equal, self.written_at);
+        let txn = Txn::new().when([as_heard]).and_then([TxnOp::delete(key, None)]);
+        let send = |mut client: etcd_client::Client| {
+            let txn = txn.clone();
+            async move { client.txn(txn).await }
+        };
+        match cluster.call(self.patience(), send).await {
+            Ok(answer) if answer.succeeded() => {
+                tracing::warn!(silent = ?self.at.elapsed(), "nothing was heard of the leader; its row is removed");
             }
-        },
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => "no answer".to_owned(),
-    };
-    tracing::warn!(endpoint = cluster.endpoint(), broke_off, "the leader cannot be watched");
-    cluster.pass_over();
-    sleep(PAUSE).await;
+            // It was written, or another has removed it.
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "nothing is heard of the leader, and etcd does not answer"),
+        }
+    }
 }

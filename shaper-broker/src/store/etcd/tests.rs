@@ -218,6 +218,63 @@ fn a_lease_is_renewed_until_it_is_gone() {
     assert!(matches!(lost, StoreError::NotLeader { .. }), "{lost}");
 }
 
+#[test]
+fn a_leader_that_writes_no_more_is_removed_even_if_its_lease_lives_on() {
+    let etcd = Processes::start(1);
+    let place = place(etcd.endpoints());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let length = Duration::from_secs(2);
+    let win = |me: &'static str| Leadership::win(place.clone(), me, length, |_| ());
+    let first = runtime.block_on(win("one")).unwrap();
+    let mut store = Etcd::open(place.clone(), Some(first.fence())).unwrap();
+    let lease = first.lease();
+    runtime.block_on(async {
+        let mut client = etcd_client::Client::connect(etcd.endpoints(), None).await.unwrap();
+        let mut others = client.clone();
+        tokio::spawn(async move {
+            while others.lease_keep_alive(lease).await.is_ok() {
+                tokio::time::sleep(length / 4).await;
+            }
+        });
+        tokio::time::timeout(10 * length, win("two")).await.unwrap().unwrap();
+        assert!(client.lease_time_to_live(lease, None).await.unwrap().ttl() > 0, "it was not for the lease");
+    });
+    let error = store.txn(&[], &[put("a", "2")]).unwrap_err();
+    assert!(matches!(error, StoreError::NotLeader { .. }), "{error}");
+}
+
+#[test]
+fn a_leader_that_writes_leads_on_whatever_those_see_who_stand_by() {
+    let etcd = Processes::start(1);
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = format!("http://{}", silent.local_addr().unwrap());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let length = Duration::from_secs(2);
+    let win =
+        |me: &'static str, endpoints: Vec<String>| Leadership::win(place(endpoints), me, length, |_| ());
+    runtime.block_on(async {
+        let mut first = win("one", etcd.endpoints()).await.unwrap();
+        let second = win("two", [vec![silent], etcd.endpoints()].concat());
+        tokio::select! {
+            lost = first.keep() => panic!("{lost}"),
+            won = second => panic!("{won:?}"),
+            () = tokio::time::sleep(3 * length) => {}
+        }
+    });
+}
+
+#[test]
+fn a_member_that_takes_a_connection_and_never_answers_leaves_time_for_the_others() {
+    let etcd = Processes::start(1);
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = format!("http://{}", silent.local_addr().unwrap());
+    let mut cluster = Cluster::new(place([vec![silent], etcd.endpoints()].concat()));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let get = |mut client: etcd_client::Client| async move { client.get("x", None).await };
+    // Less than any member is waited for.
+    runtime.block_on(cluster.call(Duration::from_secs(1), get)).unwrap();
+}
+
 /// What a [`Proxy`] does to the next bytes, and to all that follow on their connection.
 const FORWARD: u8 = 0;
 const LOSE_ANSWERS: u8 = 1;
