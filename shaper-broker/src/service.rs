@@ -43,7 +43,7 @@ impl BrokerService {
     async fn task(&self, event: Event) -> Result<Response<v1::ClusterTask>, Status> {
         match self.ask(event).await? {
             Answer::Task(task) => Ok(Response::new(wire::cluster_task(&task))),
-            Answer::Policy(..) => Err(Status::internal("a policy is no answer to this")),
+            Answer::Policy(..) | Answer::Fenced(_) => Err(Status::internal("that is no answer to this")),
         }
     }
 
@@ -65,7 +65,10 @@ pub(crate) fn unavailable(error: ActorError) -> Status {
 fn refused(refusal: Refusal) -> Status {
     let text = refusal.to_string();
     match refusal {
-        Refusal::NoSuchTask(_) | Refusal::NoHistory { .. } => Status::not_found(text),
+        Refusal::NoSuchTask(_) | Refusal::NoHistory { .. } | Refusal::NoSuchNode(_) => {
+            Status::not_found(text)
+        }
+        Refusal::NodeAnswers(_) => Status::failed_precondition(text),
         Refusal::Exists(..) => Status::already_exists(text),
         Refusal::Denied(_) => Status::permission_denied(text),
         Refusal::Invalid(_) => Status::invalid_argument(text),
@@ -209,6 +212,21 @@ impl Broker for BrokerService {
         Ok(Response::new(v1::ListNodesResponse { nodes: self.read(list).await? }))
     }
 
+    async fn fence_node(
+        &self,
+        request: Request<v1::FenceNodeRequest>,
+    ) -> Result<Response<v1::FenceNodeResponse>, Status> {
+        let caller = caller(&request)?;
+        let v1::FenceNodeRequest { node } = request.into_inner();
+        match self.ask(Event::FenceNode { caller, node }).await? {
+            Answer::Fenced(tasks) => {
+                let task_ids = tasks.into_iter().map(Into::into).collect();
+                Ok(Response::new(v1::FenceNodeResponse { task_ids }))
+            }
+            Answer::Task(_) | Answer::Policy(..) => Err(Status::internal("that is no answer to this")),
+        }
+    }
+
     async fn apply_policy(
         &self,
         request: Request<v1::ApplyPolicyRequest>,
@@ -224,7 +242,7 @@ impl Broker for BrokerService {
             Answer::Policy(policy, revision) => {
                 Ok(Response::new(v1::PolicyStatus { policy: Some((*policy).into()), revision }))
             }
-            Answer::Task(_) => Err(Status::internal("a task is no answer to this")),
+            Answer::Task(_) | Answer::Fenced(_) => Err(Status::internal("that is no answer to this")),
         }
     }
 
