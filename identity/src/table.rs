@@ -94,6 +94,7 @@ pub const CALLS: &[Call] = &[
     changes("/shaper.v1.Broker/CancelClusterTask",        [Y,   O,   O,   Y,   N,   N,   N,   N]),
     reads(  "/shaper.v1.Broker/ExplainTask",              [Y,   O,   O,   Y,   N,   Y,   N,   N]),
     reads(  "/shaper.v1.Broker/ListNodes",                [Y,   Y,   Y,   Y,   N,   Y,   N,   N]),
+    changes("/shaper.v1.Broker/FenceNode",                [Y,   N,   N,   Y,   N,   N,   N,   N]),
     changes("/shaper.v1.Broker/ApplyPolicy",              [Y,   N,   O,   Y,   N,   N,   N,   N]),
     reads(  "/shaper.v1.Broker/ListPolicies",             [Y,   Y,   O,   Y,   N,   Y,   N,   N]),
     reads(  "/shaper.v1.Broker/GetProfile",               [Y,   O,   O,   Y,   N,   Y,   N,   N]),

@@ -45,7 +45,7 @@ impl BrokerService {
     async fn task(&self, event: Event) -> Result<Response<v1::ClusterTask>, Status> {
         match self.ask(event).await? {
             Answer::Task(epoch, task) => Ok(Response::new(wire::cluster_task(epoch, &task))),
-            Answer::Policy(..) => Err(Status::internal("a policy is no answer to this")),
+            Answer::Policy(..) | Answer::Fenced(_) => Err(Status::internal("that is no answer to this")),
         }
     }
 
@@ -67,7 +67,10 @@ pub(crate) fn unavailable(error: ActorError) -> Status {
 fn refused(refusal: Refusal) -> Status {
     let text = refusal.to_string();
     match refusal {
-        Refusal::NoSuchTask(_) | Refusal::NoHistory { .. } => Status::not_found(text),
+        Refusal::NoSuchTask(_) | Refusal::NoHistory { .. } | Refusal::NoSuchNode(_) => {
+            Status::not_found(text)
+        }
+        Refusal::NodeAnswers(_) => Status::failed_precondition(text),
         Refusal::Exists(..) => Status::already_exists(text),
         Refusal::Denied(_) => Status::permission_denied(text),
         Refusal::Invalid(_) => Status::invalid_argument(text),
@@ -213,6 +216,21 @@ impl Broker for BrokerService {
         Ok(Response::new(v1::ListNodesResponse { nodes: self.read(list).await? }))
     }
 
+    async fn fence_node(
+        &self,
+        request: Request<v1::FenceNodeRequest>,
+    ) -> Result<Response<v1::FenceNodeResponse>, Status> {
+        let caller = caller(&request)?;
+        let v1::FenceNodeRequest { node } = request.into_inner();
+        match self.ask(Event::FenceNode { caller, node }).await? {
+            Answer::Fenced(tasks) => {
+                let task_ids = tasks.into_iter().map(Into::into).collect();
+                Ok(Response::new(v1::FenceNodeResponse { task_ids }))
+            }
+            Answer::Task(..) | Answer::Policy(..) => Err(Status::internal("that is no answer to this")),
+        }
+    }
+
     async fn apply_policy(
         &self,
         request: Request<v1::ApplyPolicyRequest>,
@@ -228,7 +246,7 @@ impl Broker for BrokerService {
             Answer::Policy(policy, revision) => {
                 Ok(Response::new(v1::PolicyStatus { policy: Some((*policy).into()), revision }))
             }
-            Answer::Task(..) => Err(Status::internal("a task is no answer to this")),
+            Answer::Task(..) | Answer::Fenced(_) => Err(Status::internal("that is no answer to this")),
         }
     }
 

@@ -158,7 +158,10 @@ impl Turn<'_> {
             if self.state.tasks.get(&id).is_none_or(|row| row.task.lost) {
                 continue;
             }
-            let reason = format!("{name} does not answer; the task stays there until the node is back");
+            let reason = format!(
+                "{name} does not answer; the task stays there until the node is back, or `shaper node fence {name}` says that \
+                 it is dead"
+            );
             self.decide(&id, DecisionKind::Lost, reason, Vec::new());
             if let Some(row) = self.change(&id) {
                 row.task.lost = true;
@@ -355,7 +358,7 @@ impl Turn<'_> {
         }
     }
 
-    fn cancelled(&mut self, id: &TaskId) {
+    pub(super) fn cancelled(&mut self, id: &TaskId) {
         self.move_to(id, Phase::Cancelled);
         self.decide(id, DecisionKind::Cancelled, "it is over", Vec::new());
     }

@@ -8,11 +8,12 @@
 //! What agents say is taken for the truth about what runs; what is to run is decided here alone. Each
 //! placement is an attempt with a number of its own, so that an attempt has one node, and at most one
 //! attempt of a task is ever alive: the next is placed only after the node has said that the last is
-//! over, or never began, or after the node has lost everything by a new boot.
+//! over, or never began, or after the node has lost everything by a new boot, or after an operator has said that it is dead.
 
 mod agent;
 mod client;
 pub mod history;
+mod lost;
 mod places;
 pub mod query;
 pub mod rows;
@@ -20,6 +21,8 @@ mod schedule;
 pub mod state;
 mod waiting;
 
+#[cfg(test)]
+mod lost_tests;
 #[cfg(test)]
 mod sim;
 #[cfg(test)]
@@ -112,6 +115,13 @@ pub enum Event {
         execution: ExecutionId,
         /// What.
         decision: Box<Decision>,
+    },
+    /// An operator says that a node is dead.
+    FenceNode {
+        /// Who.
+        caller: Credentials,
+        /// The node.
+        node: String,
     },
     /// The time that [`next_wakeup`] named has come.
     Tick,
@@ -234,6 +244,8 @@ pub enum Answer {
     Task(u64, Arc<Task>),
     /// The policy, and since which revision of the set it holds.
     Policy(Box<Policy>, u64),
+    /// The tasks that a dead node had.
+    Fenced(Vec<TaskId>),
 }
 
 /// Why a client gets nothing.
@@ -250,6 +262,14 @@ pub enum Refusal {
         /// The name.
         name: String,
     },
+    /// No node of this name has ever connected.
+    #[error("there is no node `{0}`; `shaper get nodes` lists them")]
+    NoSuchNode(String),
+    /// It is not dead.
+    #[error(
+        "node `{0}` answers: only a node that does not is said to be dead; stop its agent, or power it off, first"
+    )]
+    NodeAnswers(String),
     /// The id is taken.
     #[error("the task id `{0}` is taken by {1}; choose another, ids are unique in the cluster")]
     Exists(TaskId, Taken),
@@ -288,6 +308,9 @@ pub enum Denied {
     /// Running a task as somebody else.
     #[error("only uid 0 may run a task as another user or with other groups; leave run_as out")]
     RunAs,
+    /// Saying that a node is dead.
+    #[error("only uid 0 may say that a node is dead")]
+    Fence,
     /// Setting policies.
     #[error(
         "policies of namespace `{0}` are not yours to set: those of your own namespaces are, and all are uid 0's"
@@ -350,6 +373,7 @@ pub fn on_event(state: &mut State, event: Event, now: UnixNanos) -> Outcome {
         Event::TaskDecision { session, execution, decision } => {
             turn.agent_decided(session, &execution, *decision);
         }
+        Event::FenceNode { caller, node } => turn.fence(&caller, &node),
         Event::Tick => {}
     }
     turn.schedule();
@@ -384,6 +408,7 @@ struct Turn<'a> {
 enum Reply {
     Task(TaskId),
     Policy(String),
+    Fenced(Vec<TaskId>),
 }
 
 impl Turn<'_> {
@@ -458,6 +483,7 @@ impl Turn<'_> {
                     .policies
                     .get(&name)
                     .map(|row| Answer::Policy(Box::new(row.policy.clone()), row.revision)),
+                Reply::Fenced(tasks) => Some(Answer::Fenced(tasks)),
             })
         });
         match answer {

@@ -15,7 +15,7 @@ use shaper_core::{
 
 use super::{
     state::{Node, TaskRow},
-    tests::{SECOND, USER, hello, id, spec, status},
+    tests::{OPERATOR, SECOND, USER, hello, id, spec, status},
     *,
 };
 
@@ -53,6 +53,8 @@ enum Step {
         task: Index,
         how: Exit,
     },
+    /// An operator says that a node is dead, and it is.
+    Fence(Index),
     Wait(u8),
     /// The broker dies at its next event, before or after the commit.
     Crash {
@@ -79,6 +81,7 @@ fn step() -> impl Strategy<Value = Step> {
         18 => (index(), prop::bool::weighted(0.1)).prop_map(|(node, doubled)| Step::Hear { node, doubled }),
         8 => (index(), index(), prop_oneof![4 => Just(Exit::Done), 2 => Just(Exit::Evicted), 1 => Just(Exit::Abandoned)])
             .prop_map(|(node, task, how)| Step::Exit { node, task, how }),
+        1 => index().prop_map(Step::Fence),
         3 => (0u8..90).prop_map(Step::Wait),
         2 => any::<bool>().prop_map(|committed| Step::Crash { committed }),
     ]
@@ -338,6 +341,19 @@ impl Cluster {
             }
             Step::Connect(node) => self.connect(node.index(NODES)),
             Step::Disconnect(node) => self.disconnect(node.index(NODES)),
+            Step::Fence(node) => {
+                let agent = &mut self.agents[node.index(NODES)];
+                if agent.session.is_none() {
+                    // As the operator says.
+                    let live: Vec<_> = agent.live().cloned().collect();
+                    for execution in live {
+                        agent.end(&execution, ExitStatus::Unknown);
+                    }
+                    agent.outbox.clear();
+                    let node = agent.name.clone();
+                    self.on(Event::FenceNode { caller: OPERATOR, node });
+                }
+            }
             Step::Reboot { node, forgets } => {
                 let number = node.index(NODES);
                 self.disconnect(number);

