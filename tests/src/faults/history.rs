@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -187,11 +187,13 @@ pub(super) struct Entry {
 pub(super) struct History {
     begun: Instant,
     entries: Arc<Mutex<Vec<Entry>>>,
+    /// Whenever one is added.
+    added: Arc<Condvar>,
 }
 
 impl History {
     pub(super) fn begin() -> History {
-        History { begun: Instant::now(), entries: Arc::default() }
+        History { begun: Instant::now(), entries: Arc::default(), added: Arc::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
@@ -203,6 +205,8 @@ impl History {
         // Under the lock, so that the times are in order.
         let at = self.begun.elapsed();
         entries.push(Entry { at, seen });
+        drop(entries);
+        self.added.notify_all();
     }
 
     /// Since its beginning.
@@ -224,12 +228,13 @@ impl History {
         self.lock().iter().filter_map(asked).collect()
     }
 
-    /// Whether somebody was told that a task is over.
-    pub(super) fn has_end(&self) -> bool {
+    /// Waits until somebody was told that a task is over; false if nobody was in so long.
+    pub(super) fn wait_for_end(&self, patience: Duration) -> bool {
         let is_over = |told: &Told| told.place.is_over();
-        let tells =
-            |seen: &Seen| matches!(seen, Seen::Read { told, .. } if told.as_ref().is_some_and(is_over));
-        self.lock().iter().any(|entry| tells(&entry.seen))
+        let is_end = |entry: &Entry| matches!(&entry.seen, Seen::Read { told, .. } if told.as_ref().is_some_and(is_over));
+        let waited =
+            self.added.wait_timeout_while(self.lock(), patience, |entries| !entries.iter().any(is_end));
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
     pub(super) fn entries(&self) -> Vec<Entry> {

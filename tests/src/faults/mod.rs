@@ -167,14 +167,8 @@ fn suffer(
 ) -> (Finals, Vec<String>) {
     let clients = Clients::start(&world.brokers.all, history, random, recipe);
     // What breaks before anything was there breaks nothing.
-    let until = Instant::now() + SETTLE;
-    while !history.has_end() {
-        assert!(
-            Instant::now() < until,
-            "no task has come to its end within {SETTLE:?}, and nothing is broken"
-        );
-        thread::sleep(PAUSE);
-    }
+    let has_end = history.wait_for_end(SETTLE);
+    assert!(has_end, "no task has come to its end within {SETTLE:?}, and nothing is broken");
     let mut done = 0;
     while done < faults {
         let strike = Strike::draw(random);
