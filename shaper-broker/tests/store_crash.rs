@@ -21,13 +21,16 @@ const STORE: &str = "SHAPER_TEST_STORE";
 /// Set for the child: how many rows a transaction has.
 const ROWS: &str = "SHAPER_TEST_ROWS";
 
+/// Of the log of a file: so little that some of it is carried into the rows at each moment.
+const GENERATION: usize = 40_000;
+
 fn open(place: &str) -> Box<dyn Store> {
     if place.starts_with("http://") {
         let endpoints = vec![place.to_owned()];
         let place = Place::check(Access { endpoints, prefix: "/crash/".into(), ..Access::default() });
         Box::new(Etcd::open(place.unwrap(), None).unwrap())
     } else {
-        Box::new(Redb::open(Path::new(place)).unwrap())
+        Box::new(Redb::open_with(Path::new(place), GENERATION).unwrap())
     }
 }
 

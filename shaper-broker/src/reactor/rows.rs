@@ -211,9 +211,14 @@ pub enum LoadError {
 /// The remedy, for each of them.
 const RESTORE: &str = "restore the store from a backup (`shaper-broker store restore`), or move it away";
 
+/// Most rows have fewer bytes.
+const USUAL_ROW: usize = 1024;
+
 fn encode(value: &impl Serialize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(USUAL_ROW);
     // Encoding fails where writing does, or for a sequence of unknown length, and there is neither.
-    rmp_serde::to_vec(value).expect("a row has a form in MessagePack")
+    rmp_serde::encode::write(&mut bytes, value).expect("a row has a form in MessagePack");
+    bytes
 }
 
 fn parse<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T, LoadError> {

@@ -1,10 +1,16 @@
 //! A store in one file, by redb. A transaction is on the disk when it returns.
 //!
-//! redb sees bytes only: a row is the eight bytes of its revision, the highest first, and then its
-//! value. The table `meta` has two numbers: `schema`, of what is in the file, and `revision`, of the
-//! latest transaction.
+//! It goes to the end of a log, in one piece: that is all that a commit waits for. Most rows of a broker are written several
+//! times within a second, and many are gone soon after; in a tree each of these would cost a path of pages. What the log has
+//! is in memory, too. Each [`GENERATION`] of it is then carried into the tree of rows, by the transactions that follow, a few
+//! rows each, in the order of the keys, and only what was not written again meanwhile; then that part of the log is deleted.
+//! Whoever opens the file reads the log anew: what of it is already in the rows is there twice, and the same.
+//!
+//! redb sees bytes only: a row is the eight bytes of its revision, the highest first, and then its value. The table `log` has
+//! the transactions by their revisions (`log.rs`), the table `meta` the number `schema`, of what is in the file.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, OpenOptions},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
@@ -12,19 +18,29 @@ use std::{
 
 use redb::{
     Builder, Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageError,
-    TableDefinition, backends::FileBackend,
+    TableDefinition, TableError, backends::FileBackend,
 };
 
 use super::{BackendError, Compare, Op, SCHEMA, Snapshot, Store, StoreError, Txn, Versioned};
 
 mod image;
+mod log;
 
 use image::Image;
+use log::{Cut, Frozen, Recent, Record};
 
 const ROWS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("rows");
+const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const SCHEMA_KEY: &str = "schema";
+/// Of the latest transaction: of a file without a log, which a broker of schema 1 wrote.
 const REVISION_KEY: &str = "revision";
+
+/// Bytes of the log that are carried into the rows together. There are at most twice as many in the log and in memory, and a
+/// transaction.
+const GENERATION: usize = 32 << 20;
+/// Rows that a transaction carries at least while there are some to be carried.
+const CARRIED: usize = 64;
 
 /// How much of the file redb keeps in memory. The broker reads it at its start only.
 const CACHE_BYTES: usize = 16 << 20;
@@ -33,6 +49,13 @@ const CACHE_BYTES: usize = 16 << 20;
 pub struct Redb {
     path: PathBuf,
     database: Database,
+    /// Of the latest transaction.
+    revision: u64,
+    /// What is only in the log.
+    recent: Recent,
+    /// What is older, and in the log until all of it is in the rows.
+    frozen: Option<Frozen>,
+    generation: usize,
 }
 
 impl std::fmt::Debug for Redb {
@@ -44,6 +67,11 @@ impl std::fmt::Debug for Redb {
 impl Redb {
     /// Opens the file, or makes it. It is readable by its owner only.
     pub fn open(path: &Path) -> Result<Redb, StoreError> {
+        Redb::open_with(path, GENERATION)
+    }
+
+    /// The same, carrying so many bytes of the log at a time.
+    pub fn open_with(path: &Path, generation: usize) -> Result<Redb, StoreError> {
         let io = |error| cannot_open(path, StorageError::Io(error).into());
         if let Some(directory) = path.parent() {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io)?;
@@ -59,9 +87,15 @@ impl Redb {
         let opened = FileBackend::new(file)
             .and_then(|backend| Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(backend));
         let database = opened.map_err(|error| cannot_open(path, error))?;
-        let store = Redb { path: path.to_owned(), database };
+        let mut store = Redb::around(path, database, generation);
         store.check_schema()?;
+        store.read_log()?;
         Ok(store)
+    }
+
+    fn around(path: &Path, database: Database, generation: usize) -> Redb {
+        let path = path.to_owned();
+        Redb { path, database, revision: 0, recent: Recent::default(), frozen: None, generation }
     }
 
     /// All that is in the file, which stays as it is. Every page that is in use is compared with its checksum.
@@ -73,7 +107,7 @@ impl Redb {
         builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
         let opened = Image::of(file).and_then(|image| builder.create_with_backend(image));
         let database = opened.map_err(|error| cannot_open(path, error))?;
-        let store = Redb { path: path.to_owned(), database };
+        let mut store = Redb::around(path, database, GENERATION);
         let place = path.display().to_string();
         if empty {
             return Ok(Snapshot { place, schema: SCHEMA, rows: Vec::new(), leader: None });
@@ -86,6 +120,7 @@ impl Redb {
         if schema > SCHEMA {
             return Err(StoreError::NewerSchema { place, found: schema, known: SCHEMA });
         }
+        store.read_log()?;
         let rows = store.range(b"")?.into_iter().map(|(key, row)| (key, row.value)).collect();
         Ok(Snapshot { place, schema, rows, leader: None })
     }
@@ -99,6 +134,7 @@ impl Redb {
                 meta.insert(SCHEMA_KEY, SCHEMA)?;
             }
             transaction.open_table(ROWS)?;
+            transaction.open_table(LOG)?;
             Ok(found)
         })?;
         match found {
@@ -107,6 +143,47 @@ impl Redb {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Takes into memory what is in the log.
+    fn read_log(&mut self) -> Result<(), StoreError> {
+        let (revision, records) = self.read(|| {
+            let transaction = self.database.begin_read()?;
+            let meta = transaction.open_table(META)?;
+            let revision = meta.get(REVISION_KEY)?.map_or(0, |value| value.value());
+            let mut records = Vec::new();
+            match transaction.open_table(LOG) {
+                Ok(log) => {
+                    for record in log.range::<u64>(..)? {
+                        let (revision, bytes) = record?;
+                        records.push(Record { revision: revision.value(), bytes: bytes.value().to_vec() });
+                    }
+                }
+                // It is of schema 1, and only looked at.
+                Err(TableError::TableDoesNotExist(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+            Ok((revision, records))
+        })?;
+        self.revision = records.last().map_or(revision, |record| record.revision);
+        for record in records {
+            self.recent.add(record).map_err(|Cut| self.damaged("a record of its log is cut"))?;
+        }
+        self.freeze_if_due();
+        Ok(())
+    }
+
+    fn freeze_if_due(&mut self) {
+        if self.recent.bytes() >= self.generation && self.frozen.is_none() {
+            self.frozen = Some(std::mem::take(&mut self.recent).freeze());
+        }
+    }
+
+    /// How many rows the next transaction carries from the log, if it has so many operations itself.
+    fn to_carry(&self, operations: usize) -> usize {
+        let Some(frozen) = &self.frozen else { return 0 };
+        let is_late = self.recent.bytes() >= self.generation;
+        if is_late { frozen.left() } else { frozen.left().min(operations.max(CARRIED)) }
     }
 
     /// One transaction, committed unless `work` fails.
@@ -122,12 +199,6 @@ impl Redb {
             Ok(done)
         };
         attempt().map_err(|source| StoreError::Write { path: self.path.clone(), source })
-    }
-
-    fn decode(&self, stored: &[u8]) -> Result<Versioned, StoreError> {
-        let (revision, value) =
-            stored.split_first_chunk().ok_or_else(|| self.damaged("a row is too short"))?;
-        Ok(Versioned { value: value.to_vec(), revision: u64::from_be_bytes(*revision) })
     }
 
     fn damaged(&self, what: &'static str) -> StoreError {
@@ -149,68 +220,129 @@ fn cannot_open(path: &Path, error: DatabaseError) -> StoreError {
     }
 }
 
-/// The revision of a row, as long as the row is whole.
-fn revision_of(stored: &[u8]) -> Option<u64> {
-    stored.first_chunk().map(|revision| u64::from_be_bytes(*revision))
+const SHORT: &str = "a row is too short";
+
+/// The revision and the value of a row; `None`: it has less than a revision.
+fn split(stored: &[u8]) -> Option<(u64, &[u8])> {
+    let (revision, value) = stored.split_first_chunk()?;
+    Some((u64::from_be_bytes(*revision), value))
 }
 
-impl Store for Redb {
-    fn get(&self, key: &[u8]) -> Result<Option<Versioned>, StoreError> {
+impl Redb {
+    /// A row that is not in the log.
+    fn settled(&self, key: &[u8]) -> Result<Option<Versioned>, StoreError> {
         let stored = self.read(|| {
             let rows = self.database.begin_read()?.open_table(ROWS)?;
             Ok(rows.get(key)?.map(|value| value.value().to_vec()))
         })?;
-        stored.map(|stored| self.decode(&stored)).transpose()
+        let decode = |stored: Vec<u8>| {
+            let (revision, value) = split(&stored).ok_or_else(|| self.damaged(SHORT))?;
+            Ok(Versioned { value: value.to_vec(), revision })
+        };
+        stored.map(decode).transpose()
+    }
+
+    /// The rows in the log whose key begins with `prefix`.
+    fn logged(&self, prefix: &[u8]) -> BTreeMap<&[u8], log::Written<'_>> {
+        // The later of two of a key stays.
+        let all = self.frozen.iter().flat_map(Frozen::iter).chain(self.recent.iter());
+        all.filter(|(key, _)| key.starts_with(prefix)).collect()
+    }
+}
+
+impl Store for Redb {
+    fn get(&self, key: &[u8]) -> Result<Option<Versioned>, StoreError> {
+        let logged = self.recent.get(key).or_else(|| self.frozen.as_ref()?.get(key));
+        match logged {
+            Some((revision, value)) => Ok(value.map(|value| Versioned { value: value.to_vec(), revision })),
+            None => self.settled(key),
+        }
     }
 
     fn range(&self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Versioned)>, StoreError> {
-        let stored = self.read(|| {
+        let mut logged = self.logged(prefix).into_iter().peekable();
+        let mut found = Vec::new();
+        let mut take = |(key, (revision, value)): (&[u8], log::Written<'_>)| {
+            if let Some(value) = value {
+                found.push((key.to_vec(), Versioned { value: value.to_vec(), revision }));
+            }
+        };
+        let whole = self.read(|| {
             let rows = self.database.begin_read()?.open_table(ROWS)?;
-            let mut found = Vec::new();
             for row in rows.range(prefix..)? {
-                let (key, value) = row?;
-                if !key.value().starts_with(prefix) {
+                let (key, stored) = row?;
+                let key = key.value();
+                if !key.starts_with(prefix) {
                     break;
                 }
-                found.push((key.value().to_vec(), value.value().to_vec()));
+                while let Some(earlier) = logged.next_if(|(logged, _)| *logged < key) {
+                    take(earlier);
+                }
+                // What is in the log is not older.
+                let Some((revision, value)) = split(stored.value()) else { return Ok(false) };
+                take(logged.next_if(|(logged, _)| *logged == key).unwrap_or((key, (revision, Some(value)))));
             }
-            Ok(found)
+            Ok(true)
         })?;
-        stored.into_iter().map(|(key, value)| Ok((key, self.decode(&value)?))).collect()
+        if !whole {
+            return Err(self.damaged(SHORT));
+        }
+        logged.for_each(take);
+        Ok(found)
     }
 
     fn txn(&mut self, compares: &[Compare], ops: &[Op]) -> Result<Txn, StoreError> {
+        for compare in compares {
+            let written_at = self.get(compare.key())?.map(|row| row.revision);
+            if !compare.holds(written_at) {
+                return Ok(Txn::Conflict { key: compare.key().to_vec() });
+            }
+        }
+        let record = Record::of(self.revision + 1, ops);
+        let carried = self.to_carry(ops.len());
         self.write_with(|transaction| {
+            let mut log = transaction.open_table(LOG)?;
+            log.insert(record.revision, record.bytes.as_slice())?;
+            let Some(frozen) = &self.frozen else { return Ok(()) };
             let mut rows = transaction.open_table(ROWS)?;
-            for compare in compares {
-                let written_at = rows.get(compare.key())?.and_then(|stored| revision_of(stored.value()));
-                if !compare.holds(written_at) {
-                    // Committing a transaction without changes writes nothing of ours.
-                    return Ok(Txn::Conflict { key: compare.key().to_vec() });
+            for (key, (revision, value)) in frozen.next(carried) {
+                // What was written since is carried later, or need not be.
+                if self.recent.contains(key) {
+                    continue;
+                }
+                match value {
+                    Some(value) => {
+                        let stored = [&revision.to_be_bytes(), value].concat();
+                        rows.insert(key, stored.as_slice())?;
+                    }
+                    None => drop(rows.remove(key)?),
                 }
             }
-            let mut meta = transaction.open_table(META)?;
-            let revision = meta.get(REVISION_KEY)?.map_or(0, |value| value.value()) + 1;
-            meta.insert(REVISION_KEY, revision)?;
-            for op in ops {
-                match op {
-                    Op::Put { key, value } => {
-                        let stored = [&revision.to_be_bytes(), value.as_slice()].concat();
-                        rows.insert(key.as_slice(), stored.as_slice())?;
-                    }
-                    Op::Delete { key } => {
-                        rows.remove(key.as_slice())?;
-                    }
-                }
+            if frozen.left() == carried
+                && let Some(last) = frozen.last()
+            {
+                log.retain_in(..=last, |_, _| false)?;
             }
-            Ok(Txn::Committed { revision })
-        })
+            Ok(())
+        })?;
+        self.revision = record.revision;
+        let revision = record.revision;
+        if let Some(frozen) = &mut self.frozen {
+            frozen.settle(carried);
+        }
+        self.frozen.take_if(|frozen| frozen.left() == 0);
+        self.recent.add(record).map_err(|Cut| self.damaged("a record of its log is cut"))?;
+        self.freeze_if_due();
+        Ok(Txn::Committed { revision })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::store::memory::Memory;
 
     #[test]
     fn a_newer_schema_is_refused_and_left_as_it_is() {
@@ -304,6 +436,91 @@ mod tests {
         fs::write(&path, "").unwrap();
         assert_eq!(Redb::look(&path).unwrap().rows, []);
         assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+    }
+
+    fn ops() -> impl Strategy<Value = Vec<Op>> {
+        let op = (0..30_u8, proptest::option::of(0..200_usize)).prop_map(|(key, value)| {
+            let key = vec![b'k', key / 10, key];
+            match value {
+                Some(length) => Op::Put { key, value: vec![7; length] },
+                None => Op::Delete { key },
+            }
+        });
+        proptest::collection::vec(op, 0..80)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+
+        /// What is written and removed at random, in a store that carries all the time, and is opened anew now and then.
+        #[test]
+        fn the_log_and_the_rows_are_one_store(
+            steps in proptest::collection::vec((ops(), prop::bool::weighted(0.1)), 1..60),
+            generation in 1..20_000_usize,
+        ) {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("store.redb");
+            let (mut store, mut reference) =
+                (Redb::open_with(&path, generation).unwrap(), Memory::default());
+            for (ops, anew) in steps {
+                let done = store.txn(&[], &ops).unwrap();
+                prop_assert_eq!(&done, &reference.txn(&[], &ops).unwrap());
+                if anew {
+                    drop(store);
+                    store = Redb::open_with(&path, generation).unwrap();
+                }
+                for prefix in [&b""[..], b"k", b"k\x01"] {
+                    prop_assert_eq!(store.range(prefix).unwrap(), reference.range(prefix).unwrap());
+                }
+                for op in &ops {
+                    let (key, _) = op.write();
+                    prop_assert_eq!(store.get(key).unwrap(), reference.get(key).unwrap());
+                }
+            }
+            let rows = reference.range(b"").unwrap().into_iter().map(|(key, row)| (key, row.value));
+            drop(store);
+            prop_assert_eq!(Redb::look(&path).unwrap().rows, rows.collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn what_was_carried_is_no_more_in_the_log() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("store.redb");
+        let mut store = Redb::open_with(&path, 10_000).unwrap();
+        for number in 0..1000_u16 {
+            let key = number.to_be_bytes().to_vec();
+            store.txn(&[], &[Op::Put { key, value: vec![1; 100] }]).unwrap();
+        }
+        let transaction = store.database.begin_read().unwrap();
+        let (log, rows) = (transaction.open_table(LOG).unwrap(), transaction.open_table(ROWS).unwrap());
+        let (log, rows) = (log.iter().unwrap().count(), rows.iter().unwrap().count());
+        assert!(log < 250 && rows > 700 && rows < 1000, "{log} transactions, {rows} rows");
+        assert_eq!(store.range(b"").unwrap().len(), 1000);
+    }
+
+    /// A file as a broker of schema 1 left it: rows, and no log.
+    #[test]
+    fn a_store_without_a_log_is_taken_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("store.redb");
+        let database = Database::create(&path).unwrap();
+        let transaction = database.begin_write().unwrap();
+        let mut meta = transaction.open_table(META).unwrap();
+        meta.insert(SCHEMA_KEY, 1).unwrap();
+        meta.insert(REVISION_KEY, 41).unwrap();
+        drop(meta);
+        let stored = [&40_u64.to_be_bytes()[..], b"1"].concat();
+        transaction.open_table(ROWS).unwrap().insert(&b"a"[..], stored.as_slice()).unwrap();
+        transaction.commit().unwrap();
+        drop(database);
+
+        let rows = vec![(b"a".to_vec(), b"1".to_vec())];
+        assert_eq!(Redb::look(&path).unwrap().rows, rows);
+        let mut store = Redb::open(&path).unwrap();
+        let compare = Compare::WrittenAt { key: b"a".to_vec(), revision: 40 };
+        assert_eq!(store.txn(&[compare], &[]).unwrap(), Txn::Committed { revision: 42 });
+        assert_eq!(store.get(b"a").unwrap().unwrap().revision, 40);
     }
 
     #[test]
