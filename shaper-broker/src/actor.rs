@@ -23,7 +23,7 @@ use crate::{
     reactor::{
         self, Answer, Bounds, Directive, Effect, Event, Hello, Phase, Refusal, Row, RowChange, SessionId,
         State, Task,
-        rows::{EPOCH, LoadError},
+        rows::{EPOCH, LoadError, Loading},
     },
     store::{Compare, Op, Store, StoreError, Txn},
 };
@@ -291,10 +291,16 @@ pub fn prepare(bounds: Bounds) -> (Handle, Seat) {
 impl Actor {
     /// Takes over a store: its epoch is higher from here on.
     pub fn open(mut store: Box<dyn Store>, seat: Seat) -> Result<Actor, FatalError> {
-        let rows = store.range(b"")?;
-        let mut state = State::load(rows.iter().map(|(key, row)| (key.as_slice(), row.value.as_slice())))?;
+        // Of a task the key of what was submitted is the later one.
+        let (mut loading, mut before) = (Loading::default(), None);
+        store.scan_back(&mut |key, revision, value| {
+            if key == EPOCH.as_bytes() {
+                before = Some(revision);
+            }
+            loading.add(key, value);
+        })?;
+        let mut state = loading.finish()?;
         state.bounds = seat.bounds;
-        let before = rows.iter().find(|(key, _)| key == EPOCH.as_bytes()).map(|(_, row)| row.revision);
         let key = EPOCH.as_bytes().to_vec();
         let compare = match before {
             Some(revision) => Compare::WrittenAt { key, revision },

@@ -231,6 +231,13 @@ fn parse<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T, LoadError> {
     whole.map_err(|source| LoadError::Damaged { key: key.to_owned(), source })
 }
 
+/// The number in the key of a row of a task, if it is written as we write it.
+fn sequence_in(key: &str, prefix: &str) -> Option<u64> {
+    let digits = key.strip_prefix(prefix).filter(|digits| digits.len() == 16)?;
+    let are_ours = digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+    are_ours.then(|| u64::from_str_radix(digits, 16).ok()).flatten()
+}
+
 fn submission_key(sequence: u64) -> String {
     format!("{TASK}{sequence:016x}")
 }
@@ -272,16 +279,23 @@ pub enum Content {
 impl Content {
     /// What is under a key.
     pub fn decode(key: &str, value: &[u8]) -> Result<Content, LoadError> {
+        // Of a million rows most are of tasks: no text is made for these.
+        if key.starts_with(TASK) {
+            let row: Submission = parse(key, value)?;
+            return match sequence_in(key, TASK) == Some(row.sequence) {
+                true => Ok(Content::Submission(Box::new(row))),
+                false => Err(misplaced(key, submission_key(row.sequence))),
+            };
+        }
+        if key.starts_with(RUN) {
+            let row: Run<'static> = parse(key, value)?;
+            return match sequence_in(key, RUN) == Some(row.sequence) {
+                true => Ok(Content::Run(Box::new(row))),
+                false => Err(misplaced(key, run_key(row.sequence))),
+            };
+        }
         let (content, belongs) = if key == EPOCH {
             (Content::Epoch(parse(key, value)?), EPOCH.to_owned())
-        } else if key.starts_with(TASK) {
-            let row: Submission = parse(key, value)?;
-            let belongs = submission_key(row.sequence);
-            (Content::Submission(Box::new(row)), belongs)
-        } else if key.starts_with(RUN) {
-            let row: Run<'static> = parse(key, value)?;
-            let belongs = run_key(row.sequence);
-            (Content::Run(Box::new(row)), belongs)
         } else if key.starts_with(NODE) {
             let row: NodeRow = parse(key, value)?;
             let belongs = node_key(&row.name);
@@ -297,15 +311,74 @@ impl Content {
         } else {
             return Err(LoadError::Unknown { key: key.to_owned() });
         };
-        if key == belongs { Ok(content) } else { Err(LoadError::Misplaced { key: key.to_owned(), belongs }) }
+        if key == belongs { Ok(content) } else { Err(misplaced(key, belongs)) }
     }
 }
 
-/// The rows of tasks while they are read.
+fn misplaced(key: &str, belongs: String) -> LoadError {
+    LoadError::Misplaced { key: key.to_owned(), belongs }
+}
+
+/// A state while its rows are read, in any order. What was submitted had better come before what became of it: else that waits.
 #[derive(Default)]
-struct Halves {
+pub struct Loading {
+    state: State,
     submissions: HashMap<u64, Arc<Submission>>,
+    /// Those that came before what was submitted.
     runs: Vec<Run<'static>>,
+    problems: Vec<LoadError>,
+}
+
+impl Loading {
+    /// The next row.
+    pub fn add(&mut self, key: &[u8], value: &[u8]) {
+        let state = &mut self.state;
+        match Content::decode(&String::from_utf8_lossy(key), value) {
+            Ok(Content::Epoch(epoch)) => state.epoch = epoch,
+            Ok(Content::Submission(row)) => drop(self.submissions.insert(row.sequence, Arc::new(*row))),
+            Ok(Content::Run(row)) => match self.submissions.remove(&row.sequence) {
+                Some(submission) => self.join(*row, submission),
+                None => self.runs.push(*row),
+            },
+            Ok(Content::Node(row)) => drop(state.nodes.insert(row.name.clone(), Node::new(row))),
+            Ok(Content::Policy(row)) => drop(state.policies.insert(row.policy.policy_name.clone(), row)),
+            Ok(Content::History(row)) => {
+                state.histories.insert((row.namespace.clone(), row.name.clone()), row);
+            }
+            Err(error) => self.problems.push(error),
+        }
+    }
+
+    /// Puts the two rows of a task together.
+    fn join(&mut self, run: Run<'static>, submission: Arc<Submission>) {
+        let row = run.of_task(submission);
+        match self.state.tasks.entry(row.task.id().clone()) {
+            Entry::Occupied(there) => self.problems.push(LoadError::Twice { task: there.key().clone() }),
+            Entry::Vacant(place) => drop(place.insert(Box::new(row))),
+        }
+    }
+
+    /// The state that those of the rows describe that can be used, and what is wrong with the others.
+    pub fn examine(mut self) -> (State, Vec<LoadError>) {
+        for run in std::mem::take(&mut self.runs) {
+            match self.submissions.remove(&run.sequence) {
+                Some(submission) => self.join(run, submission),
+                None => self.problems.push(LoadError::Half { key: run_key(run.sequence) }),
+            }
+        }
+        let Loading { mut state, submissions, mut problems, .. } = self;
+        let mut left: Vec<_> = submissions.into_keys().collect();
+        left.sort_unstable();
+        problems.extend(left.into_iter().map(|sequence| LoadError::Half { key: submission_key(sequence) }));
+        state.index(&mut problems);
+        (state, problems)
+    }
+
+    /// The state, if all rows are sound: no agent is connected.
+    pub fn finish(self) -> Result<State, LoadError> {
+        let (state, problems) = self.examine();
+        problems.into_iter().next().map_or(Ok(state), Err)
+    }
 }
 
 impl State {
@@ -333,54 +406,16 @@ impl State {
 
     /// The state that these rows describe: no agent is connected.
     pub fn load<'a>(rows: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Result<State, LoadError> {
-        let (state, problems) = State::examine(rows);
-        problems.into_iter().next().map_or(Ok(state), Err)
+        let mut loading = Loading::default();
+        rows.into_iter().for_each(|(key, value)| loading.add(key, value));
+        loading.finish()
     }
 
     /// The state that those of these rows describe that can be used, and what is wrong with the others.
     pub fn examine<'a>(rows: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> (State, Vec<LoadError>) {
-        let (mut state, mut halves, mut problems) = (State::default(), Halves::default(), Vec::new());
-        for (key, value) in rows {
-            match Content::decode(&String::from_utf8_lossy(key), value) {
-                Ok(content) => state.take_row(&mut halves, content),
-                Err(error) => problems.push(error),
-            }
-        }
-        state.join(halves, &mut problems);
-        state.index(&mut problems);
-        (state, problems)
-    }
-
-    fn take_row(&mut self, halves: &mut Halves, content: Content) {
-        match content {
-            Content::Epoch(epoch) => self.epoch = epoch,
-            Content::Submission(row) => drop(halves.submissions.insert(row.sequence, Arc::new(*row))),
-            Content::Run(row) => halves.runs.push(*row),
-            Content::Node(row) => drop(self.nodes.insert(row.name.clone(), Node::new(row))),
-            Content::Policy(row) => drop(self.policies.insert(row.policy.policy_name.clone(), row)),
-            Content::History(row) => {
-                self.histories.insert((row.namespace.clone(), row.name.clone()), row);
-            }
-        }
-    }
-
-    /// Puts the two rows of each task together.
-    fn join(&mut self, halves: Halves, problems: &mut Vec<LoadError>) {
-        let Halves { mut submissions, runs } = halves;
-        for run in runs {
-            let Some(submission) = submissions.remove(&run.sequence) else {
-                problems.push(LoadError::Half { key: run_key(run.sequence) });
-                continue;
-            };
-            let row = run.of_task(submission);
-            match self.tasks.entry(row.task.id().clone()) {
-                Entry::Occupied(there) => problems.push(LoadError::Twice { task: there.key().clone() }),
-                Entry::Vacant(place) => drop(place.insert(Box::new(row))),
-            }
-        }
-        let mut left: Vec<_> = submissions.into_keys().collect();
-        left.sort_unstable();
-        problems.extend(left.into_iter().map(|sequence| LoadError::Half { key: submission_key(sequence) }));
+        let mut loading = Loading::default();
+        rows.into_iter().for_each(|(key, value)| loading.add(key, value));
+        loading.examine()
     }
 
     /// Derives what is not in rows.

@@ -404,6 +404,11 @@ impl State {
         self.waiting.len() + self.assigned
     }
 
+    /// Tasks that wait.
+    pub fn waiting_tasks(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// Puts a task where its phase says. False: the node of its phase is not there.
     #[must_use]
     pub(super) fn enter(&mut self, id: &TaskId) -> bool {

@@ -245,6 +245,9 @@ impl<E: Into<::redb::Error>> From<E> for BackendError {
     }
 }
 
+/// What is done with each row: with its key, its revision and its value.
+pub type Visit<'a> = dyn FnMut(&[u8], u64, &[u8]) + 'a;
+
 /// Rows by key.
 pub trait Store: Send + fmt::Debug {
     /// The row of one key.
@@ -252,6 +255,15 @@ pub trait Store: Send + fmt::Debug {
 
     /// The rows whose key begins with `prefix`, in the order of their keys.
     fn range(&self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Versioned)>, StoreError>;
+
+    /// Each row, the last key first, with its revision and its value; where the backend need not, it does not hold all of them
+    /// at a time.
+    fn scan_back(&self, row: &mut Visit<'_>) -> Result<(), StoreError> {
+        for (key, Versioned { value, revision }) in self.range(b"")?.into_iter().rev() {
+            row(&key, revision, &value);
+        }
+        Ok(())
+    }
 
     /// All of `ops` if all of `compares` hold, else nothing. Durable, as far as the backend is, when it
     /// returns.

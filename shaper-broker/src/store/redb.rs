@@ -17,11 +17,11 @@ use std::{
 };
 
 use redb::{
-    Builder, Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageError,
+    AccessGuard, Builder, Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageError,
     TableDefinition, TableError, backends::FileBackend,
 };
 
-use super::{BackendError, Compare, Op, SCHEMA, Snapshot, Store, StoreError, Txn, Versioned};
+use super::{BackendError, Compare, Op, SCHEMA, Snapshot, Store, StoreError, Txn, Versioned, Visit};
 
 mod image;
 mod log;
@@ -228,6 +228,40 @@ fn split(stored: &[u8]) -> Option<(u64, &[u8])> {
     Some((u64::from_be_bytes(*revision), value))
 }
 
+/// A row as it is in the tree, or why it cannot be read.
+type Stored<'a> = Result<(AccessGuard<'a, &'static [u8]>, AccessGuard<'a, &'static [u8]>), StorageError>;
+
+/// Each row of the tree and of the log, where both have a key that of the log, in the order in which both come. False: one is
+/// too short.
+fn merge<'a>(
+    rows: impl Iterator<Item = Stored<'a>>,
+    logged: impl Iterator<Item = (&'a [u8], log::Written<'a>)>,
+    is_before: fn(&[u8], &[u8]) -> bool,
+    row: &mut Visit<'_>,
+) -> Result<bool, BackendError> {
+    let mut take = |(key, (revision, value)): (&[u8], log::Written<'_>)| {
+        if let Some(value) = value {
+            row(key, revision, value);
+        }
+    };
+    let mut logged = logged.peekable();
+    for stored in rows {
+        let (key, stored) = stored?;
+        let key = key.value();
+        while let Some(before) = logged.next_if(|(logged, _)| is_before(logged, key)) {
+            take(before);
+        }
+        let Some((revision, value)) = split(stored.value()) else { return Ok(false) };
+        // What is in the log is not older.
+        match logged.next_if(|(logged, _)| *logged == key) {
+            Some(newer) => take(newer),
+            None => take((key, (revision, Some(value)))),
+        }
+    }
+    logged.for_each(take);
+    Ok(true)
+}
+
 impl Redb {
     /// A row that is not in the log.
     fn settled(&self, key: &[u8]) -> Result<Option<Versioned>, StoreError> {
@@ -260,35 +294,28 @@ impl Store for Redb {
     }
 
     fn range(&self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Versioned)>, StoreError> {
-        let mut logged = self.logged(prefix).into_iter().peekable();
         let mut found = Vec::new();
-        let mut take = |(key, (revision, value)): (&[u8], log::Written<'_>)| {
-            if let Some(value) = value {
-                found.push((key.to_vec(), Versioned { value: value.to_vec(), revision }));
-            }
+        let mut take = |key: &[u8], revision, value: &[u8]| {
+            found.push((key.to_vec(), Versioned { value: value.to_vec(), revision }));
         };
+        let logged = self.logged(prefix).into_iter();
         let whole = self.read(|| {
             let rows = self.database.begin_read()?.open_table(ROWS)?;
-            for row in rows.range(prefix..)? {
-                let (key, stored) = row?;
-                let key = key.value();
-                if !key.starts_with(prefix) {
-                    break;
-                }
-                while let Some(earlier) = logged.next_if(|(logged, _)| *logged < key) {
-                    take(earlier);
-                }
-                // What is in the log is not older.
-                let Some((revision, value)) = split(stored.value()) else { return Ok(false) };
-                take(logged.next_if(|(logged, _)| *logged == key).unwrap_or((key, (revision, Some(value)))));
-            }
-            Ok(true)
+            let has_prefix =
+                |row: &Stored<'_>| row.as_ref().map_or(true, |(key, _)| key.value().starts_with(prefix));
+            let rows = rows.range(prefix..)?.take_while(has_prefix);
+            merge(rows, logged, |a, b| a < b, &mut take)
         })?;
-        if !whole {
-            return Err(self.damaged(SHORT));
-        }
-        logged.for_each(take);
-        Ok(found)
+        whole.then_some(found).ok_or_else(|| self.damaged(SHORT))
+    }
+
+    fn scan_back(&self, row: &mut Visit<'_>) -> Result<(), StoreError> {
+        let logged = self.logged(b"").into_iter().rev();
+        let whole = self.read(|| {
+            let rows = self.database.begin_read()?.open_table(ROWS)?;
+            merge(rows.iter()?.rev(), logged, |a, b| a > b, row)
+        })?;
+        if whole { Ok(()) } else { Err(self.damaged(SHORT)) }
     }
 
     fn txn(&mut self, compares: &[Compare], ops: &[Op]) -> Result<Txn, StoreError> {
@@ -469,6 +496,13 @@ mod tests {
                     drop(store);
                     store = Redb::open_with(&path, generation).unwrap();
                 }
+                let mut back = Vec::new();
+                let mut take = |key: &[u8], revision, value: &[u8]| {
+                    back.push((key.to_vec(), Versioned { value: value.to_vec(), revision }));
+                };
+                store.scan_back(&mut take).unwrap();
+                back.reverse();
+                prop_assert_eq!(back, reference.range(b"").unwrap());
                 for prefix in [&b""[..], b"k", b"k\x01"] {
                     prop_assert_eq!(store.range(prefix).unwrap(), reference.range(prefix).unwrap());
                 }

@@ -161,7 +161,15 @@ const SUBJECTS: [(&str, &[(&str, Part)]); 7] = [
             ("ingress", net::ingress),
         ],
     ),
-    ("broker", &[("stream", broker::stream), ("unary", broker::unary), ("sessions", broker::sessions)]),
+    (
+        "broker",
+        &[
+            ("stream", broker::stream),
+            ("unary", broker::unary),
+            ("sessions", broker::sessions),
+            ("start", broker::start),
+        ],
+    ),
     // Pure: no kernel is needed, only the traces.
     (
         "place",

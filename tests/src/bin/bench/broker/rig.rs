@@ -1,6 +1,6 @@
 //! A broker as it is shipped, and what it costs.
 
-use std::{fs, time::Duration};
+use std::{fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
 use hyper_util::rt::TokioIo;
@@ -18,6 +18,23 @@ impl Rig {
     pub(super) fn start(arguments: &[&str]) -> Result<Rig> {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         Ok(Rig { broker: Broker::start_with(arguments), runtime })
+    }
+
+    /// One that has ended.
+    pub(super) fn stopped() -> Result<Rig> {
+        let mut rig = Rig::start(&[])?;
+        rig.broker.kill9();
+        Ok(rig)
+    }
+
+    /// Starts one that has ended; returns when it answers.
+    pub(super) fn resume(&mut self) {
+        self.broker.restart();
+    }
+
+    /// Its state.
+    pub(super) fn state_dir(&self) -> PathBuf {
+        self.broker.state_dir()
     }
 
     pub(super) fn pid(&self) -> Result<u32> {
