@@ -25,6 +25,9 @@ pub fn cluster_task(epoch: u64, task: &Task) -> v1::ClusterTask {
     use v1::cluster_task::{Pending, Phase as Wire};
     let phase = match &task.phase {
         Phase::Pending { reason, .. } => Some(Wire::Pending(Pending { reason: reason.clone() })),
+        Phase::Nominated { node } => {
+            Some(Wire::Pending(Pending { reason: format!("{node} is being cleared for it") }))
+        }
         Phase::Starting { node } => Some(Wire::StartingOn(node.clone())),
         Phase::Running { node } => Some(Wire::RunningOn(node.clone())),
         Phase::Ended { status, at } => {

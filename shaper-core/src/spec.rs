@@ -146,7 +146,7 @@ pub struct Policy {
     pub demand: Option<Demand>,
     /// Node CPU utilisation, in thousandths, that arms the policy; `None`: it never shrinks or evicts others.
     pub eviction_threshold_permille: Option<u32>,
-    /// Whether tasks that it covers may take the place of lower ones.
+    /// Whether tasks that it covers may take the place of lower ones: on their node, and where they fit on none.
     pub preemption_enabled: bool,
     /// Over which utilisation is averaged, and how long a remedy has before the next, in milliseconds.
     pub window_millis: u64,

@@ -215,6 +215,13 @@ impl Broker {
         aborted(&mut server, "shaper-broker");
     }
 
+    /// Sets a policy, in YAML.
+    #[track_caller]
+    pub fn apply(&self, policy: &str) {
+        let answer = self.shaper().call_with(&["apply", "-f", "-"], policy.as_bytes());
+        assert_eq!(answer.code, 0, "{}", answer.stderr);
+    }
+
     /// Every task.
     #[track_caller]
     pub fn tasks(&self) -> Vec<ClusterTask> {

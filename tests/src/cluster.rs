@@ -71,21 +71,31 @@ impl<'a> Cluster<'a> {
         fs::set_permissions(path.join("runs"), Permissions::from_mode(0o666)).expect("it is ours");
 
         let broker = Broker::start();
-        let names = (1..).map(|number| format!("n{number}"));
-        let (mut agents, mut cuts) = (Vec::new(), Vec::new());
-        for ((network, capacity), name) in networks.iter().zip(capacities).zip(names) {
-            let cut = Cut::new(&path.join(format!("{name}.sock")), &broker.socket());
-            let at_broker = cut.socket().display().to_string();
-            let mut options = Options::default().within(network);
-            options = options.with(&["--node", &name, "--broker", &at_broker, "--capacity", capacity]);
-            if let Some(place) = failpoint {
-                options = options.dies_at(place);
-            }
-            agents.push(options.start());
-            cuts.push(cut);
-            broker.wait_for_node(&name, true);
+        let (agents, cuts, submitted) = (Vec::new(), Vec::new(), RefCell::default());
+        let mut cluster = Cluster { agents, cuts, broker, directory, submitted };
+        for (network, capacity) in networks.iter().zip(capacities) {
+            cluster.join_to_die_at(network, capacity, failpoint);
         }
-        Cluster { agents, cuts, broker, directory, submitted: RefCell::default() }
+        cluster
+    }
+
+    /// One more agent, with a network of its own; it is connected.
+    pub fn join(&mut self, network: &'a Netns, capacity: &str) {
+        self.join_to_die_at(network, capacity, None);
+    }
+
+    fn join_to_die_at(&mut self, network: &'a Netns, capacity: &str, failpoint: Option<&str>) {
+        let name = format!("n{}", self.agents.len() + 1);
+        let cut = Cut::new(&self.path().join(format!("{name}.sock")), &self.broker.socket());
+        let at_broker = cut.socket().display().to_string();
+        let mut options = Options::default().within(network);
+        options = options.with(&["--node", &name, "--broker", &at_broker, "--capacity", capacity]);
+        if let Some(place) = failpoint {
+            options = options.dies_at(place);
+        }
+        self.agents.push(options.start());
+        self.cuts.push(cut);
+        self.broker.wait_for_node(&name, true);
     }
 
     /// The agent of a node.

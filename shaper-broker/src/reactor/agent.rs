@@ -67,8 +67,12 @@ impl Turn<'_> {
                 row.task.lost = false;
             }
             let Some(TaskRow { task, .. }) = self.state.tasks.get(&id).map(Box::as_ref) else { continue };
+            let is_victim = task.preempted.is_some();
             match (has.contains(&task.execution()), task.acknowledged, task.cancel) {
+                (true, _, None) if is_victim => self.direct_preemption(&id),
                 (true, _, None) => {}
+                // It never began, and would only have to end again.
+                (false, false, None) if is_victim => self.set_back(&id, Setback::Evicted),
                 (true, _, Some(_)) => self.direct_stop(&id),
                 (false, false, None) => self.direct_start(&id),
                 // It never began, and now it need not.
@@ -106,6 +110,7 @@ impl Turn<'_> {
         }
         self.state.sessions.insert(session, name.to_owned());
         if has_changed {
+            self.withdraw(name);
             self.state.find_places();
         }
     }
@@ -167,6 +172,7 @@ impl Turn<'_> {
                 row.task.lost = true;
             }
         }
+        self.withdraw(&name);
         self.look_at_all = true;
     }
 
@@ -185,6 +191,9 @@ impl Turn<'_> {
                         && task.start_generation == generation
                         && matches!(task.phase, Phase::Starting { .. })
                 });
+                if current && task.is_some_and(|task| task.preempted == Some(generation)) {
+                    self.victim_stays(&execution.task, &node);
+                }
                 if current && never_began {
                     self.refused(&execution.task, &node, &why);
                 } else {
@@ -271,16 +280,19 @@ impl Turn<'_> {
 
     /// Takes note of what an agent says about an execution.
     fn take(&mut self, session: SessionId, node: &str, report: NodeTask) {
-        let NodeTask { status, generation: _, evicted } = report;
+        let NodeTask { status, generation, evicted } = report;
         let execution = status.execution();
+        let has_ended = matches!(status.phase, RunPhase::Ended { .. });
         match (self.standing(node, &execution), &status.phase) {
             // Never kill on doubt.
             (Standing::Unknown, _) => self.effects.push(Effect::Warn(format!(
                 "node {node} has {execution}, which this broker did not place there: it is left alone"
             ))),
             (Standing::Current, _) => {
-                if evicted
-                    && self.state.tasks.get(&execution.task).is_some_and(|row| !row.task.evicted)
+                // Whoever ended before its node was asked to end it has ended by itself.
+                let made_room = |row: &TaskRow| row.task.preempted.is_some_and(|asked| asked <= generation);
+                let row = self.state.tasks.get(&execution.task).filter(|row| !row.task.evicted);
+                if row.is_some_and(|row| evicted || has_ended && made_room(row))
                     && let Some(row) = self.change(&execution.task)
                 {
                     row.task.evicted = true;
@@ -401,7 +413,7 @@ impl Turn<'_> {
     }
 
     /// A directive about the latest attempt, if its node is connected; else it is due when the node is back.
-    fn direct_assigned(&mut self, id: &TaskId, kind: DirectiveKind) {
+    pub(super) fn direct_assigned(&mut self, id: &TaskId, kind: DirectiveKind) {
         let Some(TaskRow { task, .. }) = self.state.tasks.get(id).map(Box::as_ref) else { return };
         let node = task.phase.node().and_then(|node| self.state.nodes.get(node));
         if let Some(session) = node.and_then(|node| node.session) {

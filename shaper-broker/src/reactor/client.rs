@@ -58,6 +58,7 @@ impl Turn<'_> {
             generation: 0,
             start_generation: 0,
             cancel: None,
+            preempted: None,
             retries_used: 0,
             setbacks: 0,
             avoid: Vec::new(),
@@ -77,7 +78,7 @@ impl Turn<'_> {
         let visible = query::task(self.state, caller, id).map(|row| row.task.phase.clone());
         let reason = format!("by uid {}", caller.uid);
         match visible {
-            Ok(Phase::Pending { .. }) => {
+            Ok(Phase::Pending { .. } | Phase::Nominated { .. }) => {
                 self.move_to(id, Phase::Cancelled);
                 self.decide(id, DecisionKind::Cancelled, reason, Vec::new());
             }
@@ -153,6 +154,8 @@ impl Turn<'_> {
         let row = PolicyRow { policy, uid: caller.uid, revision: self.state.policies_revision };
         self.state.policies.insert(name.clone(), row);
         self.rows.push(Row::Policy(name));
+        // Room may be made by it.
+        self.look_at_all = true;
         let sessions: Vec<_> = self.state.sessions.keys().copied().collect();
         for session in sessions {
             let policies = self.policies_for(session);

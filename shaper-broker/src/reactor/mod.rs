@@ -15,6 +15,7 @@ mod client;
 pub mod history;
 mod lost;
 mod places;
+mod preempt;
 pub mod query;
 pub mod rows;
 mod schedule;
@@ -23,6 +24,8 @@ mod waiting;
 
 #[cfg(test)]
 mod lost_tests;
+#[cfg(test)]
+mod preempt_tests;
 #[cfg(test)]
 mod sim;
 #[cfg(test)]
@@ -383,7 +386,23 @@ pub fn on_event(state: &mut State, event: Event, now: UnixNanos) -> Outcome {
 /// A new broker on the rows of an old one: a higher epoch, to be durable before anything else happens.
 pub fn begin(state: &mut State) -> Outcome {
     state.epoch += 1;
-    Outcome { rows: vec![Row::Epoch], effects: Vec::new() }
+    let mut rows = vec![Row::Epoch];
+    // The nodes for which places were promised may never come.
+    let is_nominated = |task: &&Task| matches!(task.phase, Phase::Nominated { .. });
+    let nominated = state.tasks.values().map(|row| &row.task).filter(is_nominated);
+    let nominated: Vec<_> = nominated.map(|task| task.id().clone()).collect();
+    for id in nominated {
+        state.leave(&id);
+        state.revision += 1;
+        if let Some(row) = state.tasks.get_mut(&id) {
+            row.task.phase = Phase::Pending { reason: String::new(), scale_out_asked: false };
+            row.task.revision = state.revision;
+            rows.push(Row::Run { sequence: row.task.sequence(), task: id.clone() });
+        }
+        let entered = state.enter(&id);
+        debug_assert!(entered, "`{id}` waits");
+    }
+    Outcome { rows, effects: Vec::new() }
 }
 
 /// One event at work: what it touched, and what it wants done.
@@ -439,8 +458,11 @@ impl Turn<'_> {
         self.state.leave(id);
         let Some(row) = self.change(id) else { return };
         let before = std::mem::replace(&mut row.task.phase, phase);
-        if let (Phase::Starting { node } | Phase::Running { node }, None) = (before, row.task.phase.node()) {
-            self.freed.insert(node);
+        if row.task.phase.node().is_none() {
+            row.task.preempted = None;
+        }
+        if let Some(node) = before.booked_on().filter(|node| row.task.phase.booked_on() != Some(node)) {
+            self.freed.insert(node.to_owned());
         }
         let entered = self.state.enter(id);
         debug_assert!(entered, "task `{id}` was placed on a node that is not there");

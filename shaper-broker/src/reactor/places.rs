@@ -6,13 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use shaper_core::{
     place::{
-        Cluster, Constraint, ConstraintId, GpuRequest, Gpus, NodeId, NodeSpec, Placement, Readiness, Request,
-        Scorer, Scoring, Walk,
+        Cluster, Constraint, ConstraintId, GpuRequest, Gpus, NodeId, NodeSpec, Placement, Preemption,
+        Readiness, Request, Resident, Residents, Scorer, Scoring, Walk,
     },
     spec::{Demand, Priority},
+    task::UnixNanos,
 };
 
-use super::state::NodeRow;
+use super::state::{NodeRow, Task};
 
 /// The index. A node's number in it is its place in the order of registration.
 #[derive(Clone, Debug)]
@@ -76,6 +77,23 @@ impl Places {
         let has_gpu =
             node.capacity.gpu_memory.is_some() && demand.gpu_memory.is_some_and(|memory| memory.0 > 0);
         Placement { node: number(node), gpus: u16::from(has_gpu) }
+    }
+
+    /// A task on a node, as one that may have to go.
+    pub(super) fn resident(&self, number: u64, node: &NodeRow, task: &Task, since: UnixNanos) -> Resident {
+        let request = Request { priority: task.priority(), ..self.request(task.demand()) };
+        Resident { task: number, request, at: self.at(node, task.demand()), since }
+    }
+
+    /// Who of them is to go so that a task fits.
+    pub(super) fn make_room(
+        &self,
+        residents: &mut Residents,
+        task: &Task,
+        now: UnixNanos,
+    ) -> Option<Preemption> {
+        let request = Request { priority: task.priority(), ..self.request(task.demand()) };
+        residents.preempt(&self.cluster, &request, now, |_| true)
     }
 
     /// A task is on a node.

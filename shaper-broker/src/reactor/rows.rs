@@ -78,6 +78,7 @@ pub struct Run<'a> {
     generation: u64,
     start_generation: u64,
     cancel: Option<Cancel>,
+    preempted: Option<u64>,
     retries_used: u32,
     setbacks: u32,
     avoid: Cow<'a, [Avoid]>,
@@ -100,6 +101,7 @@ impl Run<'_> {
             generation,
             start_generation,
             cancel,
+            preempted,
             retries_used,
             setbacks,
             avoid,
@@ -118,6 +120,7 @@ impl Run<'_> {
             generation: *generation,
             start_generation: *start_generation,
             cancel: *cancel,
+            preempted: *preempted,
             retries_used: *retries_used,
             setbacks: *setbacks,
             avoid: Cow::Borrowed(avoid),
@@ -140,6 +143,7 @@ impl Run<'_> {
             generation: self.generation,
             start_generation: self.start_generation,
             cancel: self.cancel,
+            preempted: self.preempted,
             retries_used: self.retries_used,
             setbacks: self.setbacks,
             avoid: self.avoid.into_owned(),
@@ -444,7 +448,7 @@ impl State {
             let Some(row) = self.tasks.get(&id) else { continue };
             if !entered {
                 let key = run_key(row.task.sequence());
-                let node = row.task.phase.node().unwrap_or_default().to_owned();
+                let node = row.task.phase.booked_on().unwrap_or_default().to_owned();
                 problems.push(LoadError::NoNode { key, task: id, node });
                 continue;
             }
@@ -462,7 +466,8 @@ impl State {
         for node in self.nodes_in_order() {
             places.add(&node.row);
             places.open(&node.row, node.session.is_some());
-            for row in node.tasks.iter().filter_map(|id| self.tasks.get(id)) {
+            let nominees = node.nominees.iter().map(|(_, _, id)| id);
+            for row in node.tasks.iter().chain(nominees).filter_map(|id| self.tasks.get(id)) {
                 places.take(&node.row, row.task.demand());
             }
         }

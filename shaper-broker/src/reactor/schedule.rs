@@ -12,7 +12,7 @@ use shaper_core::{
 use super::{
     Effect, Phase, State, Turn, query,
     state::{Avoid, Node, Setback, TaskRow},
-    waiting::{Lack, Place, place_of},
+    waiting::{Kind, Lack, Place, place_of},
 };
 
 const SECOND: UnixNanos = 1_000_000_000;
@@ -112,6 +112,7 @@ impl Turn<'_> {
     /// Places what can be placed: by priority, then in the order of submission. Looks only at tasks for
     /// which something may have changed.
     pub(super) fn schedule(&mut self) {
+        self.start_nominees();
         if self.look_at_all || !self.freed.is_empty() {
             return self.look_at_lines();
         }
@@ -126,7 +127,7 @@ impl Turn<'_> {
         for (_, _, id) in due {
             // Of others in its line it is known that they fit nowhere.
             let task = self.state.tasks.get(&id).map(|row| &row.task).filter(|task| task.avoid.is_empty());
-            match task.and_then(|task| self.state.waiting.lack(task.demand())) {
+            match task.and_then(|task| self.state.waiting.lack(&Kind::of(task))) {
                 Some(lack) => self.wait(&id, &Waits::For(lack)),
                 None => drop(self.place(&id)),
             }
@@ -135,25 +136,28 @@ impl Turn<'_> {
 
     /// The first of each line that may fit now, and then the next of those that did.
     fn look_at_lines(&mut self) {
-        let State { waiting, places, nodes, .. } = &*self.state;
+        let state = &*self.state;
+        let State { waiting, places, nodes, .. } = state;
         let fits = |demand: &Demand| {
             let mut freed = self.freed.iter().filter_map(|name| nodes.get(name));
             freed.any(|node| places.fits(&node.row, demand))
         };
-        let mut heads = waiting.heads(|demand, lack| self.look_at_all || lack.is_none() || fits(demand));
+        let mut heads = waiting.heads(|kind, lack| {
+            self.look_at_all || lack.is_none() || fits(&kind.demand) || state.may_preempt(kind)
+        });
         let newcomers = std::mem::take(&mut self.began_to_wait);
         while let Some(((_, _, id), line)) = heads.pop_first() {
             let lack = self.place(&id);
-            let Some(demand) = line else { continue };
+            let Some(kind) = line else { continue };
             match lack {
                 Some(lack) => {
-                    for id in self.state.waiting.lacks(&demand, lack) {
+                    for id in self.state.waiting.lacks(&kind, lack) {
                         self.wait(&id, &Waits::For(lack));
                     }
                 }
                 None => {
-                    let next = self.state.waiting.first(&demand).filter(|next| next.2 != id).cloned();
-                    heads.extend(next.map(|place| (place, Some(demand))));
+                    let next = self.state.waiting.first(&kind).filter(|next| next.2 != id).cloned();
+                    heads.extend(next.map(|place| (place, Some(kind))));
                 }
             }
         }
@@ -161,7 +165,7 @@ impl Turn<'_> {
         for id in newcomers {
             let waits =
                 self.state.tasks.get(&id).filter(|row| matches!(row.task.phase, Phase::Pending { .. }));
-            let lack = waits.and_then(|row| self.state.waiting.lack(row.task.demand()));
+            let lack = waits.and_then(|row| self.state.waiting.lack(&Kind::of(&row.task)));
             if let Some(lack) = lack {
                 self.wait(&id, &Waits::For(lack));
             }
@@ -185,6 +189,7 @@ impl Turn<'_> {
                 self.assign(id, node);
                 None
             }
+            Found::None(Waits::For(Lack::Room)) if self.make_room(id) => None,
             Found::None(waits) => {
                 self.wait(id, &waits);
                 match waits {
@@ -195,9 +200,13 @@ impl Turn<'_> {
         }
     }
 
-    fn assign(&mut self, id: &TaskId, node: String) {
+    pub(super) fn assign(&mut self, id: &TaskId, node: String) {
         let Some(TaskRow { task, .. }) = self.state.tasks.get(id).map(Box::as_ref) else { return };
-        let verdicts = query::considered(self.state, task, Some(&node), self.now);
+        // Where it was nominated, nothing was chosen now.
+        let (verdicts, cleared) = match task.phase {
+            Phase::Nominated { .. } => (Vec::new(), ", which was cleared for it"),
+            _ => (query::considered(self.state, task, Some(&node), self.now), ""),
+        };
         self.move_to(id, Phase::Starting { node: node.clone() });
         let Some(row) = self.change(id) else { return };
         let task = &mut row.task;
@@ -209,7 +218,7 @@ impl Turn<'_> {
         task.evicted = false;
         task.lost = false;
         task.on_node = None;
-        let reason = format!("attempt {} on {node}", task.attempt);
+        let reason = format!("attempt {} on {node}{cleared}", task.attempt);
         self.state.hold(id, &node);
         self.decide(id, DecisionKind::Placed, reason, verdicts);
         self.direct_start(id);

@@ -15,7 +15,7 @@ use shaper_core::{
 
 use super::{
     state::{Node, TaskRow},
-    tests::{OPERATOR, SECOND, USER, hello, id, spec, status},
+    tests::{OPERATOR, SECOND, USER, hello, id, policy, spec, status},
     *,
 };
 
@@ -131,6 +131,9 @@ impl Agent {
                 self.outbox.push_back(Said::Result(result(DirectiveOutcome::Settled(Box::new(task)))));
             }
             (DirectiveKind::Stop { .. }, Some(task)) if task.status.phase == RunPhase::Running => {
+                if let Some(task) = self.inventory.get_mut(&execution) {
+                    task.generation = task.generation.max(generation);
+                }
                 self.end(&execution, ExitStatus::Signal(15));
             }
             (DirectiveKind::Stop { .. }, Some(task)) => {
@@ -168,8 +171,12 @@ struct Cluster {
     placed: BTreeSet<ExecutionId>,
 }
 
+fn has_nominee(node: &Node, id: &TaskId) -> bool {
+    node.nominees.iter().any(|(_, _, nominee)| nominee == id)
+}
+
 impl Cluster {
-    fn new() -> Cluster {
+    fn new(preempts: bool) -> Cluster {
         let agent = |number| Agent {
             name: format!("n{number}"),
             boot: 0,
@@ -190,6 +197,10 @@ impl Cluster {
             placed: BTreeSet::new(),
         };
         cluster.start();
+        for priority in [Priority::Medium, Priority::High].into_iter().filter(|_| preempts) {
+            let policy = Box::new(policy(&format!("{priority}"), priority, true));
+            cluster.on(Event::ApplyPolicy { caller: OPERATOR, within: Vec::new(), policy });
+        }
         cluster
     }
 
@@ -392,12 +403,31 @@ impl Cluster {
             let assigned: Vec<_> = self.state.nodes.values().filter(|node| node.tasks.contains(id)).collect();
             assert_eq!(assigned.len(), usize::from(task.phase.node().is_some()), "{id}: {:?}", task.phase);
             assert!(decisions.len() <= state::DECISIONS);
+            let promised: Vec<_> = self.state.nodes.values().filter(|node| has_nominee(node, id)).collect();
+            let names: Vec<_> = promised.iter().map(|node| &node.row.name).collect();
+            match &task.phase {
+                Phase::Nominated { node } => assert_eq!(names, [node], "{id}"),
+                _ => assert!(names.is_empty(), "{id}: {names:?}"),
+            }
+            let is_silent = |node: &&Node| node.session.is_none();
+            assert!(
+                !promised.iter().any(is_silent),
+                "{id} is promised a place on {names:?}, which is silent"
+            );
             let is_pending = matches!(task.phase, Phase::Pending { .. });
             assert_eq!(waiting.iter().any(|(_, _, queued)| queued == id), is_pending);
         }
         for node in self.state.nodes.values() {
-            let sum: u64 = node.tasks.iter().map(|id| self.state.tasks[id].task.demand().cpu.0).sum();
-            assert_eq!(node.reserved.cpu, Millicores(sum), "{}", node.row.name);
+            let cpu = |id: &TaskId| self.state.tasks[id].task.demand().cpu.0;
+            let sum: u64 = node.tasks.iter().map(cpu).sum();
+            let promised: u64 = node.nominees.iter().map(|(_, _, id)| cpu(id)).sum();
+            assert_eq!(node.reserved.cpu, Millicores(sum + promised), "{}", node.row.name);
+            let stay = node.tasks.iter().filter(|id| {
+                let task = &self.state.tasks[*id].task;
+                task.preempted.is_none() && task.cancel.is_none()
+            });
+            let stay: u64 = stay.map(cpu).sum();
+            assert!(stay + promised <= CAPACITY, "{} has {stay}, and {promised} are promised", node.row.name);
             assert!(sum <= CAPACITY, "{} holds {sum}", node.row.name);
         }
         for (id, (sequence, promised)) in &self.promised {
@@ -469,7 +499,8 @@ impl Cluster {
             self.on(Event::Tick);
             self.check();
             let quiet = self.agents.iter().all(|it| it.inbox.is_empty() && it.outbox.is_empty());
-            if quiet && self.state.nodes.values().all(|node| node.tasks.is_empty()) {
+            let is_empty = |node: &Node| node.tasks.is_empty() && node.nominees.is_empty();
+            if quiet && self.state.nodes.values().all(is_empty) {
                 break;
             }
         }
@@ -493,8 +524,11 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1500, max_shrink_iters: 4000, ..ProptestConfig::default() })]
 
     #[test]
-    fn nothing_is_lost_doubled_or_overcommitted(steps in prop::collection::vec(step(), 1..150)) {
-        let mut cluster = Cluster::new();
+    fn nothing_is_lost_doubled_or_overcommitted(
+        steps in prop::collection::vec(step(), 1..150),
+        preempts in any::<bool>(),
+    ) {
+        let mut cluster = Cluster::new(preempts);
         for step in &steps {
             cluster.step(step);
         }

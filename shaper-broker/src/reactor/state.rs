@@ -15,7 +15,12 @@ use shaper_core::{
     units::{BitsPerSec, Bytes, Iops, Millicores},
 };
 
-use super::{SessionId, history::History, places::Places, waiting::Waiting};
+use super::{
+    SessionId,
+    history::History,
+    places::Places,
+    waiting::{Place, Waiting, place_of},
+};
 
 /// Decisions that are kept of a task.
 pub const DECISIONS: usize = 64;
@@ -32,6 +37,11 @@ pub enum Phase {
         reason: String,
         /// More nodes were asked for since it began to wait.
         scale_out_asked: bool,
+    },
+    /// On no node yet: a place is being cleared for it.
+    Nominated {
+        /// Where.
+        node: String,
     },
     /// Assigned to a node, which has not said yet that it runs.
     Starting {
@@ -55,10 +65,18 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// The node that holds a reservation for it.
+    /// The node that has it, as far as is known.
     pub fn node(&self) -> Option<&str> {
         match self {
             Phase::Starting { node } | Phase::Running { node } => Some(node),
+            Phase::Pending { .. } | Phase::Nominated { .. } | Phase::Ended { .. } | Phase::Cancelled => None,
+        }
+    }
+
+    /// The node in whose books it is.
+    pub fn booked_on(&self) -> Option<&str> {
+        match self {
+            Phase::Nominated { node } | Phase::Starting { node } | Phase::Running { node } => Some(node),
             Phase::Pending { .. } | Phase::Ended { .. } | Phase::Cancelled => None,
         }
     }
@@ -172,6 +190,8 @@ pub struct Task {
     pub start_generation: u64,
     /// Whether it is to end.
     pub cancel: Option<Cancel>,
+    /// Whether the latest attempt is to make room for another task: the generation of the Stop directive.
+    pub preempted: Option<u64>,
     /// Of `spec.retries`, how many are used up.
     pub retries_used: u32,
     /// Evictions, refusals and abandoned starts so far: the exponent of the backoff.
@@ -275,10 +295,12 @@ pub struct Node {
     pub session: Option<SessionId>,
     /// CPU utilisation as last reported.
     pub cpu_utilisation_permille: u32,
-    /// Sum of the demands of `tasks`.
+    /// Sum of the demands of `tasks` and of `nominees`: while a place is cleared, more than there is.
     pub reserved: Capacity,
     /// The tasks that are assigned to it.
     pub tasks: BTreeSet<TaskId>,
+    /// Those for whom a place is cleared there.
+    pub(super) nominees: BTreeSet<Place>,
     /// Those of which it may still know an attempt.
     pub(super) holds: BTreeSet<TaskId>,
 }
@@ -297,6 +319,7 @@ impl Node {
             cpu_utilisation_permille: 0,
             reserved,
             tasks: BTreeSet::new(),
+            nominees: BTreeSet::new(),
             holds: BTreeSet::new(),
         }
     }
@@ -306,7 +329,7 @@ impl Node {
         Candidate { name: &self.row.name, capacity: &self.row.capacity, reserved: &self.reserved }
     }
 
-    fn reserve(&mut self, demand: &Demand, change: fn(u64, u64) -> u64) {
+    pub(super) fn reserve(&mut self, demand: &Demand, change: fn(u64, u64) -> u64) {
         let Demand { cpu, memory, gpu_memory, network, storage_io } = *demand;
         let Capacity { cpu: cpus, memory: memories, gpu_memory: gpu, network: uplink, storage_io: disks } =
             self.reserved;
@@ -376,7 +399,7 @@ pub struct State {
     pub(super) places: Places,
     /// Tasks that wait.
     pub(super) waiting: Waiting,
-    /// How many are assigned to nodes.
+    /// How many are assigned to nodes or nominated.
     pub(super) assigned: usize,
     /// Tasks that are over and that no node knows any more, in the order in which that came to be.
     pub(super) released: VecDeque<TaskId>,
@@ -418,6 +441,17 @@ impl State {
                 self.waiting.insert(task);
                 true
             }
+            Phase::Nominated { node } => match self.nodes.get_mut(node) {
+                Some(node) => {
+                    if node.nominees.insert(place_of(task)) {
+                        node.reserve(task.demand(), u64::saturating_add);
+                        self.places.take(&node.row, task.demand());
+                        self.assigned += 1;
+                    }
+                    true
+                }
+                None => false,
+            },
             Phase::Starting { node } | Phase::Running { node } => match self.nodes.get_mut(node) {
                 Some(node) => {
                     if node.tasks.insert(id.clone()) {
@@ -443,6 +477,15 @@ impl State {
         let Some(TaskRow { task, .. }) = self.tasks.get(id).map(Box::as_ref) else { return };
         match &task.phase {
             Phase::Pending { .. } => self.waiting.remove(task),
+            Phase::Nominated { node } => {
+                if let Some(node) = self.nodes.get_mut(node)
+                    && node.nominees.remove(&place_of(task))
+                {
+                    node.reserve(task.demand(), u64::saturating_sub);
+                    self.places.give(&node.row, task.demand());
+                    self.assigned -= 1;
+                }
+            }
             Phase::Starting { node } | Phase::Running { node } => {
                 if let Some(node) = self.nodes.get_mut(node)
                     && node.tasks.remove(id)

@@ -42,6 +42,19 @@ pub(crate) fn spec(task: &str, cpu: u64, priority: Priority, retries: u32) -> Ta
     }
 }
 
+/// A policy for the tasks of a priority in the default namespace.
+pub(super) fn policy(name: &str, priority: Priority, preemption_enabled: bool) -> Policy {
+    Policy {
+        policy_name: name.into(),
+        priority,
+        namespace: "default".into(),
+        demand: None,
+        eviction_threshold_permille: Some(900),
+        preemption_enabled,
+        window_millis: 10_000,
+    }
+}
+
 pub(super) fn status(task: &str, attempt: u32, phase: RunPhase) -> TaskStatus {
     TaskStatus {
         task_id: id(task),
@@ -520,15 +533,7 @@ fn the_epoch_goes_above_what_an_agent_has_obeyed() {
 fn policies_reach_every_agent_and_stay_in_the_namespaces_of_who_sets_them() {
     let mut broker = Broker::new();
     let n1 = broker.node("n1", 4000);
-    let policy = Box::new(Policy {
-        policy_name: "p".into(),
-        priority: Priority::High,
-        namespace: "default".into(),
-        demand: None,
-        eviction_threshold_permille: Some(900),
-        preemption_enabled: true,
-        window_millis: 10_000,
-    });
+    let policy = Box::new(policy("p", Priority::High, true));
     let named = |name: &str, namespace: &str| {
         Box::new(Policy { policy_name: name.into(), namespace: namespace.into(), ..(*policy).clone() })
     };

@@ -1,6 +1,6 @@
 //! Tasks that wait, in the order in which they are placed: by priority, then by submission.
 //!
-//! Tasks that ask for the same stand in one *line*: when the first of a line fits nowhere, none of it does. So what a
+//! Tasks of one [`Kind`] stand in one *line*: when the first of a line fits nowhere, none of it does. So what a
 //! change costs depends on how many kinds of task wait, and not on how many tasks. Those that avoid a node for a while
 //! stand alone.
 
@@ -21,6 +21,23 @@ pub(super) type Place = (Reverse<Priority>, u64, TaskId);
 
 pub(super) fn place_of(task: &Task) -> Place {
     (Reverse(task.priority()), task.sequence(), task.id().clone())
+}
+
+/// What decides whether a task finds a place, or may have room made for it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Kind {
+    /// What it asks for.
+    pub(super) demand: Demand,
+    /// Its priority.
+    pub(super) priority: Priority,
+    /// Its namespace.
+    pub(super) namespace: String,
+}
+
+impl Kind {
+    pub(super) fn of(task: &Task) -> Kind {
+        Kind { demand: *task.demand(), priority: task.priority(), namespace: task.spec().namespace.clone() }
+    }
 }
 
 /// Why a line waits: what all of its tasks were told.
@@ -44,14 +61,14 @@ struct Line {
 /// All tasks that wait.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Waiting {
-    lines: HashMap<Demand, Line>,
+    lines: HashMap<Kind, Line>,
     /// Those that avoid a node.
     alone: BTreeSet<Place>,
     len: usize,
 }
 
-/// The first of lines, each with what its line asks for, and those that stand alone.
-pub(super) type Heads = BTreeMap<Place, Option<Demand>>;
+/// The first of lines, each with the kind of its line, and those that stand alone.
+pub(super) type Heads = BTreeMap<Place, Option<Kind>>;
 
 impl Waiting {
     /// How many there are.
@@ -62,7 +79,7 @@ impl Waiting {
     pub(super) fn insert(&mut self, task: &Task) {
         let place = place_of(task);
         let tasks = match task.avoid.is_empty() {
-            true => &mut self.lines.entry(*task.demand()).or_default().tasks,
+            true => &mut self.lines.entry(Kind::of(task)).or_default().tasks,
             false => &mut self.alone,
         };
         self.len += usize::from(tasks.insert(place));
@@ -72,10 +89,11 @@ impl Waiting {
         let place = place_of(task);
         let removed = match task.avoid.is_empty() {
             true => {
-                let Some(line) = self.lines.get_mut(task.demand()) else { return };
+                let kind = Kind::of(task);
+                let Some(line) = self.lines.get_mut(&kind) else { return };
                 let removed = line.tasks.remove(&place);
                 if line.tasks.is_empty() {
-                    self.lines.remove(task.demand());
+                    self.lines.remove(&kind);
                 }
                 removed
             }
@@ -89,14 +107,14 @@ impl Waiting {
         self.alone.iter().map(|(_, _, id)| id)
     }
 
-    /// What the line of tasks that ask for this lacks, if it is known to lack something.
-    pub(super) fn lack(&self, demand: &Demand) -> Option<Lack> {
-        self.lines.get(demand).and_then(|line| line.lack)
+    /// What the line of this kind lacks, if it is known to lack something.
+    pub(super) fn lack(&self, kind: &Kind) -> Option<Lack> {
+        self.lines.get(kind).and_then(|line| line.lack)
     }
 
     /// Says what a line lacks. Those of its tasks that have been told otherwise.
-    pub(super) fn lacks(&mut self, demand: &Demand, lack: Lack) -> Vec<TaskId> {
-        match self.lines.get_mut(demand) {
+    pub(super) fn lacks(&mut self, kind: &Kind, lack: Lack) -> Vec<TaskId> {
+        match self.lines.get_mut(kind) {
             Some(line) if line.lack != Some(lack) => {
                 line.lack = Some(lack);
                 line.tasks.iter().map(|(_, _, id)| id.clone()).collect()
@@ -106,16 +124,16 @@ impl Waiting {
     }
 
     /// The first of each line that `may` have come to fit, and all that stand alone.
-    pub(super) fn heads(&self, may: impl Fn(&Demand, Option<Lack>) -> bool) -> Heads {
-        let lines = self.lines.iter().filter(|(demand, line)| may(demand, line.lack));
-        let firsts = lines.filter_map(|(demand, line)| Some((line.tasks.first()?, demand)));
-        let firsts = firsts.map(|(place, demand)| (place.clone(), Some(*demand)));
+    pub(super) fn heads(&self, may: impl Fn(&Kind, Option<Lack>) -> bool) -> Heads {
+        let lines = self.lines.iter().filter(|(kind, line)| may(kind, line.lack));
+        let firsts = lines.filter_map(|(kind, line)| Some((line.tasks.first()?, kind)));
+        let firsts = firsts.map(|(place, kind)| (place.clone(), Some(kind.clone())));
         firsts.chain(self.alone.iter().map(|place| (place.clone(), None))).collect()
     }
 
     /// The first of a line.
-    pub(super) fn first(&self, demand: &Demand) -> Option<&Place> {
-        self.lines.get(demand)?.tasks.first()
+    pub(super) fn first(&self, kind: &Kind) -> Option<&Place> {
+        self.lines.get(kind)?.tasks.first()
     }
 
     /// All of them, in order.

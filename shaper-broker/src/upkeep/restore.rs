@@ -17,7 +17,7 @@ use crate::{
     config::{StoreConfig, Stores},
     failpoint,
     reactor::{
-        self, Phase, State,
+        self, State,
         rows::{EPOCH, RowChange},
     },
     store::{Op, SCHEMA, Snapshot, Store, Txn, etcd::Etcd, redb::Redb},
@@ -129,7 +129,11 @@ fn title(file: &Path, head: &Head, rows: usize) -> String {
 
 /// What it means to go on from a backup.
 fn meaning(state: &State) -> String {
-    let waiting = state.tasks.values().filter(|row| matches!(row.task.phase, Phase::Pending { .. })).count();
+    let waiting = state
+        .tasks
+        .values()
+        .filter(|row| row.task.phase.node().is_none() && !row.task.phase.is_over())
+        .count();
     let placed = state.tasks.values().filter(|row| row.task.phase.node().is_some()).count();
     format!(
         "If a broker has gone on from these rows after they were copied, then\n\

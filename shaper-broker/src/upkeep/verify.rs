@@ -57,7 +57,7 @@ pub(super) fn count(state: &State, out: &mut dyn Write) -> io::Result<()> {
     let [mut pending, mut starting, mut running, mut ended, mut cancelled] = [0; 5];
     for row in state.tasks.values() {
         *match row.task.phase {
-            Phase::Pending { .. } => &mut pending,
+            Phase::Pending { .. } | Phase::Nominated { .. } => &mut pending,
             Phase::Starting { .. } => &mut starting,
             Phase::Running { .. } => &mut running,
             Phase::Ended { .. } => &mut ended,

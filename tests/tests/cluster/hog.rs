@@ -7,7 +7,7 @@ use shaper_core::{
     task::ExitStatus,
 };
 use shaper_tests::{
-    broker::{Broker, ClusterPhase},
+    broker::ClusterPhase,
     cgroup::cpu_time,
     checker::{Expect, Watch, check, check_settled, wait_until_began},
     cluster::{Cluster, Load, networks},
@@ -23,11 +23,6 @@ const POLICY: &str = r#"policy_name: services
 priority: high
 behavior: {eviction_threshold: 0.5, preemption_enabled: true, window_seconds: 1}
 "#;
-
-fn apply(broker: &Broker, policy: &str) {
-    let answer = broker.shaper().call_with(&["apply", "-f", "-"], policy.as_bytes());
-    assert_eq!(answer.code, 0, "{}", answer.stderr);
-}
 
 /// The CPU limit that its node has put on a task, cores.
 fn granted(cluster: &Cluster, id: &str) -> f64 {
@@ -56,7 +51,7 @@ fn has_numbers(decision: &Decision) -> bool {
 fn a_lone_hog_is_never_evicted_however_busy_it_keeps_its_node() {
     let networks = networks(1);
     let cluster = Cluster::start(&networks, &[NODE]);
-    apply(&cluster.broker, POLICY);
+    cluster.broker.apply(POLICY);
     cluster.submit("hog", 0.4, "low", Load::Spin);
     cluster.wait_until_counts("hog");
     eventually("the hog has grown to the whole node", || granted(&cluster, "hog") > 0.9);
@@ -77,7 +72,7 @@ fn a_hog_beside_one_with_priority_is_shrunk_then_evicted_and_waits_and_both_are_
     let networks = networks(1);
     let cluster = Cluster::start(&networks, &[NODE]);
     let watch = Watch::begin(&cluster);
-    apply(&cluster.broker, POLICY);
+    cluster.broker.apply(POLICY);
     cluster.submit("hog", 0.4, "low", Load::Spin);
     cluster.wait_until_counts("hog");
     eventually("the hog has grown", || granted(&cluster, "hog") > 0.9);
@@ -166,7 +161,7 @@ fn a_task_grows_within_three_seconds_and_gives_back_when_one_with_priority_comes
 fn a_task_that_is_evicted_while_its_node_is_cut_off_is_not_lost() {
     let networks = networks(1);
     let cluster = Cluster::start(&networks, &[NODE]);
-    apply(&cluster.broker, POLICY);
+    cluster.broker.apply(POLICY);
     cluster.submit("hog", 0.4, "low", Load::Spin);
     cluster.wait_until_counts("hog");
     let hog = cluster.agents[0].process(&cluster.agents[0].shaper().get("hog"));

@@ -1,0 +1,172 @@
+//! Room for a task that fits nowhere, at the expense of lower ones
+//! ([decision 0028](../../../docs/decisions/0028-a-place-is-cleared-and-promised.md)).
+//!
+//! A task may have room made for it if a policy that covers it has `preemption_enabled`. Its victims are of a lower
+//! priority and, unless the policy is the operator's, of its own namespace. They keep what they have until their node says
+//! that they have ended. Until then the task is *nominated*: its place is booked beyond what the node has, so nobody else
+//! takes it, and it starts when the books fit again. Whoever ended for it waits again, through no fault of its own.
+
+use std::collections::{BTreeSet, HashMap};
+
+use shaper_core::{
+    id::TaskId,
+    place::{self, Candidate, Preemption, Residents},
+    spec::{DecisionKind, Priority},
+    task::UnixNanos,
+};
+
+use super::{
+    DirectiveKind, Phase, State, Turn,
+    state::{Avoid, Node, PolicyRow, Setback, TaskRow},
+    waiting::Kind,
+};
+
+/// Between SIGTERM and SIGKILL.
+const GRACE_MILLIS: u64 = 10_000;
+/// A node that would not end a victim is left alone for so long.
+const AFTER_REFUSAL: UnixNanos = 60_000_000_000;
+
+/// Where a task goes, once these are gone.
+struct Plan {
+    node: String,
+    victims: Vec<TaskId>,
+    policy: String,
+}
+
+/// The policy by which tasks of a kind may have room made for them: if there are several, one of the operator's.
+fn permit<'a>(state: &'a State, kind: &Kind) -> Option<&'a PolicyRow> {
+    let covers = |row: &&PolicyRow| {
+        let policy = &row.policy;
+        policy.preemption_enabled && policy.priority == kind.priority && policy.namespace == kind.namespace
+    };
+    let permits = state.policies.values().filter(covers).filter(|_| kind.priority > Priority::Low);
+    permits.min_by_key(|row| row.uid)
+}
+
+/// The cheapest way to make room for a task, on those of the connected nodes that `may`.
+fn plan(state: &State, id: &TaskId, now: UnixNanos, may: impl Fn(&Node) -> bool) -> Option<Plan> {
+    let task = &state.tasks.get(id)?.task;
+    let PolicyRow { policy, uid, .. } = permit(state, &Kind::of(task))?;
+    let is_everywhere = *uid == 0;
+    let shuns = |node: &Node| task.avoid.iter().any(|avoid| avoid.node == node.row.name && avoid.holds(now));
+    let (mut residents, mut ids) = (Residents::default(), HashMap::new());
+    for node in state.connected().filter(|node| !shuns(node) && may(node)) {
+        for TaskRow { task: victim, .. } in
+            node.tasks.iter().filter_map(|id| state.tasks.get(id)).map(Box::as_ref)
+        {
+            let is_theirs = is_everywhere || victim.spec().namespace == task.spec().namespace;
+            let ends_anyway = victim.cancel.is_some() || victim.preempted.is_some();
+            if victim.priority() < task.priority() && is_theirs && !ends_anyway {
+                let since = victim.on_node.as_ref().map_or(now, |status| status.created_at);
+                let number = victim.sequence();
+                ids.insert(number, victim.id());
+                residents.start(state.places.resident(number, &node.row, victim, since));
+            }
+        }
+    }
+    let Preemption { at, victims, .. } = state.places.make_room(&mut residents, task, now)?;
+    let node = state.registered.get(at.node.0 as usize)?.clone();
+    let victims = victims.iter().filter_map(|number| ids.get(number).map(|id| (*id).clone())).collect();
+    Some(Plan { node, victims, policy: policy.policy_name.clone() })
+}
+
+impl State {
+    /// Whether tasks of a kind may have room made for them.
+    pub(super) fn may_preempt(&self, kind: &Kind) -> bool {
+        permit(self, kind).is_some()
+    }
+
+    /// Whether what a node has without those that are nominated leaves room for a task.
+    fn has_room(&self, node: &Node, id: &TaskId) -> bool {
+        let demands = |id: &TaskId| self.tasks.get(id).map(|row| *row.task.demand());
+        let mut books = Node::new(node.row.clone());
+        for demand in node.tasks.iter().filter_map(demands) {
+            books.reserve(&demand, u64::saturating_add);
+        }
+        let node =
+            Candidate { name: &node.row.name, capacity: &node.row.capacity, reserved: &books.reserved };
+        demands(id).is_some_and(|demand| place::fits(&demand, &node))
+    }
+}
+
+impl Turn<'_> {
+    /// Makes room for a task that fits nowhere, if a policy lets it and lower ones are there. Where it could not before,
+    /// only those nodes are looked at where something was given back since.
+    pub(super) fn make_room(&mut self, id: &TaskId) -> bool {
+        let Some(row) = self.state.tasks.get(id) else { return false };
+        let (kind, priority) = (Kind::of(&row.task), row.task.priority());
+        let everywhere = self.look_at_all || self.state.waiting.lack(&kind).is_none();
+        let freed = &self.freed;
+        let may = |node: &Node| everywhere || freed.contains(&node.row.name);
+        let Some(Plan { node, victims, policy }) = plan(self.state, id, self.now, may) else { return false };
+        let names = victims.iter().map(|victim| format!("`{victim}`")).collect::<Vec<_>>().join(", ");
+        self.move_to(id, Phase::Nominated { node: node.clone() });
+        let reason = format!("{node} is cleared for it by policy `{policy}`: asked to end {names}");
+        self.decide(id, DecisionKind::Pending, reason, Vec::new());
+        for victim in victims {
+            let Some(TaskRow { task, .. }) = self.change(&victim) else { continue };
+            task.generation += 1;
+            task.preempted = Some(task.generation);
+            let reason = format!(
+                "to make room for `{id}` of priority {priority}, by policy `{policy}`: asked {node} to end it"
+            );
+            self.decide(&victim, DecisionKind::Evicted, reason, Vec::new());
+            self.direct_preemption(&victim);
+        }
+        true
+    }
+
+    /// Asks the node of a victim to end it.
+    pub(super) fn direct_preemption(&mut self, victim: &TaskId) {
+        let reason = "it makes room for a task of a higher priority".to_owned();
+        self.direct_assigned(victim, DirectiveKind::Stop { grace_millis: GRACE_MILLIS, reason });
+    }
+
+    /// Starts those for whom there is room now.
+    pub(super) fn start_nominees(&mut self) {
+        let State { nodes, .. } = &*self.state;
+        let looked_at: Vec<&Node> = match self.look_at_all {
+            true => nodes.values().collect(),
+            false => self.freed.iter().filter_map(|name| nodes.get(name)).collect(),
+        };
+        let with_nominees = looked_at.into_iter().filter(|node| !node.nominees.is_empty());
+        let names: Vec<_> = with_nominees.map(|node| node.row.name.clone()).collect();
+        for name in names {
+            let nominees = self.state.nodes.get(&name).map(|node| node.nominees.clone()).unwrap_or_default();
+            for (_, _, id) in nominees {
+                let node = self.state.nodes.get(&name).filter(|node| node.session.is_some());
+                if node.is_some_and(|node| self.state.has_room(node, &id)) {
+                    self.assign(&id, name.clone());
+                }
+            }
+        }
+    }
+
+    /// Nobody is promised a place on a node any more; they wait again.
+    pub(super) fn withdraw(&mut self, node: &str) {
+        let nominees = self.state.nodes.get(node).map(|node| node.nominees.clone()).unwrap_or_default();
+        for (_, _, id) in nominees {
+            self.place_again(&id);
+        }
+    }
+
+    /// A node will not end a victim: no place there is cleared for anybody.
+    pub(super) fn victim_stays(&mut self, victim: &TaskId, node: &str) {
+        if let Some(row) = self.change(victim) {
+            row.task.preempted = None;
+        }
+        let nominees: BTreeSet<_> =
+            self.state.nodes.get(node).map(|node| node.nominees.clone()).unwrap_or_default();
+        let (since, until) = (self.now, self.now.saturating_add(AFTER_REFUSAL));
+        for (_, _, id) in nominees {
+            self.state.leave(&id);
+            if let Some(row) = self.change(&id) {
+                let avoid = Avoid { node: node.to_owned(), why: Setback::Refused, since, until };
+                row.task.avoid.push(avoid);
+            }
+            let entered = self.state.enter(&id);
+            debug_assert!(entered, "the node of `{id}` is there");
+            self.place_again(&id);
+        }
+    }
+}
