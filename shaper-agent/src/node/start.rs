@@ -85,6 +85,7 @@ impl Node {
             join: Vec::new(),
             supervisor_groups: Vec::new(),
             log_segment_bytes: launch::spec::DEFAULT_LOG_SEGMENT_BYTES,
+            lease: None,
         };
         let answer =
             self.launch(&id, spec).inspect_err(|error| self.abort(&execution, &launch::chain(error)))?;
