@@ -16,7 +16,7 @@ mod conformance;
 
 /// What this program writes. It grows with every change that an older program would misread: a field
 /// more in a row is one.
-pub const SCHEMA: u64 = 1;
+pub const SCHEMA: u64 = 2;
 
 /// A value, and when it was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -256,6 +256,12 @@ pub trait Store: Send + fmt::Debug {
     /// All of `ops` if all of `compares` hold, else nothing. Durable, as far as the backend is, when it
     /// returns.
     fn txn(&mut self, compares: &[Compare], ops: &[Op]) -> Result<Txn, StoreError>;
+
+    /// Fails if somebody else owns the store by now.
+    fn confirm(&mut self) -> Result<(), StoreError> {
+        // What is on this machine has one opener.
+        Ok(())
+    }
 
     /// What goes into one transaction at its usual price.
     fn limits(&self) -> Limits {
