@@ -6,6 +6,7 @@ pub mod actor;
 pub mod actuate;
 pub mod calibrate;
 pub mod config;
+pub mod contact;
 pub mod durable;
 #[doc(hidden)]
 pub mod fuzz;

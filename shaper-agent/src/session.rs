@@ -1,5 +1,10 @@
 //! The agent's side of its session with the broker: it connects, says what it has, carries out directives
 //! and reports. The node works without it; a lost session is begun again.
+//!
+//! While there are tasks with a lease it asks the broker whether it is there, one question at a time, and notes when it asked
+//! what was answered ([`crate::contact`]).
+
+mod questions;
 
 use std::time::Duration;
 
@@ -27,12 +32,14 @@ use tonic::transport::{Channel, Endpoint};
 use crate::{
     actor::{ActorError, Handle},
     config::Broker,
+    contact::boottime_ns,
     launch,
     node::{
-        NodeError,
+        Node, NodeError,
         cluster::{Assigned, DirectiveId, Inventory, News, Starting},
     },
 };
+use questions::Questions;
 
 /// The first pause after a lost session; it doubles up to the longest.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -119,6 +126,7 @@ async fn session(broker: &Broker, node: &Handle) -> Result<Never, SessionError> 
     let mut client = AgentSessionClient::new(connect(broker).await?);
     let (outgoing, messages) = mpsc::channel(NEWS);
     let (news, mut received_news) = mpsc::channel(NEWS);
+    let mut questions = Questions::begin(node.call(|node| node.contact()).await?, boottime_ns());
     let inventory = node.call(move |node| node.meet(news)).await??;
     let session = inventory.session;
     let hello = agent_message::Kind::Hello(hello(inventory));
@@ -130,7 +138,12 @@ async fn session(broker: &Broker, node: &Handle) -> Result<Never, SessionError> 
         tokio::select! {
             message = incoming.message() => {
                 let message = message.map_err(SessionError::Status)?.ok_or(SessionError::Closed)?;
-                receive(message, node, session, &outgoing).await?;
+                let kind = message.kind.ok_or(WireError::Missing("kind"))?;
+                receive(kind, node, session, &outgoing, &mut questions).await?;
+            }
+            () = questions.due() => {
+                let contact = questions.ask(boottime_ns());
+                send(&outgoing, agent_message::Kind::Contact(contact)).await?;
             }
             news = received_news.recv() => {
                 // The node let go of its end: we were too slow for it.
@@ -149,39 +162,53 @@ async fn send(
 }
 
 async fn receive(
-    message: v1::BrokerMessage,
+    message: broker_message::Kind,
     node: &Handle,
     session: u64,
     outgoing: &mpsc::Sender<v1::AgentMessage>,
+    questions: &mut Questions,
 ) -> Result<(), SessionError> {
-    match message.kind.ok_or(WireError::Missing("kind"))? {
+    match message {
         broker_message::Kind::Welcome(v1::Welcome { epoch }) => {
             node.call(move |node| node.obey(epoch)).await??;
+            // A broker of an epoch that is over is not the one that is asked.
+            questions.answered(questions::HELLO);
         }
+        broker_message::Kind::Contact(v1::Contact { number }) => questions.answered(number),
         broker_message::Kind::Policies(v1::PolicySet { revision, policies }) => {
             let policies = policies.into_iter().map(Policy::try_from).collect::<Result<_, _>>()?;
             node.call(move |node| node.set_policies(revision, policies)).await?;
         }
         broker_message::Kind::Directive(directive) => {
-            // One that waits must not hold up the others.
-            let (node, outgoing) = (node.clone(), outgoing.clone());
-            tokio::spawn(async move {
-                let numbers = (directive.task_id.clone(), directive.attempt, directive.generation);
-                let outcome = match carry_out(directive, &node, session).await {
-                    Ok(outcome) => outcome,
-                    Err(error) => {
-                        let reason = launch::chain(&error);
-                        tracing::warn!(task = numbers.0, attempt = numbers.1, reason, "refused a directive");
-                        directive_result::Outcome::Refused(reason)
-                    }
-                };
-                let (task_id, attempt, generation) = numbers;
+            if let Some(v1::Directive { task_id, attempt, generation, .. }) = questions.called_off(&directive)
+            {
+                let outcome =
+                    directive_result::Outcome::Refused("it is to be stopped before it began".into());
                 let result = v1::DirectiveResult { task_id, attempt, generation, outcome: Some(outcome) };
-                failpoint::hit("agent-before-result");
-                // Without a session the next inventory tells it.
-                let _ = send(&outgoing, agent_message::Kind::Result(result)).await;
-            });
+                send(outgoing, agent_message::Kind::Result(result)).await?;
+            }
+            questions.take(directive);
         }
+    }
+    for directive in questions.ready(boottime_ns()) {
+        // One that waits must not hold up the others.
+        let (node, outgoing) = (node.clone(), outgoing.clone());
+        tokio::spawn(async move {
+            let numbers = (directive.task_id.clone(), directive.attempt, directive.generation);
+            let outcome = match carry_out(directive, &node, session).await {
+                Ok(outcome) => outcome,
+                Err(error) => {
+                    let reason = launch::chain(&error);
+                    tracing::warn!(task = numbers.0, attempt = numbers.1, reason, "refused a directive");
+                    directive_result::Outcome::Refused(reason)
+                }
+            };
+            let (task_id, attempt, generation) = numbers;
+            let result = v1::DirectiveResult { task_id, attempt, generation, outcome: Some(outcome) };
+            failpoint::hit("agent-before-result");
+            // Without a session the next inventory tells it.
+            let _ = send(&outgoing, agent_message::Kind::Result(result)).await;
+        });
     }
     Ok(())
 }
@@ -194,32 +221,35 @@ async fn carry_out(
     let v1::Directive { task_id, attempt, generation, epoch, kind } = wire;
     let id = DirectiveId { execution: convert::execution(&task_id, attempt)?, generation, epoch, session };
     let task = id.execution.task.clone();
-    match kind.ok_or(WireError::Missing("directive.kind"))? {
-        directive::Kind::Start(v1::Start { spec, owner }) => {
-            let spec = TaskSpec::try_from(spec.ok_or(WireError::Missing("start.spec"))?)?;
-            let v1::Credentials { uid, gid, groups: _ } = owner.ok_or(WireError::Missing("start.owner"))?;
-            let starting =
-                node.call(move |node| node.start_assigned(&id, Owner { uid, gid }, spec)).await??;
-            let assigned = match starting {
-                Starting::There(assigned) => *assigned,
-                Starting::Waiting(answer) => {
-                    answer.await.map_err(|_| ActorError::Stopped)??;
-                    node.call(move |node| node.assigned(&task)).await??
-                }
-            };
-            Ok(directive_result::Outcome::Settled(wire_assigned(assigned)))
+    let (start, lease_seconds) = match kind.ok_or(WireError::Missing("directive.kind"))? {
+        directive::Kind::Start(start) => (start, None),
+        directive::Kind::LeasedStart(v1::LeasedStart { start, task_lease_seconds }) => {
+            (start.ok_or(WireError::Missing("leased_start.start"))?, Some(task_lease_seconds))
         }
         directive::Kind::Stop(v1::Stop { grace_millis, reason }) => {
             tracing::info!(%task, reason, "the broker ends a task");
             let grace = Duration::from_millis(grace_millis);
             let assigned = node.call(move |node| node.stop_assigned(&id, grace)).await??;
-            Ok(directive_result::Outcome::Settled(wire_assigned(assigned)))
+            return Ok(directive_result::Outcome::Settled(wire_assigned(assigned)));
         }
         directive::Kind::Forget(_) => {
             node.call(move |node| node.forget_assigned(&id)).await??;
-            Ok(directive_result::Outcome::Accepted(true))
+            return Ok(directive_result::Outcome::Accepted(true));
         }
-    }
+    };
+    let v1::Start { spec, owner } = start;
+    let spec = TaskSpec::try_from(spec.ok_or(WireError::Missing("start.spec"))?)?;
+    let v1::Credentials { uid, gid, groups: _ } = owner.ok_or(WireError::Missing("start.owner"))?;
+    let owner = Owner { uid, gid };
+    let start = move |node: &mut Node| node.start_assigned(&id, owner, spec, lease_seconds);
+    let assigned = match node.call(start).await?? {
+        Starting::There(assigned) => *assigned,
+        Starting::Waiting(answer) => {
+            answer.await.map_err(|_| ActorError::Stopped)??;
+            node.call(move |node| node.assigned(&task)).await??
+        }
+    };
+    Ok(directive_result::Outcome::Settled(wire_assigned(assigned)))
 }
 
 fn hello(inventory: Inventory) -> v1::Hello {
@@ -234,8 +264,8 @@ fn hello(inventory: Inventory) -> v1::Hello {
     }
 }
 
-fn wire_assigned(Assigned { status, generation, evicted }: Assigned) -> v1::NodeTask {
-    v1::NodeTask { task: Some(status.into()), generation, evicted }
+fn wire_assigned(Assigned { status, generation, evicted, lease_over }: Assigned) -> v1::NodeTask {
+    v1::NodeTask { task: Some(status.into()), generation, evicted, lease_over }
 }
 
 fn wire_news(news: News) -> agent_message::Kind {

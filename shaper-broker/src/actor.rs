@@ -12,7 +12,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use shaper_core::{id::TaskId, spec::Policy, task::UnixNanos};
@@ -69,6 +69,8 @@ pub enum FatalError {
 pub enum ToAgent {
     /// The epoch.
     Welcome(u64),
+    /// The broker is there: the answer to a question.
+    Contact(u64),
     /// All policies.
     Policies(u64, Vec<Policy>),
     /// An order.
@@ -181,7 +183,16 @@ struct Pending {
 pub struct Handle {
     jobs: mpsc::Sender<Job>,
     sessions: Arc<AtomicU64>,
-    wakeup: watch::Receiver<Option<UnixNanos>>,
+    wakeup: watch::Receiver<Wakeup>,
+}
+
+/// When something is to be decided that no event will cause.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Wakeup {
+    /// [`reactor::next_wakeup`].
+    at: Option<UnixNanos>,
+    /// [`reactor::next_rerun`].
+    rerun: Option<Instant>,
 }
 
 impl Handle {
@@ -262,7 +273,9 @@ pub struct Actor {
     own: VecDeque<Job>,
     outboxes: HashMap<SessionId, mpsc::Sender<ToAgent>>,
     changes: Changes,
-    wakeup: watch::Sender<Option<UnixNanos>>,
+    wakeup: watch::Sender<Wakeup>,
+    /// When it had taken over the store.
+    began: Instant,
 }
 
 /// Nanoseconds since 1970.
@@ -277,13 +290,13 @@ fn now() -> UnixNanos {
 pub struct Seat {
     bounds: Bounds,
     queue: mpsc::Receiver<Job>,
-    wakeup: watch::Sender<Option<UnixNanos>>,
+    wakeup: watch::Sender<Wakeup>,
 }
 
 /// A way to a broker that has not begun yet.
 pub fn prepare(bounds: Bounds) -> (Handle, Seat) {
     let (jobs, queue) = mpsc::channel(QUEUE);
-    let (wakeup, wakeups) = watch::channel(None);
+    let (wakeup, wakeups) = watch::channel(Wakeup::default());
     let handle = Handle { jobs, sessions: Arc::new(AtomicU64::new(1)), wakeup: wakeups };
     (handle, Seat { bounds, queue, wakeup })
 }
@@ -316,9 +329,8 @@ impl Actor {
             "took over the store"
         );
         let Seat { bounds: _, queue, wakeup } = seat;
-        wakeup.send_replace(reactor::next_wakeup(&state));
         let compacted = state.revision;
-        Ok(Actor {
+        let actor = Actor {
             state,
             store,
             epoch_revision,
@@ -327,7 +339,18 @@ impl Actor {
             outboxes: HashMap::new(),
             changes: Changes { live: broadcast::channel(CHANGES).0, recent: VecDeque::new(), compacted },
             wakeup,
-        })
+            began: Instant::now(),
+        };
+        actor.wakeup.send_replace(actor.next_wakeup());
+        Ok(actor)
+    }
+
+    fn next_wakeup(&self) -> Wakeup {
+        let rerun = reactor::next_rerun(&self.state).map(Duration::from_nanos);
+        Wakeup {
+            at: reactor::next_wakeup(&self.state),
+            rerun: rerun.and_then(|uptime| self.began.checked_add(uptime)),
+        }
     }
 
     /// Works until [`Handle::stop`], or until a commit fails.
@@ -378,7 +401,7 @@ impl Actor {
         for look in reads {
             look(&view);
         }
-        let next = reactor::next_wakeup(&self.state);
+        let next = self.next_wakeup();
         self.wakeup.send_if_modified(|wakeup| std::mem::replace(wakeup, next) != next);
         Ok(stops)
     }
@@ -398,6 +421,7 @@ impl Actor {
                 Event::AgentGone { session } => drop(self.outboxes.remove(session)),
                 _ => {}
             }
+            self.state.uptime = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
             let outcome = reactor::on_event(&mut self.state, event, now());
             pending.rows.extend(outcome.rows);
             for effect in outcome.effects {
@@ -432,6 +456,11 @@ impl Actor {
 
     fn commit(&mut self, rows: BTreeSet<Row>, effects: &[Effect]) -> Result<(), FatalError> {
         if rows.is_empty() {
+            // Leases of tasks count by these words, so they are the owner's alone to say, as a commit is.
+            let says_to_be_there = |it: &Effect| matches!(it, Effect::Welcome(..) | Effect::Contact(..));
+            if effects.iter().any(says_to_be_there) {
+                self.store.confirm()?;
+            }
             return Ok(());
         }
         let ends = effects.iter().any(|effect| self.ends(effect));
@@ -463,6 +492,7 @@ impl Actor {
             // They wait until all of a job is settled.
             Effect::Answer(_) => {}
             Effect::Welcome(session, epoch) => self.send(session, ToAgent::Welcome(epoch)),
+            Effect::Contact(session, number) => self.send(session, ToAgent::Contact(number)),
             Effect::Policies(session, revision, policies) => {
                 self.send(session, ToAgent::Policies(revision, policies));
             }
@@ -520,12 +550,12 @@ const MIN_WAIT: Duration = Duration::from_millis(10);
 /// Tells the broker when a time has come that it waits for.
 pub async fn tick(mut handle: Handle) {
     loop {
-        let at = *handle.wakeup.borrow_and_update();
+        let Wakeup { at, rerun } = *handle.wakeup.borrow_and_update();
+        let until = at.map(|at| Duration::from_nanos(at.saturating_sub(now())));
+        let until_rerun = rerun.map(|rerun| rerun.saturating_duration_since(Instant::now()));
         let due = async {
-            match at {
-                Some(at) => {
-                    tokio::time::sleep(Duration::from_nanos(at.saturating_sub(now())).max(MIN_WAIT)).await
-                }
+            match until.into_iter().chain(until_rerun).min() {
+                Some(wait) => tokio::time::sleep(wait.max(MIN_WAIT)).await,
                 None => std::future::pending().await,
             }
         };

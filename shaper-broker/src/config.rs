@@ -37,6 +37,11 @@ pub struct Options {
     /// before their node has forgotten them
     #[arg(long, value_name = "TASKS", default_value_t = Bounds::default().ended_tasks, value_parser = keep_ended)]
     pub keep_ended: usize,
+    /// A task with `on_node_lost: rerun` is ended on its node when the broker was not heard of there for so long, and placed
+    /// again half as long after that. Holds for tasks that are submitted from now on
+    #[arg(long, value_name = "SECONDS", default_value_t = Bounds::default().task_lease_seconds,
+          value_parser = clap::value_parser!(u32).range(5..=86_400))]
+    pub task_lease_seconds: u32,
     /// Where the broker's state is.
     #[command(flatten)]
     pub store: StoreOptions,
@@ -243,10 +248,11 @@ impl Options {
             identities,
             max_open_tasks,
             keep_ended,
+            task_lease_seconds,
             store,
             command: _,
         } = self;
-        let bounds = Bounds { open_tasks: max_open_tasks, ended_tasks: keep_ended };
+        let bounds = Bounds { open_tasks: max_open_tasks, ended_tasks: keep_ended, task_lease_seconds };
         let store = store.check(&listen)?;
         let (mut socket, mut tcp) = (None, None);
         for address in listen {

@@ -76,6 +76,7 @@ pub fn to_agent(message: ToAgent) -> Result<v1::BrokerMessage, String> {
             let policies = policies.into_iter().map(Into::into).collect();
             Kind::Policies(v1::PolicySet { revision, policies })
         }
+        ToAgent::Contact(number) => Kind::Contact(v1::Contact { number }),
         ToAgent::Directive(it) => Kind::Directive(directive(*it)),
         ToAgent::Close(reason) => return Err(reason),
     };
@@ -87,8 +88,14 @@ fn directive(directive: Directive) -> v1::Directive {
     let Directive { execution, generation, epoch, kind } = directive;
     let kind = match kind {
         DirectiveKind::Start(submission) => {
-            let Submission { spec, owner, .. } = &*submission;
-            Kind::Start(v1::Start { spec: Some(spec.clone().into()), owner: Some(owner.clone().into()) })
+            let Submission { spec, owner, task_lease_seconds, .. } = &*submission;
+            let start = v1::Start { spec: Some(spec.clone().into()), owner: Some(owner.clone().into()) };
+            match *task_lease_seconds {
+                None => Kind::Start(start),
+                Some(task_lease_seconds) => {
+                    Kind::LeasedStart(v1::LeasedStart { start: Some(start), task_lease_seconds })
+                }
+            }
         }
         DirectiveKind::Stop { grace_millis, reason } => Kind::Stop(v1::Stop { grace_millis, reason }),
         DirectiveKind::Forget => Kind::Forget(true),
@@ -103,10 +110,10 @@ fn directive(directive: Directive) -> v1::Directive {
 }
 
 fn node_task(wire: v1::NodeTask) -> Result<NodeTask, WireError> {
-    let v1::NodeTask { task, generation, evicted } = wire;
+    let v1::NodeTask { task, generation, evicted, lease_over } = wire;
     let status = TaskStatus::try_from(task.ok_or(WireError::Missing("task"))?)?;
     convert::execution(status.task_id.as_str(), status.attempt)?;
-    Ok(NodeTask { status, generation, evicted })
+    Ok(NodeTask { status, generation, evicted, lease_over })
 }
 
 /// Epochs count starts of brokers: one beyond this comes from nothing that counts.
@@ -147,6 +154,7 @@ pub fn event(session: SessionId, wire: v1::AgentMessage) -> Result<Event, WireEr
         Kind::Report(v1::NodeReport { cpu_utilisation_permille, policies_revision: _ }) => {
             Event::NodeReport { session, cpu_utilisation_permille }
         }
+        Kind::Contact(v1::Contact { number }) => Event::Contact { session, number },
         Kind::Decision(v1::TaskDecision { task_id, attempt, decision }) => Event::TaskDecision {
             session,
             execution: convert::execution(&task_id, attempt)?,

@@ -111,6 +111,35 @@ pub struct TaskSpec {
     pub run_as: Option<Credentials>,
     /// How often it is placed again after it could not be started or its node was lost for good.
     pub retries: u32,
+    /// What becomes of it when its node does not answer.
+    #[serde(default, skip_serializing_if = "OnNodeLost::is_wait")]
+    pub on_node_lost: OnNodeLost,
+}
+
+/// What becomes of a task when its node does not answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnNodeLost {
+    /// It is placed again when the node is back without it, or when an operator says that the node is dead.
+    #[default]
+    Wait,
+    /// It is ended on the node once the broker was not heard of there for the broker's task lease, and placed again half as
+    /// long after that.
+    Rerun,
+}
+
+impl OnNodeLost {
+    fn is_wait(&self) -> bool {
+        *self == OnNodeLost::Wait
+    }
+
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            OnNodeLost::Wait => "wait",
+            OnNodeLost::Rerun => "rerun",
+        }
+    }
 }
 
 /// The namespace of whoever names none.

@@ -7,8 +7,8 @@ use shaper_core::{
     id::TaskId,
     limits::Limits,
     spec::{
-        Capacity, Credentials, Decision, DecisionKind, Demand, NodeVerdict, Policy, Priority, Profile,
-        TaskSpec,
+        Capacity, Credentials, Decision, DecisionKind, Demand, NodeVerdict, OnNodeLost, Policy, Priority,
+        Profile, TaskSpec,
     },
     units::{BitsPerSec, Bytes, Iops, Millicores},
 };
@@ -153,6 +153,7 @@ impl TryFrom<v1::TaskSpec> for TaskSpec {
             limits,
             run_as,
             retries,
+            on_node_lost,
         } = wire;
         let profile = Profile::try_from(profile.ok_or(WireError::Missing("profile"))?)?;
         match command.first() {
@@ -187,7 +188,16 @@ impl TryFrom<v1::TaskSpec> for TaskSpec {
             limits,
             run_as: run_as.map(Credentials::from),
             retries,
+            on_node_lost: when_lost(on_node_lost)?,
         })
+    }
+}
+
+fn when_lost(wire: i32) -> Result<OnNodeLost, WireError> {
+    match v1::OnNodeLost::try_from(wire) {
+        Ok(v1::OnNodeLost::Unspecified | v1::OnNodeLost::Wait) => Ok(OnNodeLost::Wait),
+        Ok(v1::OnNodeLost::Rerun) => Ok(OnNodeLost::Rerun),
+        Err(_) => Err(invalid("on_node_lost", "wait or rerun")),
     }
 }
 
@@ -210,7 +220,23 @@ fn at_least_the_request(limits: &Limits, demand: &Demand) -> Result<(), WireErro
 
 impl From<TaskSpec> for v1::TaskSpec {
     fn from(spec: TaskSpec) -> v1::TaskSpec {
-        let TaskSpec { profile, command, env, cwd, name, namespace, labels, limits, run_as, retries } = spec;
+        let TaskSpec {
+            profile,
+            command,
+            env,
+            cwd,
+            name,
+            namespace,
+            labels,
+            limits,
+            run_as,
+            retries,
+            on_node_lost,
+        } = spec;
+        let on_node_lost = match on_node_lost {
+            OnNodeLost::Wait => v1::OnNodeLost::Wait,
+            OnNodeLost::Rerun => v1::OnNodeLost::Rerun,
+        };
         v1::TaskSpec {
             profile: Some(profile.into()),
             command,
@@ -222,6 +248,7 @@ impl From<TaskSpec> for v1::TaskSpec {
             limits: Some(limits.into()),
             run_as: run_as.map(v1::Credentials::from),
             retries,
+            on_node_lost: on_node_lost.into(),
         }
     }
 }
@@ -430,6 +457,7 @@ mod tests {
             },
             run_as: Some(Credentials { uid: 7, gid: 8, groups: vec![9] }),
             retries: 2,
+            on_node_lost: OnNodeLost::Rerun,
         }
     }
 
@@ -450,6 +478,10 @@ mod tests {
         assert_eq!(TaskSpec::try_from(v1::TaskSpec::from(spec())), Ok(spec()));
         let bare = TaskSpec { limits: Limits::default(), run_as: None, env: BTreeMap::new(), ..spec() };
         assert_eq!(TaskSpec::try_from(v1::TaskSpec::from(bare.clone())), Ok(bare));
+        let waits = TaskSpec { on_node_lost: OnNodeLost::Wait, ..spec() };
+        assert_eq!(TaskSpec::try_from(v1::TaskSpec::from(waits.clone())), Ok(waits.clone()));
+        let unsaid = v1::TaskSpec { on_node_lost: 0, ..spec().into() };
+        assert_eq!(TaskSpec::try_from(unsaid), Ok(waits));
     }
 
     #[test]
@@ -555,6 +587,7 @@ mod tests {
         assert_eq!(broken(|wire| wire.name.clear()), "name");
         assert_eq!(broken(|wire| wire.namespace = "a/b".into()), "namespace");
         assert_eq!(broken(|wire| wire.retries = 1001), "retries");
+        assert_eq!(broken(|wire| wire.on_node_lost = 3), "on_node_lost");
         assert_eq!(broken(|wire| _ = wire.labels.insert(String::new(), "x".into())), "labels");
         assert_eq!(broken(|wire| _ = wire.labels.insert("x".into(), "\n".into())), "labels");
         let longest = |wire: &mut v1::TaskSpec| profile(wire).estimated_runtime_seconds = Some(u64::MAX);

@@ -52,6 +52,9 @@ pub(super) enum StartError {
     /// What must be on the disk before anything may run could not be put there.
     #[error("record the attempt, before which nothing may run")]
     Record(#[source] crate::durable::Error),
+    /// It is too late to begin.
+    #[error("the broker was not heard of for {seconds} s, which is the task's lease, and places it again")]
+    LeaseOver { seconds: u64 },
 }
 
 impl StartError {
@@ -63,12 +66,16 @@ impl StartError {
             StartError::Clone { .. } => "clone",
             StartError::Child { stage, .. } => stage.name(),
             StartError::Record(_) => "record",
+            StartError::LeaseOver { .. } => "lease",
         }
     }
 
     pub(super) fn errno(&self) -> Option<i32> {
         match self {
-            StartError::Spec { .. } | StartError::Nul { .. } | StartError::Record(_) => None,
+            StartError::Spec { .. }
+            | StartError::Nul { .. }
+            | StartError::Record(_)
+            | StartError::LeaseOver { .. } => None,
             StartError::Prepare { source, .. }
             | StartError::Clone { source, .. }
             | StartError::Child { source, .. } => source.raw_os_error(),
@@ -737,6 +744,7 @@ mod tests {
             join: vec![],
             supervisor_groups: Vec::new(),
             log_segment_bytes: 1,
+            lease: None,
         };
         let stage = |spec: LaunchSpec| Plan::new(&spec).err().map(|error| error.stage());
         assert_eq!(stage(good.clone()), None);

@@ -13,6 +13,7 @@
 pub(crate) mod attempt;
 mod child;
 mod hired;
+mod limit;
 pub mod log;
 pub mod spec;
 mod supervise;
@@ -348,7 +349,8 @@ pub fn abandon(attempt_dir: &Path, reason: &str) -> Result<Attachment, AttachErr
     if attempt.started()?.is_none() && attempt.exit()?.is_none() {
         let status =
             spec::ExitStatus::NotStarted { stage: "abandoned".into(), error: reason.to_owned(), errno: None };
-        attempt.write_exit(&Exit { status, at: time::now(), usage: Usage::default() })?;
+        let exit = Exit { status, at: time::now(), usage: Usage::default(), lease_over: false };
+        attempt.write_exit(&exit)?;
     }
     drop(lock);
     attach(attempt_dir)

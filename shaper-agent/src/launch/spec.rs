@@ -34,6 +34,19 @@ pub struct LaunchSpec {
     /// Size at which a log segment ends; the newest two are kept.
     #[serde(default = "default_log_segment_bytes")]
     pub log_segment_bytes: u64,
+    /// How long the task goes on without the broker; `None`: for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<Lease>,
+}
+
+/// How long a task goes on without the broker. The supervisor ends it then, with all that is in its cgroup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lease {
+    /// The file that says when the broker was last heard of ([`crate::contact`]).
+    pub contact: PathBuf,
+    /// How long from there.
+    pub seconds: u32,
 }
 
 /// [`LaunchSpec::log_segment_bytes`] when nobody asks for another.
@@ -75,6 +88,9 @@ pub struct Exit {
     pub at: u64,
     /// What the main process and the children that it waited for used.
     pub usage: Usage,
+    /// It was ended, or not started, because its [`Lease`] was over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lease_over: bool,
 }
 
 /// How a main process ended.

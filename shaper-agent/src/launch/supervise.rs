@@ -6,7 +6,8 @@
 //! 3. `started.json`, before the task's process may execute anything;
 //! 4. `exit.json`, once the main process has ended and its output is on the disk.
 //!
-//! Nothing here ends the task, and nothing but the end of the task ends the supervisor.
+//! Nothing here ends the task but a lease that is over (`limit.rs`) and the stop of its unit, and nothing but the end of the
+//! task ends the supervisor.
 
 use std::{
     fs::File,
@@ -16,6 +17,7 @@ use std::{
         unix::fs::FileExt,
     },
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -31,6 +33,7 @@ use super::{
     chain,
     child::{Gated, Output, Plan, StartError},
     hired,
+    limit::Limit,
     log::{LogWriter, Stream},
     spec::{Exit, ExitStatus, LaunchSpec, Readiness, Started, Supervisor, Usage},
     time,
@@ -175,10 +178,11 @@ fn prepare(directory: &Path, parent: Parent) -> Result<Option<Task>, SuperviseEr
     let signals = signals(parent).map_err(setup("make a signalfd"))?;
 
     match start(&attempt, &spec, &lock) {
-        Ok((gated, output, log, events, started)) => {
+        Ok((gated, output, log, events, started, limit)) => {
             drop(gated);
             let kill = spec.cgroup.join("cgroup.kill");
-            Ok(Some(Task::new(attempt, lock, signals, output, log, (events, kill), started)))
+            let task = Task::new(attempt, lock, signals, output, log, (events, kill), started);
+            Ok(Some(Task { limit, ..task }))
         }
         Err(error) => {
             let message = chain(&error);
@@ -187,14 +191,15 @@ fn prepare(directory: &Path, parent: Parent) -> Result<Option<Task>, SuperviseEr
                 error: message.clone(),
                 errno: error.errno(),
             };
-            record(&attempt, &Exit { status, at: time::now(), usage: Usage::default() })?;
+            let lease_over = matches!(error, StartError::LeaseOver { .. });
+            record(&attempt, &Exit { status, at: time::now(), usage: Usage::default(), lease_over })?;
             tell(&Readiness::Failed(message));
             Ok(None)
         }
     }
 }
 
-type Running = (Gated, Output, LogWriter, File, Started);
+type Running = (Gated, Output, LogWriter, File, Started, Option<Arc<Limit>>);
 
 fn start(attempt: &AttemptDir, spec: &LaunchSpec, lock: &OwnedFd) -> Result<Running, StartError> {
     attempt.reserve().map_err(StartError::Record)?;
@@ -215,11 +220,19 @@ fn start(attempt: &AttemptDir, spec: &LaunchSpec, lock: &OwnedFd) -> Result<Runn
         .and_then(|start_time| {
             let started = Started { pid: gated.pid, start_time, at: time::now() };
             attempt.write_started(&started).map_err(StartError::Record)?;
+            let limit = spec.lease.as_ref().map(|lease| {
+                Limit::watch(lease, &spec.cgroup).map_err(|source| prepare("watch", &lease.contact, source))
+            });
+            let limit = limit.transpose()?;
+            // Later than all that may have taken its time.
+            if let Some(limit) = limit.as_ref().filter(|limit| limit.is_over()) {
+                return Err(StartError::LeaseOver { seconds: limit.lease().as_secs() });
+            }
             gated.open(&plan)?;
-            Ok(started)
+            Ok((started, limit))
         });
     match opened {
-        Ok(started) => Ok((gated, output, log, events, started)),
+        Ok((started, limit)) => Ok((gated, output, log, events, started, limit)),
         Err(error) => {
             gated.end();
             Err(error)
@@ -294,6 +307,8 @@ struct Task {
     kill: PathBuf,
     /// Since when it is to end.
     ending_since: Option<Instant>,
+    /// How long it goes on without the broker.
+    limit: Option<Arc<Limit>>,
     populated: bool,
     pipes: [Pipe; 2],
     log: LogWriter,
@@ -324,6 +339,7 @@ impl Task {
             events,
             kill,
             ending_since: None,
+            limit: None,
             populated: true,
             pipes: [
                 Pipe { stream: Stream::Stdout, read: Some(stdout) },
@@ -345,7 +361,9 @@ impl Task {
                 self.record_exit();
             }
             let silent = self.pipes.iter().all(|pipe| pipe.read.is_none());
-            if self.recorded && (silent || !self.populated) {
+            // What the main process left has a lease, too.
+            let has_nothing_to_do = silent && self.limit.is_none();
+            if self.recorded && (has_nothing_to_do || !self.populated) {
                 break;
             }
             let ready = self.wait().map_err(|source| SuperviseError::Wait {
@@ -482,7 +500,10 @@ impl Task {
         // One SIGCHLD may stand for many children, so the signal itself says nothing.
         while let Some((pid, status, usage)) = wait_any() {
             if pid == self.started.pid && self.exit.is_none() {
-                self.exit = Some(Exit { status, at: time::now(), usage });
+                // The end that a lease brings; others may have come just before.
+                let is_killed = status == ExitStatus::Signal(libc::SIGKILL);
+                let lease_over = is_killed && self.limit.as_ref().is_some_and(|limit| limit.has_ended());
+                self.exit = Some(Exit { status, at: time::now(), usage, lease_over });
             }
         }
     }

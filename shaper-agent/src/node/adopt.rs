@@ -129,8 +129,20 @@ impl Node {
                 Origin::Adopted => launch::attach(&directory),
             };
             record.phase = match attachment {
-                Ok(Attachment::Ended(exit)) => Phase::Ended { status: status_of(exit.status), at: exit.at },
-                _ => Phase::Ended { status: ExitStatus::Unknown, at: now() },
+                Ok(Attachment::Ended(exit)) => {
+                    if let Some(assignment) = &mut record.assignment {
+                        assignment.lease_over = exit.lease_over;
+                    }
+                    Phase::Ended { status: status_of(exit.status), at: exit.at }
+                }
+                _ => {
+                    // The end of a boot is that of all in it: such a task goes on elsewhere, as if nobody had come back.
+                    if let Some(assignment) = &mut record.assignment {
+                        assignment.lease_over |=
+                            assignment.lease_seconds.is_some() && record.boot_id != self.boot_id;
+                    }
+                    Phase::Ended { status: ExitStatus::Unknown, at: now() }
+                }
             };
             if let Err(error) = record.save(self.state_dir()) {
                 tracing::warn!(execution = %record.execution, %error, "cannot record that a task has ended");

@@ -1,6 +1,6 @@
 //! The broker's tasks on this node: its directives, and what is reported back.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use shaper_core::{
@@ -13,8 +13,8 @@ use shaper_core::{
 use shaper_proto::peer::Caller;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Node, NodeError, RunRequest, now};
-use crate::{durable, launch};
+use super::{Node, NodeError, RunRequest, Task, now};
+use crate::{contact::Contact, durable, launch};
 
 /// What makes a task the broker's: kept with its record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +27,18 @@ pub struct Assignment {
     /// This node has decided to evict it.
     #[serde(default)]
     pub evicted: bool,
+    /// How long it goes on without the broker; `None`: for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_seconds: Option<u32>,
+    /// It is over because that was, or because the machine was started anew.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lease_over: bool,
+}
+
+impl Assignment {
+    pub(super) fn lease(&self) -> Option<Duration> {
+        self.lease_seconds.map(|seconds| Duration::from_secs(seconds.into()))
+    }
 }
 
 /// The numbers by which a directive is known: carried out once, however often it comes.
@@ -52,6 +64,8 @@ pub struct Assigned {
     pub generation: u64,
     /// This node has decided to evict it.
     pub evicted: bool,
+    /// It is over because its lease was, or because the machine was started anew.
+    pub lease_over: bool,
 }
 
 /// What the node tells the broker on its own account.
@@ -142,6 +156,49 @@ impl Node {
         self.obey(directive.epoch)
     }
 
+    /// Where it is noted that the broker was heard of.
+    pub fn contact(&self) -> Arc<Contact> {
+        self.contact.clone()
+    }
+
+    /// Has the broker asked often enough for those that need it.
+    pub(super) fn keep_contact(&self) {
+        let running = self.tasks.values().filter(|task| task.is_running());
+        let leases = running.filter_map(|task| task.record.assignment.as_ref()?.lease());
+        self.contact.keep(leases.min());
+    }
+
+    /// Ends those whose lease is over. That is their supervisors' to do, which may have been killed or stopped.
+    pub(super) fn end_overdue(&mut self) {
+        let is_overdue = |task: &Task| {
+            let lease = task.record.assignment.as_ref().and_then(Assignment::lease);
+            task.is_running() && !task.over && lease.is_some_and(|lease| self.contact.is_over(lease))
+        };
+        let overdue = self.tasks.iter().filter(|(_, task)| is_overdue(task));
+        let overdue: Vec<TaskId> = overdue.map(|(id, _)| id.clone()).collect();
+        for id in overdue {
+            if let Err(error) = self.end_one_overdue(&id) {
+                tracing::warn!(task = %id, error = %launch::chain(&error), "cannot end a task whose lease is over");
+            }
+        }
+    }
+
+    fn end_one_overdue(&mut self, id: &TaskId) -> Result<(), NodeError> {
+        let state_dir = self.config.state_dir.clone();
+        let task = self.task_mut(id)?;
+        if let Some(target) = &task.target {
+            target.cgroup.kill()?;
+        }
+        // For the case that nobody sees how it ends.
+        if let Some(assignment) = task.record.assignment.as_mut().filter(|assignment| !assignment.lease_over)
+        {
+            assignment.lease_over = true;
+            tracing::warn!(task = %id, "the broker was not heard of for the lease of a task: it is ended");
+            task.record.save(&state_dir)?;
+        }
+        Ok(())
+    }
+
     /// What the broker is told first. From here on, changes go to `news`.
     pub fn meet(&mut self, news: mpsc::Sender<News>) -> Result<Inventory, NodeError> {
         self.news = Some(news);
@@ -167,9 +224,12 @@ impl Node {
     /// A task of the broker's, as it is now.
     pub fn assigned(&self, id: &TaskId) -> Result<Assigned, NodeError> {
         let assignment = self.task(id)?.record.assignment.as_ref();
-        let (generation, evicted) =
-            assignment.map_or((0, false), |assignment| (assignment.generation, assignment.evicted));
-        Ok(Assigned { status: self.status(id)?, generation, evicted })
+        Ok(Assigned {
+            status: self.status(id)?,
+            generation: assignment.map_or(0, |assignment| assignment.generation),
+            evicted: assignment.is_some_and(|assignment| assignment.evicted),
+            lease_over: assignment.is_some_and(|assignment| assignment.lease_over),
+        })
     }
 
     /// Starts a task of the broker's, once: a repeated directive finds it there.
@@ -178,6 +238,7 @@ impl Node {
         directive: &DirectiveId,
         owner: Owner,
         spec: TaskSpec,
+        lease_seconds: Option<u32>,
     ) -> Result<Starting, NodeError> {
         self.heed(directive)?;
         let id = &directive.execution.task;
@@ -197,11 +258,19 @@ impl Node {
             cwd: spec.cwd.clone().into(),
             limits: first_grant(&spec, self.config.capacity.network.is_some()),
             run_as: Some(Caller { uid, gid, groups }),
-            assignment: Some(Assignment { spec, generation: directive.generation, evicted: false }),
+            assignment: Some(Assignment {
+                spec,
+                generation: directive.generation,
+                evicted: false,
+                lease_seconds,
+                lease_over: false,
+            }),
             owner: Some(owner),
         };
         let broker = Caller { uid: 0, gid: 0, groups: Vec::new() };
-        Ok(Starting::Waiting(self.run(&broker, request)?))
+        let answer = self.run(&broker, request)?;
+        self.keep_contact();
+        Ok(Starting::Waiting(answer))
     }
 
     /// Ends a task of the broker's.

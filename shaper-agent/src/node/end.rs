@@ -10,11 +10,12 @@ use shaper_core::{
 };
 use shaper_proto::{failpoint, peer::Caller};
 
-use super::{ENDED_KEPT, Node, NodeError, Task, boottime_ns, now, second_writer::Watch};
+use super::{ENDED_KEPT, Node, NodeError, Task, now, second_writer::Watch};
 use crate::{
     actuate::{self, Knob},
     calibrate,
     config::Config,
+    contact::boottime_ns,
     ground::GroundError,
     launch::{self, Attachment},
     record::{self, Record},
@@ -63,7 +64,13 @@ impl Node {
         }
         let directory = record::directory(self.state_dir(), execution);
         let phase = match launch::attach(&directory)? {
-            Attachment::Ended(exit) => Phase::Ended { status: status_of(exit.status), at: exit.at },
+            Attachment::Ended(exit) => {
+                let task = self.task_mut(&execution.task)?;
+                if let Some(assignment) = &mut task.record.assignment {
+                    assignment.lease_over = exit.lease_over;
+                }
+                Phase::Ended { status: status_of(exit.status), at: exit.at }
+            }
             // It is about to say how the task ended; the next tick asks again.
             Attachment::Running(..) => return Ok(()),
             Attachment::Lost | Attachment::NeverStarted => {

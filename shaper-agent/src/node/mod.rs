@@ -19,6 +19,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -46,6 +47,7 @@ use crate::{
     actuate::{ActuateError, Knob, Target, Values, Wish},
     calibrate::CalibrateError,
     config::Config,
+    contact::{Contact, boottime_ns},
     durable,
     ground::{Ground, GroundError},
     kernel::{
@@ -229,6 +231,8 @@ pub struct Node {
     handle: Handle,
     runtime: runtime::Handle,
     boot_id: String,
+    /// When the broker was last heard of.
+    contact: Arc<Contact>,
     ground: Option<Ground>,
     bpf: Option<Bpf>,
     events: Option<Waiter>,
@@ -284,12 +288,15 @@ impl Node {
                 "the tables of an earlier agent stay as they are"
             );
         }
+        let contact = Contact::begin(&config.state_dir, &boot_id)
+            .map_err(|source| NodeError::System { verb: "note when the broker was heard of", source })?;
         let (ledger, decided) = Ledger::open(&config.state_dir, now())?;
         let mut node = Node {
             config,
             handle,
             runtime,
             boot_id,
+            contact: Arc::new(contact),
             ground: None,
             bpf: None,
             events: None,
@@ -319,6 +326,7 @@ impl Node {
         };
         node.load_epoch()?;
         node.adopt_all(&decided)?;
+        node.keep_contact();
         Ok(node)
     }
 
@@ -466,10 +474,12 @@ impl Node {
         if self.ticks.is_multiple_of(5) {
             self.guard_io();
             self.divide_io();
+            self.end_overdue();
             self.look_after_tasks();
         }
         if self.ticks.is_multiple_of(10) {
             self.compare_some();
+            self.keep_contact();
             self.tell_all();
             self.keep_ledger();
         }
@@ -599,12 +609,6 @@ impl Node {
 
 fn not_established() -> NodeError {
     NodeError::Precondition("the agent holds nothing in the kernel at this moment".into())
-}
-
-/// `CLOCK_BOOTTIME`: counts while the machine sleeps, and means the same to the next agent.
-fn boottime_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 fn now() -> UnixNanos {

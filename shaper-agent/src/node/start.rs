@@ -25,7 +25,10 @@ use crate::{
     config::TasksIn,
     ground,
     kernel::{cgroup::Cgroup, features},
-    launch::{self, Attachment, Hired, SpawnError, Spawned, spec::LaunchSpec},
+    launch::{
+        self, Attachment, Hired, SpawnError, Spawned,
+        spec::{LaunchSpec, Lease},
+    },
     manager::Service,
     record::{self, Record},
 };
@@ -72,6 +75,8 @@ impl Node {
             Some(_) => Cause::new(Actor::Broker(self.highest_epoch), "start"),
             None => Cause::new(Actor::User(caller.uid), "run"),
         };
+        let lease_seconds = record.assignment.as_ref().and_then(|assignment| assignment.lease_seconds);
+        let lease = lease_seconds.map(|seconds| Lease { contact: self.contact.path().to_owned(), seconds });
         self.begin(record, cause)?;
         let spec = LaunchSpec {
             execution: execution.clone(),
@@ -85,6 +90,7 @@ impl Node {
             join: Vec::new(),
             supervisor_groups: Vec::new(),
             log_segment_bytes: launch::spec::DEFAULT_LOG_SEGMENT_BYTES,
+            lease,
         };
         let answer =
             self.launch(&id, spec).inspect_err(|error| self.abort(&execution, &launch::chain(error)))?;

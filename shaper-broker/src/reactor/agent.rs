@@ -103,6 +103,8 @@ impl Turn<'_> {
         }
         let node = self.state.nodes.entry(name.to_owned()).or_insert_with(|| Node::new(row.clone()));
         node.row = row;
+        // It is told so by the Welcome.
+        node.contact_at = self.state.uptime;
         self.state.places.open(&node.row, true);
         if let Some(old) = node.session.replace(session) {
             self.state.sessions.remove(&old);
@@ -138,7 +140,7 @@ impl Turn<'_> {
                 Vec::new(),
             );
             self.end(id, ExitStatus::Unknown, self.now);
-        } else if self.use_retry(id) {
+        } else if task.submission.task_lease_seconds.is_some() || self.use_retry(id) {
             let reason =
                 format!("{node} was started anew, which ended attempt {attempt}; to be placed again");
             self.decide(id, DecisionKind::Lost, reason, Vec::new());
@@ -160,13 +162,19 @@ impl Turn<'_> {
         node.cpu_utilisation_permille = 0;
         self.state.places.open(&node.row, false);
         for id in node.tasks.clone() {
-            if self.state.tasks.get(&id).is_none_or(|row| row.task.lost) {
+            let Some(task) = self.state.tasks.get(&id).map(|row| &row.task).filter(|task| !task.lost) else {
                 continue;
-            }
-            let reason = format!(
-                "{name} does not answer; the task stays there until the node is back, or `shaper node fence {name}` says that \
-                 it is dead"
-            );
+            };
+            let reason = match task.submission.task_lease_seconds {
+                None => format!(
+                    "{name} does not answer; the task stays there until the node is back, or `shaper node fence {name}` says \
+                     that it is dead"
+                ),
+                Some(seconds) => format!(
+                    "{name} does not answer; it ends the task {seconds} s after it last heard of the broker, and the task is \
+                     placed again half as long after that"
+                ),
+            };
             self.decide(&id, DecisionKind::Lost, reason, Vec::new());
             if let Some(row) = self.change(&id) {
                 row.task.lost = true;
@@ -280,7 +288,7 @@ impl Turn<'_> {
 
     /// Takes note of what an agent says about an execution.
     fn take(&mut self, session: SessionId, node: &str, report: NodeTask) {
-        let NodeTask { status, generation, evicted } = report;
+        let NodeTask { status, generation, evicted, lease_over } = report;
         let execution = status.execution();
         let has_ended = matches!(status.phase, RunPhase::Ended { .. });
         match (self.standing(node, &execution), &status.phase) {
@@ -297,7 +305,7 @@ impl Turn<'_> {
                 {
                     row.task.evicted = true;
                 }
-                self.update(&execution.task, status);
+                self.update(&execution.task, status, lease_over);
             }
             (Standing::Over, RunPhase::Ended { .. }) => {
                 self.direct(session, execution, DirectiveKind::Forget)
@@ -318,7 +326,7 @@ impl Turn<'_> {
         }
     }
 
-    fn update(&mut self, id: &TaskId, mut status: TaskStatus) {
+    fn update(&mut self, id: &TaskId, mut status: TaskStatus, lease_over: bool) {
         self.acknowledge(id);
         let phase = status.phase.clone();
         let Some(TaskRow { task, .. }) = self.state.tasks.get(id).map(Box::as_ref) else { return };
@@ -338,12 +346,12 @@ impl Turn<'_> {
         match (phase, starts) {
             (RunPhase::Running, Some(node)) => self.move_to(id, Phase::Running { node }),
             (RunPhase::Running, None) => {}
-            (RunPhase::Ended { status, at }, _) => self.attempt_ended(id, status, at),
+            (RunPhase::Ended { status, at }, _) => self.attempt_ended(id, status, at, lease_over),
         }
     }
 
     /// The node says that the latest attempt is over.
-    fn attempt_ended(&mut self, id: &TaskId, status: ExitStatus, at: UnixNanos) {
+    fn attempt_ended(&mut self, id: &TaskId, status: ExitStatus, at: UnixNanos, lease_over: bool) {
         let Some(TaskRow { task, .. }) = self.state.tasks.get(id).map(Box::as_ref) else { return };
         let execution = task.execution();
         let session =
@@ -351,6 +359,12 @@ impl Turn<'_> {
         let evicted = task.evicted;
         if task.cancel.is_some() {
             self.cancelled(id);
+        } else if lease_over && task.submission.task_lease_seconds.is_some() {
+            let reason = format!(
+                "attempt {} was ended on its node, which was started anew or did not hear of the broker in time",
+                execution.attempt
+            );
+            self.take_from_lost(id, &reason);
         } else if evicted {
             self.set_back(id, Setback::Evicted);
         } else if let ExitStatus::NotStarted { stage, error, .. } = &status

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use shaper_core::{
     id::TaskId,
-    spec::{Credentials, DecisionKind, Policy, TaskSpec},
+    spec::{Credentials, DecisionKind, OnNodeLost, Policy, TaskSpec},
 };
 
 use super::{
@@ -47,8 +47,14 @@ impl Turn<'_> {
             });
         }
         let sequence = self.state.next_sequence;
+        let task_lease_seconds = match spec.on_node_lost {
+            OnNodeLost::Wait => None,
+            OnNodeLost::Rerun => Some(self.state.bounds.task_lease_seconds),
+        };
+        let submission =
+            Submission { spec, owner: caller, submitted_at: self.now, sequence, task_lease_seconds };
         let task = Task {
-            submission: Arc::new(Submission { spec, owner: caller, submitted_at: self.now, sequence }),
+            submission: Arc::new(submission),
             phase: Phase::Pending { reason: String::new(), scale_out_asked: false },
             attempt: 0,
             node: None,

@@ -8,7 +8,8 @@
 //! What agents say is taken for the truth about what runs; what is to run is decided here alone. Each
 //! placement is an attempt with a number of its own, so that an attempt has one node, and at most one
 //! attempt of a task is ever alive: the next is placed only after the node has said that the last is
-//! over, or never began, or after the node has lost everything by a new boot, or after an operator has said that it is dead.
+//! over, or never began, or after the node has lost everything by a new boot, or after an operator has said that it is dead, or
+//! after the node must have ended it, not having heard of the broker for its lease ([`lost`]).
 
 mod agent;
 mod client;
@@ -40,6 +41,7 @@ use shaper_core::{
 };
 
 pub use self::{
+    lost::next_rerun,
     rows::{Row, RowChange},
     schedule::next_wakeup,
     state::{Bounds, Phase, State, Submission, Task},
@@ -119,6 +121,13 @@ pub enum Event {
         /// What.
         decision: Box<Decision>,
     },
+    /// An agent asks whether the broker is there.
+    Contact {
+        /// In which session.
+        session: SessionId,
+        /// For the answer.
+        number: u64,
+    },
     /// An operator says that a node is dead.
     FenceNode {
         /// Who.
@@ -126,7 +135,7 @@ pub enum Event {
         /// The node.
         node: String,
     },
-    /// The time that [`next_wakeup`] named has come.
+    /// A time that [`next_wakeup`] or [`next_rerun`] named has come.
     Tick,
 }
 
@@ -156,6 +165,8 @@ pub struct NodeTask {
     pub generation: u64,
     /// The node has evicted it. The decision may not have been heard: no session outlives a crash.
     pub evicted: bool,
+    /// It was ended, or not started, because the broker was not heard of for its lease, or the node was started anew.
+    pub lease_over: bool,
 }
 
 /// An order to an agent. (task, attempt, generation) is carried out once.
@@ -216,6 +227,8 @@ pub enum Effect {
     Answer(Result<Answer, Refusal>),
     /// To an agent that connected: the epoch.
     Welcome(SessionId, u64),
+    /// To an agent that asked: the broker is there.
+    Contact(SessionId, u64),
     /// To an agent: all policies.
     Policies(SessionId, u64, Vec<Policy>),
     /// To an agent.
@@ -376,8 +389,9 @@ pub fn on_event(state: &mut State, event: Event, now: UnixNanos) -> Outcome {
         Event::TaskDecision { session, execution, decision } => {
             turn.agent_decided(session, &execution, *decision);
         }
+        Event::Contact { session, number } => turn.contact(session, number),
         Event::FenceNode { caller, node } => turn.fence(&caller, &node),
-        Event::Tick => {}
+        Event::Tick => turn.rerun(),
     }
     turn.schedule();
     turn.finish()

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use proptest::{prelude::*, sample::Index};
 use shaper_core::{
-    spec::{DecisionKind, Priority},
+    spec::{DecisionKind, OnNodeLost, Priority},
     task::{ExitStatus, Phase as RunPhase},
     units::Millicores,
 };
@@ -24,7 +24,9 @@ const TASKS: usize = 6;
 /// In thousandths of a core. One task is larger than any node.
 const CAPACITY: u64 = 4000;
 /// Of tasks that are over, so few are remembered that their ids are used again.
-const BOUNDS: Bounds = Bounds { open_tasks: 100, ended_tasks: 2 };
+const BOUNDS: Bounds = Bounds { open_tasks: 100, ended_tasks: 2, task_lease_seconds: LEASE };
+/// Of every second task, which is run again when its node is lost.
+const LEASE: u32 = 40;
 const DEMANDS: [u64; TASKS] = [1000, 3000, 2000, 4000, 500, 9000];
 
 /// What may happen. Each number picks among what is there.
@@ -53,6 +55,14 @@ enum Step {
         task: Index,
         how: Exit,
     },
+    /// An agent asks whether the broker is there, and is answered, later.
+    Ask(Index),
+    /// The answer comes.
+    Answer(Index),
+    /// An agent is cut off, and the broker does not notice.
+    Cut(Index),
+    /// The broker notices.
+    Notice(Index),
     /// An operator says that a node is dead, and it is.
     Fence(Index),
     Wait(u8),
@@ -81,8 +91,12 @@ fn step() -> impl Strategy<Value = Step> {
         18 => (index(), prop::bool::weighted(0.1)).prop_map(|(node, doubled)| Step::Hear { node, doubled }),
         8 => (index(), index(), prop_oneof![4 => Just(Exit::Done), 2 => Just(Exit::Evicted), 1 => Just(Exit::Abandoned)])
             .prop_map(|(node, task, how)| Step::Exit { node, task, how }),
+        3 => index().prop_map(Step::Ask),
+        3 => index().prop_map(Step::Answer),
+        1 => index().prop_map(Step::Cut),
+        1 => index().prop_map(Step::Notice),
         1 => index().prop_map(Step::Fence),
-        3 => (0u8..90).prop_map(Step::Wait),
+        4 => (0u8..90).prop_map(Step::Wait),
         2 => any::<bool>().prop_map(|committed| Step::Crash { committed }),
     ]
 }
@@ -103,6 +117,20 @@ struct Agent {
     highest_epoch: u64,
     inbox: VecDeque<Directive>,
     outbox: VecDeque<Said>,
+    /// When it asked what was answered last …
+    contact: u64,
+    /// … and what the broker has answered since, in this session.
+    answered: Option<u64>,
+    /// A session that is over, which the broker does not know.
+    unnoticed: Option<SessionId>,
+    /// Its supervisors end tasks so much after their lease, since clocks differ and machines are busy.
+    late: u64,
+}
+
+/// Until when an attempt may live whose agent asked last at `contact`.
+fn lease_ends(task: &TaskId, contact: u64) -> u64 {
+    let number: usize = task.as_str()[1..].parse().expect("tasks are numbered");
+    if number.is_multiple_of(2) { contact + u64::from(LEASE) * SECOND } else { u64::MAX }
 }
 
 impl Agent {
@@ -110,7 +138,22 @@ impl Agent {
         self.inventory.iter().filter(|(_, task)| task.status.phase == RunPhase::Running).map(|(id, _)| id)
     }
 
-    fn obey(&mut self, refuses: bool) {
+    /// The supervisors end what has gone on without the broker for too long, the agent living or not.
+    fn supervise(&mut self, now: u64) {
+        let live: Vec<_> = self.live().cloned().collect();
+        for execution in live {
+            if lease_ends(&execution.task, self.contact).saturating_add(self.late) <= now {
+                if let Some(task) = self.inventory.get_mut(&execution) {
+                    task.lease_over = true;
+                }
+                self.end(&execution, ExitStatus::Signal(9));
+            }
+        }
+    }
+
+    fn obey(&mut self, refuses: bool, now: u64) {
+        // A start waits for an answer, if one is to come.
+        self.hear_answer();
         let Some(Directive { execution, generation, epoch, kind }) = self.inbox.pop_front() else { return };
         assert!(epoch >= self.highest_epoch, "a directive of epoch {epoch} after {}", self.highest_epoch);
         self.highest_epoch = epoch;
@@ -121,8 +164,15 @@ impl Agent {
                 self.outbox.push_back(Said::Result(result(DirectiveOutcome::Refused("no".into()))));
             }
             (DirectiveKind::Start(_), None) => {
-                let running = status(execution.task.as_str(), execution.attempt, RunPhase::Running);
-                let task = NodeTask { status: running, generation, evicted: false };
+                let lease_over = lease_ends(&execution.task, self.contact) <= now;
+                let phase = if lease_over {
+                    let (stage, error) = ("lease".into(), "too late".into());
+                    RunPhase::Ended { status: ExitStatus::NotStarted { stage, error, code: 126 }, at: SECOND }
+                } else {
+                    RunPhase::Running
+                };
+                let status = status(execution.task.as_str(), execution.attempt, phase);
+                let task = NodeTask { status, generation, evicted: false, lease_over };
                 self.inventory.insert(execution.clone(), task.clone());
                 self.outbox.push_back(Said::Result(result(DirectiveOutcome::Accepted)));
                 self.outbox.push_back(Said::Report(Box::new(task)));
@@ -150,6 +200,17 @@ impl Agent {
         }
     }
 
+    /// Its session is over; what was answered may still have come.
+    fn leave(&mut self) {
+        self.inbox.clear();
+        self.outbox.clear();
+        self.hear_answer();
+    }
+
+    fn hear_answer(&mut self) {
+        self.contact = self.answered.take().unwrap_or(self.contact);
+    }
+
     fn end(&mut self, execution: &ExecutionId, status: ExitStatus) {
         let Some(task) = self.inventory.get_mut(execution) else { return };
         task.status.phase = RunPhase::Ended { status, at: SECOND };
@@ -161,6 +222,8 @@ struct Cluster {
     state: State,
     rows: BTreeMap<String, Vec<u8>>,
     now: u64,
+    /// When the broker had its rows.
+    began: u64,
     sessions: u64,
     agents: Vec<Agent>,
     /// Whether the broker dies at its next event, and whether after the commit.
@@ -177,7 +240,7 @@ fn has_nominee(node: &Node, id: &TaskId) -> bool {
 
 impl Cluster {
     fn new(preempts: bool) -> Cluster {
-        let agent = |number| Agent {
+        let agent = |number: usize| Agent {
             name: format!("n{number}"),
             boot: 0,
             session: None,
@@ -185,11 +248,17 @@ impl Cluster {
             highest_epoch: 0,
             inbox: VecDeque::new(),
             outbox: VecDeque::new(),
+            contact: 0,
+            answered: None,
+            unnoticed: None,
+            // Up to just before the half lease is over.
+            late: number as u64 * (u64::from(LEASE) / 2 - 1) * SECOND / (NODES as u64 - 1),
         };
         let mut cluster = Cluster {
             state: State::default(),
             rows: BTreeMap::new(),
             now: SECOND,
+            began: SECOND,
             sessions: 0,
             agents: (0..NODES).map(agent).collect(),
             crash: None,
@@ -212,10 +281,11 @@ impl Cluster {
         self.placed.extend(self.state.tasks.values().map(|row| row.task.execution()));
         let outcome = begin(&mut self.state);
         self.commit(&outcome);
+        self.began = self.now;
         for agent in &mut self.agents {
             agent.session = None;
-            agent.inbox.clear();
-            agent.outbox.clear();
+            agent.unnoticed = None;
+            agent.leave();
         }
     }
 
@@ -229,6 +299,7 @@ impl Cluster {
     }
 
     fn on(&mut self, event: Event) {
+        self.state.uptime = self.now - self.began;
         let outcome = on_event(&mut self.state, event, self.now);
         match self.crash.take() {
             Some(false) => return self.start(),
@@ -247,8 +318,28 @@ impl Cluster {
         for effect in outcome.effects {
             match effect {
                 Effect::Direct(session, directive) => {
-                    let agent = self.agents.iter_mut().find(|agent| agent.session == Some(session));
-                    agent.expect("directives go to connected agents").inbox.push_back(*directive);
+                    let is_there = |agent: &&mut Agent| {
+                        agent.session == Some(session) || agent.unnoticed == Some(session)
+                    };
+                    let agent = self.agents.iter_mut().find(is_there);
+                    let agent = agent.expect("directives go to those that the broker takes for connected");
+                    if agent.session == Some(session) {
+                        agent.inbox.push_back(*directive);
+                    }
+                }
+                Effect::Welcome(session, _) | Effect::Contact(session, _) => {
+                    // It had asked in this very moment.
+                    if let Some(agent) = self.agents.iter_mut().find(|agent| agent.session == Some(session)) {
+                        agent.answered = Some(self.now);
+                    }
+                }
+                Effect::Close(session, _) => {
+                    for agent in &mut self.agents {
+                        agent.unnoticed.take_if(|unnoticed| *unnoticed == session);
+                        if agent.session.take_if(|of_agent| *of_agent == session).is_some() {
+                            agent.leave();
+                        }
+                    }
                 }
                 Effect::Answer(Ok(Answer::Task(_, task))) => self.promise(task.id()),
                 Effect::Changed { task, .. } => self.promise(&task),
@@ -280,6 +371,9 @@ impl Cluster {
         let session = SessionId(self.sessions);
         let agent = &mut self.agents[number];
         agent.session = Some(session);
+        agent.answered = None;
+        // The broker closes that one.
+        agent.unnoticed = None;
         let inventory = agent.inventory.values().cloned().collect();
         let mut hello = hello(&agent.name, &format!("boot{}", agent.boot), CAPACITY, inventory);
         hello.highest_epoch = agent.highest_epoch;
@@ -288,10 +382,21 @@ impl Cluster {
 
     fn disconnect(&mut self, number: usize) {
         let agent = &mut self.agents[number];
-        agent.inbox.clear();
-        agent.outbox.clear();
+        agent.leave();
         if let Some(session) = agent.session.take() {
             self.on(Event::AgentGone { session });
+        }
+    }
+
+    fn notice(&mut self, number: usize) {
+        if let Some(session) = self.agents[number].unnoticed.take() {
+            self.on(Event::AgentGone { session });
+        }
+    }
+
+    fn ask(&mut self, number: usize) {
+        if let Some(session) = self.agents[number].session {
+            self.on(Event::Contact { session, number: 1 });
         }
     }
 
@@ -343,7 +448,10 @@ impl Cluster {
             Step::Submit(pick) => {
                 let number = pick.index(TASKS);
                 let priority = [Priority::Low, Priority::Medium, Priority::High][number % 3];
-                let spec = Box::new(spec(&format!("t{number}"), DEMANDS[number], priority, 2));
+                let mut spec = Box::new(spec(&format!("t{number}"), DEMANDS[number], priority, 2));
+                if lease_ends(&spec.profile.task_id, 0) < u64::MAX {
+                    spec.on_node_lost = OnNodeLost::Rerun;
+                }
                 self.on(Event::Submit { caller: USER, spec });
             }
             Step::Cancel(pick) => {
@@ -352,9 +460,19 @@ impl Cluster {
             }
             Step::Connect(node) => self.connect(node.index(NODES)),
             Step::Disconnect(node) => self.disconnect(node.index(NODES)),
+            Step::Ask(node) => self.ask(node.index(NODES)),
+            Step::Answer(node) => self.agents[node.index(NODES)].hear_answer(),
+            Step::Cut(node) => {
+                let agent = &mut self.agents[node.index(NODES)];
+                agent.leave();
+                if let Some(session) = agent.session.take() {
+                    agent.unnoticed = Some(session);
+                }
+            }
+            Step::Notice(node) => self.notice(node.index(NODES)),
             Step::Fence(node) => {
                 let agent = &mut self.agents[node.index(NODES)];
-                if agent.session.is_none() {
+                if agent.session.is_none() && agent.unnoticed.is_none() {
                     // As the operator says.
                     let live: Vec<_> = agent.live().cloned().collect();
                     for execution in live {
@@ -367,6 +485,7 @@ impl Cluster {
             }
             Step::Reboot { node, forgets } => {
                 let number = node.index(NODES);
+                self.notice(number);
                 self.disconnect(number);
                 let agent = &mut self.agents[number];
                 agent.boot += 1;
@@ -377,11 +496,14 @@ impl Cluster {
                     task.status.phase = RunPhase::Ended { status: ExitStatus::Unknown, at: SECOND };
                 }
             }
-            Step::Obey { node, refuses } => self.agents[node.index(NODES)].obey(*refuses),
+            Step::Obey { node, refuses } => self.agents[node.index(NODES)].obey(*refuses, self.now),
             Step::Hear { node, doubled } => self.hear(node.index(NODES), *doubled),
             Step::Exit { node, task, how } => self.exit(node.index(NODES), task, *how),
             Step::Wait(seconds) => {
                 self.now += u64::from(*seconds) * SECOND;
+                for agent in &mut self.agents {
+                    agent.supervise(self.now);
+                }
                 self.on(Event::Tick);
             }
             Step::Crash { committed } => self.crash = Some(*committed),
@@ -463,8 +585,12 @@ impl Cluster {
         }
         assert_eq!(before.len(), after.len());
         for (name, node) in &self.state.nodes {
-            let again =
-                Node { session: node.session, cpu_utilisation_permille: 0, ..again.nodes[name].clone() };
+            let again = Node {
+                session: node.session,
+                cpu_utilisation_permille: 0,
+                contact_at: node.contact_at,
+                ..again.nodes[name].clone()
+            };
             assert_eq!(Node { cpu_utilisation_permille: 0, ..node.clone() }, again, "{name}");
         }
         assert_eq!(self.state.nodes.len(), again.nodes.len());
@@ -482,8 +608,10 @@ impl Cluster {
         for _ in 0..200 {
             for number in 0..NODES {
                 self.connect(number);
+                self.ask(number);
+                self.agents[number].hear_answer();
                 while !self.agents[number].inbox.is_empty() || !self.agents[number].outbox.is_empty() {
-                    self.agents[number].obey(false);
+                    self.agents[number].obey(false, self.now);
                     self.hear(number, false);
                 }
                 // What was cancelled must have been stopped; the rest ends by itself.
@@ -495,7 +623,8 @@ impl Cluster {
                     self.agents[number].end(&execution, ExitStatus::Code(0));
                 }
             }
-            self.now += 60 * SECOND;
+            // Less than a lease and a half, so that whoever asks in each round is not given up.
+            self.now += 30 * SECOND;
             self.on(Event::Tick);
             self.check();
             let quiet = self.agents.iter().all(|it| it.inbox.is_empty() && it.outbox.is_empty());

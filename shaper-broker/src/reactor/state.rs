@@ -18,6 +18,7 @@ use shaper_core::{
 use super::{
     SessionId,
     history::History,
+    lost::Leases,
     places::Places,
     waiting::{Place, Waiting, place_of},
 };
@@ -165,6 +166,9 @@ pub struct Submission {
     pub submitted_at: UnixNanos,
     /// Its place in the order of submissions, which no other task has.
     pub sequence: u64,
+    /// With `on_node_lost: rerun`: how long an attempt goes on when the broker is not heard of on its node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task_lease_seconds: Option<u32>,
 }
 
 /// A task. To copy it is cheap.
@@ -303,6 +307,9 @@ pub struct Node {
     pub(super) nominees: BTreeSet<Place>,
     /// Those of which it may still know an attempt.
     pub(super) holds: BTreeSet<TaskId>,
+    /// The uptime at which its agent was last told that this broker is there, or at which a task with a lease was last placed
+    /// here; 0 if neither happened.
+    pub(super) contact_at: u64,
 }
 
 impl Node {
@@ -321,6 +328,7 @@ impl Node {
             tasks: BTreeSet::new(),
             nominees: BTreeSet::new(),
             holds: BTreeSet::new(),
+            contact_at: 0,
         }
     }
 
@@ -357,18 +365,20 @@ pub struct PolicyRow {
     pub revision: u64,
 }
 
-/// What the broker has room for.
+/// What the broker has room for, and how long it waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// Tasks that are not over; more are refused.
     pub open_tasks: usize,
     /// Tasks that are over and that no node knows any more; of more than these the first are forgotten.
     pub ended_tasks: usize,
+    /// The lease of tasks with `on_node_lost: rerun` that are submitted from now on.
+    pub task_lease_seconds: u32,
 }
 
 impl Default for Bounds {
     fn default() -> Bounds {
-        Bounds { open_tasks: 1_000_000, ended_tasks: 50_000 }
+        Bounds { open_tasks: 1_000_000, ended_tasks: 50_000, task_lease_seconds: 30 }
     }
 }
 
@@ -377,6 +387,9 @@ impl Default for Bounds {
 pub struct State {
     /// In every directive. An agent refuses one below the highest that it has obeyed.
     pub epoch: u64,
+    /// For how many nanoseconds this broker has owned the rows, as the shell says before each event. Unlike the time of day
+    /// nobody sets it.
+    pub uptime: u64,
     /// How much of it there may be.
     pub bounds: Bounds,
     /// Tasks by id.
@@ -399,6 +412,8 @@ pub struct State {
     pub(super) places: Places,
     /// Tasks that wait.
     pub(super) waiting: Waiting,
+    /// Tasks on nodes that are placed again when the node is lost.
+    pub(super) leases: Leases,
     /// How many are assigned to nodes or nominated.
     pub(super) assigned: usize,
     /// Tasks that are over and that no node knows any more, in the order in which that came to be.
@@ -458,6 +473,10 @@ impl State {
                         node.reserve(task.demand(), u64::saturating_add);
                         self.places.take(&node.row, task.demand());
                         self.assigned += 1;
+                        if let Some(seconds) = task.submission.task_lease_seconds {
+                            node.contact_at = node.contact_at.max(self.uptime);
+                            self.leases.add(&node.row.name, seconds, id, self.uptime);
+                        }
                     }
                     true
                 }
@@ -493,6 +512,9 @@ impl State {
                     node.reserve(task.demand(), u64::saturating_sub);
                     self.places.give(&node.row, task.demand());
                     self.assigned -= 1;
+                    if let Some(seconds) = task.submission.task_lease_seconds {
+                        self.leases.remove(&node.row.name, seconds, id);
+                    }
                 }
             }
             Phase::Ended { .. } | Phase::Cancelled => {}

@@ -3,7 +3,7 @@
 use shaper_core::{
     limits::Limits,
     place::NOTHING,
-    spec::{Capacity, Credentials, DecisionKind, Demand, Policy, Priority, Profile, TaskSpec},
+    spec::{Capacity, Credentials, DecisionKind, Demand, OnNodeLost, Policy, Priority, Profile, TaskSpec},
     task::{ExitStatus, Origin, Owner, Phase as RunPhase, TaskStatus, Traffic, Usage},
     units::{Bytes, Millicores},
 };
@@ -39,6 +39,7 @@ pub(crate) fn spec(task: &str, cpu: u64, priority: Priority, retries: u32) -> Ta
         limits: Limits::default(),
         run_as: None,
         retries,
+        on_node_lost: OnNodeLost::Wait,
     }
 }
 
@@ -127,8 +128,12 @@ impl Broker {
         attempt: u32,
         phase: RunPhase,
     ) -> Vec<Effect> {
-        let report =
-            Box::new(NodeTask { status: status(task, attempt, phase), generation: 1, evicted: false });
+        let report = Box::new(NodeTask {
+            status: status(task, attempt, phase),
+            generation: 1,
+            evicted: false,
+            lease_over: false,
+        });
         self.on(Event::TaskReport { session, report })
     }
 
@@ -406,7 +411,12 @@ fn a_silent_node_keeps_its_tasks_and_gets_no_more() {
     broker.ended(n1, "t", 1, 0);
     assert_eq!(broker.task("t").phase, on("n1"), "what a dead session says is not heard");
 
-    let running = NodeTask { status: status("t", 1, RunPhase::Running), generation: 1, evicted: false };
+    let running = NodeTask {
+        status: status("t", 1, RunPhase::Running),
+        generation: 1,
+        evicted: false,
+        lease_over: false,
+    };
     let (_, effects) = broker.connect(hello("n1", "boot", 4000, vec![running]));
     assert_eq!(broker.task("t").phase, on("n1"));
     assert!(!broker.task("t").lost);
@@ -421,7 +431,7 @@ fn an_eviction_of_which_nobody_heard_is_one_all_the_same() {
     broker.report(n1, "t", 1, RunPhase::Running);
     broker.on(Event::AgentGone { session: n1 });
     let ended = RunPhase::Ended { status: ExitStatus::Signal(15), at: 1 };
-    let evicted = NodeTask { status: status("t", 1, ended), generation: 1, evicted: true };
+    let evicted = NodeTask { status: status("t", 1, ended), generation: 1, evicted: true, lease_over: false };
     broker.connect(hello("n1", "boot", 4000, vec![evicted]));
     assert!(broker.reason("t").starts_with("n1 evicted it"), "{}", broker.reason("t"));
 }
@@ -474,6 +484,7 @@ fn what_the_broker_does_not_know_is_left_alone_and_what_is_over_is_ended() {
         status: status(task, attempt, phase),
         generation: 1,
         evicted: false,
+        lease_over: false,
     });
     let (_, effects) = broker.connect(hello("n1", "boot", 4000, inventory.to_vec()));
     assert_eq!(directives(&effects), [("forget", "done.1".into(), 2), ("stop", "stray.1".into(), 2)]);
@@ -497,7 +508,12 @@ fn a_cancel_ends_what_waits_at_once_and_what_runs_when_its_node_says_so() {
     assert_eq!(directives(&broker.on(cancel("t", USER, 9000))), [], "less urgent than what was asked");
     assert_eq!(broker.task("t").phase, on("n1"));
     broker.on(Event::AgentGone { session: n1 });
-    let running = NodeTask { status: status("t", 1, RunPhase::Running), generation: 1, evicted: false };
+    let running = NodeTask {
+        status: status("t", 1, RunPhase::Running),
+        generation: 1,
+        evicted: false,
+        lease_over: false,
+    };
     let (n1, effects) = broker.connect(hello("n1", "boot", 4000, vec![running]));
     assert_eq!(directives(&effects), [("stop", "t.1".into(), 2)], "repeated with the same numbers");
     broker.ended(n1, "t", 1, 0);
@@ -583,7 +599,7 @@ fn users_see_their_own_tasks_and_profiles() {
     done.usage.ingress = Traffic { bytes: 1_250_000, packets: 1 };
     broker.on(Event::TaskReport {
         session: n1,
-        report: Box::new(NodeTask { status: done, generation: 1, evicted: false }),
+        report: Box::new(NodeTask { status: done, generation: 1, evicted: false, lease_over: false }),
     });
     let seen = |caller| query::tasks(&broker.state, &caller).count();
     assert_eq!((seen(USER), seen(OTHER), seen(OPERATOR)), (1, 0, 1));
@@ -655,7 +671,12 @@ fn what_a_running_task_uses_is_no_change_of_it() {
     broker.submit(spec("t", 1000, Priority::Low, 0));
     broker.report(session, "t", 1, RunPhase::Running);
     let revision = broker.task("t").revision;
-    let mut report = NodeTask { status: status("t", 1, RunPhase::Running), generation: 1, evicted: false };
+    let mut report = NodeTask {
+        status: status("t", 1, RunPhase::Running),
+        generation: 1,
+        evicted: false,
+        lease_over: false,
+    };
     report.status.usage.cpu_time_ns = 7;
     let event = Event::TaskReport { session, report: Box::new(report) };
     assert_eq!(on_event(&mut broker.state, event, broker.now), Outcome::default());

@@ -269,6 +269,12 @@ pub trait Store: Send + fmt::Debug {
     /// returns.
     fn txn(&mut self, compares: &[Compare], ops: &[Op]) -> Result<Txn, StoreError>;
 
+    /// Fails if somebody else owns the store by now.
+    fn confirm(&mut self) -> Result<(), StoreError> {
+        // What is on this machine has one opener.
+        Ok(())
+    }
+
     /// What goes into one transaction at its usual price.
     fn limits(&self) -> Limits {
         Limits::NONE

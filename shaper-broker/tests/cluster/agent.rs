@@ -70,9 +70,12 @@ impl Agent {
 
     /// As if the task had been started; its report.
     pub(crate) fn start(&mut self, directive: &v1::Directive) -> v1::NodeTask {
-        let Some(directive::Kind::Start(v1::Start { spec, owner })) = &directive.kind else {
-            panic!("{directive:?} is no start");
+        let start = match &directive.kind {
+            Some(directive::Kind::Start(start)) => start,
+            Some(directive::Kind::LeasedStart(v1::LeasedStart { start: Some(start), .. })) => start,
+            _ => panic!("{directive:?} is no start"),
         };
+        let v1::Start { spec, owner } = start;
         let spec = spec.clone().unwrap();
         let task = v1::Task {
             task_id: directive.task_id.clone(),
@@ -88,7 +91,12 @@ impl Agent {
             }),
             ..v1::Task::default()
         };
-        let task = v1::NodeTask { task: Some(task), generation: directive.generation, evicted: false };
+        let task = v1::NodeTask {
+            task: Some(task),
+            generation: directive.generation,
+            evicted: false,
+            lease_over: false,
+        };
         let key = (directive.task_id.clone(), directive.attempt);
         self.starts.push(key.clone());
         self.inventory.insert(key, task.clone());

@@ -71,7 +71,7 @@ async fn a_file_is_checked_copied_and_restored() {
 
     let out = said(&broker.store(&["verify"], &[]), &known).0;
     let (first, rest) = out.split_once('\n').unwrap();
-    assert!(first.starts_with("STORE: 9 rows with ") && first.ends_with(", schema 1"), "{first}");
+    assert!(first.starts_with("STORE: 9 rows with ") && first.ends_with(", schema 2"), "{first}");
     assert_eq!(rest, format!("{COUNTS}nothing is wrong with them\n"));
 
     let out = said(&broker.store(&["backup", file_text], &[]), &known).0;
@@ -96,7 +96,7 @@ async fn a_file_is_checked_copied_and_restored() {
     assert_eq!(refused(&unsure), "nothing was restored; say --yes when that is what you want");
     let out = said(&unsure, &known).0;
     let (first, rest) = out.split_once('\n').unwrap();
-    assert!(first.starts_with("FILE: 9 rows of STORE, schema 1, copied at 20"), "{first}");
+    assert!(first.starts_with("FILE: 9 rows of STORE, schema 2, copied at 20"), "{first}");
     assert_eq!(rest, format!("{COUNTS}they go to INTO, which is empty\n{MEANING}"));
     assert!(!into.exists(), "nothing was made");
 

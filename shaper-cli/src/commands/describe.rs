@@ -9,7 +9,7 @@ use shaper_core::{
     idle,
     limits::{Limit, Limits},
     shrink::Status,
-    spec::{Demand, Profile, TaskSpec},
+    spec::{Demand, OnNodeLost, Profile, TaskSpec},
     task::{Enforcement, ExitStatus, Origin, Owner, Phase, TaskStatus, Traffic, UnixNanos, Usage},
     units::{BitsPerSec, Bytes, Millicores},
 };
@@ -52,7 +52,19 @@ fn cluster_text(task: &ClusterTask, now: UnixNanos) -> String {
         cancel_requested,
         on_node,
     } = task;
-    let TaskSpec { profile, command, env: _, cwd, name, namespace, labels, limits, run_as, retries } = spec;
+    let TaskSpec {
+        profile,
+        command,
+        env: _,
+        cwd,
+        name,
+        namespace,
+        labels,
+        limits,
+        run_as,
+        retries,
+        on_node_lost,
+    } = spec;
     let Profile { task_id, demand, priority, estimated_runtime_seconds } = profile;
     let mut text = String::new();
     field(&mut text, "Task", &format!("{task_id} (attempt {attempt}, {retries} retries)"));
@@ -64,6 +76,9 @@ fn cluster_text(task: &ClusterTask, now: UnixNanos) -> String {
     field(&mut text, "Priority", &priority.to_string());
     if let Some(seconds) = estimated_runtime_seconds {
         field(&mut text, "Estimate", &format!("{seconds} s"));
+    }
+    if *on_node_lost == OnNodeLost::Rerun {
+        field(&mut text, "Lost node", "ended there, and run again elsewhere");
     }
     field(&mut text, "Command", &command_line(command));
     field(&mut text, "Directory", cwd);

@@ -315,6 +315,11 @@ Resources:
     let json = host.shaper(&["describe", "etl", "-o", "json"]);
     let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!((&json["node"], &json["on_node"]["pid"]), (&"n1".into(), &42.into()));
+    let rerun = v1::TaskSpec { on_node_lost: v1::OnNodeLost::Rerun.into(), ..spec("etl") };
+    host.cluster.add(broker::task(rerun));
+    let output = host.shaper(&["describe", "etl"]);
+    let (stdout, _, _) = texts(&output);
+    assert!(stdout.contains("\nLost node: ended there, and run again elsewhere\n"), "{stdout}");
 }
 
 #[test]

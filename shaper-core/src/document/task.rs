@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     limits::{Limit, Limits},
-    spec::{Credentials, DEFAULT_NAMESPACE, Demand, Profile, TaskSpec},
+    spec::{Credentials, DEFAULT_NAMESPACE, Demand, OnNodeLost, Profile, TaskSpec},
     units::{BitsPerSec, Bytes, Iops, Micros, Millicores, Weight},
 };
 
@@ -39,6 +39,8 @@ pub struct TaskDraft {
     pub run_as: Option<Credentials>,
     /// How often it is placed again.
     pub retries: u32,
+    /// What becomes of it when its node does not answer.
+    pub on_node_lost: OnNodeLost,
 }
 
 /// A draft names no command.
@@ -59,6 +61,7 @@ impl TaskDraft {
             limits: Limits::default(),
             run_as: None,
             retries: 0,
+            on_node_lost: OnNodeLost::Wait,
         }
     }
 
@@ -76,6 +79,7 @@ impl TaskDraft {
             limits,
             run_as,
             retries,
+            on_node_lost,
         } = self;
         let command = command.filter(|command| !command.is_empty()).ok_or(NoCommand)?;
         let name = name.unwrap_or_else(|| basename(&command[0]).to_owned());
@@ -90,6 +94,7 @@ impl TaskDraft {
             limits,
             run_as,
             retries,
+            on_node_lost,
         })
     }
 }
@@ -113,6 +118,7 @@ const TASK: &[Field] = &[
     Field { name: "limits", example: "{\"cpu_cores\": 8}" },
     Field { name: "run_as", example: "{\"uid\": 1000, \"gid\": 1000}" },
     Field { name: "retries", example: "3" },
+    Field { name: "on_node_lost", example: "\"rerun\"" },
 ];
 
 const LIMITS: &[Field] = &[
@@ -170,8 +176,15 @@ pub(super) fn task(root: &Item<'_>) -> Result<TaskDraft, DocumentError> {
             .map("retries", |item| item.whole(0, MAX_RETRIES.into(), "a number of retries"))?
             .and_then(|retries| u32::try_from(retries).ok())
             .unwrap_or(0),
+        on_node_lost: fields.map("on_node_lost", on_node_lost)?.unwrap_or_default(),
         ..TaskDraft::new(profile)
     })
+}
+
+fn on_node_lost(item: &Item<'_>) -> Result<OnNodeLost, DocumentError> {
+    let known = [OnNodeLost::Wait, OnNodeLost::Rerun];
+    let word = item.word(&known.map(OnNodeLost::name))?;
+    Ok(known.into_iter().find(|it| it.name() == word).unwrap_or_default())
 }
 
 /// Text that can be handed to a program.

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     limits::{Limit, Limits},
-    spec::{Credentials, DEFAULT_WINDOW_MILLIS, Demand, Priority, TaskSpec},
+    spec::{Credentials, DEFAULT_WINDOW_MILLIS, Demand, OnNodeLost, Priority, TaskSpec},
     units::{BitsPerSec, Bytes, Iops, Micros, Millicores, Weight},
 };
 
@@ -361,6 +361,7 @@ limits: {cpu_cores: 2, memory_gb: 2, network_bandwidth_mbps: 10, storage_io_ops:
          storage_io_weight: 150, storage_io_latency_ms: 2.5, reclaim_idle: true, network_weight: 300}
 run_as: {uid: 1000, gid: 100, groups: [4, 24]}
 retries: 3
+on_node_lost: rerun
 ";
 
 #[test]
@@ -390,6 +391,7 @@ fn a_task_spec() {
         },
         run_as: Some(Credentials { uid: 1000, gid: 100, groups: vec![4, 24] }),
         retries: 3,
+        on_node_lost: OnNodeLost::Rerun,
     };
     assert_eq!(draft.complete("/elsewhere"), Ok(expected));
     let json = format!(r#"{{"profile": {PROFILE}, "command": ["true"], "name": "n", "namespace": "batch"}}"#);
@@ -436,6 +438,7 @@ fn a_task_spec_that_is_wrong_is_pointed_at() {
         ("[4, 24]", "[4, -1]", "8:43:run_as.groups[1]", "a group id"),
         ("retries: 3", "retries: 1001", "9:10:retries", "from 0 to 1000"),
         ("retries", "retrys", "9:1:retrys", "did you mean `retries`?"),
+        ("rerun", "run", "10:15:on_node_lost", "wait"),
     ] {
         let (found, shown) = refused(task("t.yaml", TASK.replacen(old, new, 1)));
         assert_eq!(found, place, "{shown}");

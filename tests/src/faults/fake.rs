@@ -223,7 +223,7 @@ impl Life {
                     Some(broker_message::Kind::Directive(directive)) => {
                         send(self.machine.carry_out(&directive)).await?;
                     }
-                    Some(broker_message::Kind::Policies(_)) => {}
+                    Some(broker_message::Kind::Policies(_) | broker_message::Kind::Contact(_)) => {}
                     None => return Ok(()),
                 },
                 told = to_be_told.recv() => match told {

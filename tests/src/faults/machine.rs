@@ -150,7 +150,7 @@ impl Machine {
                 }
                 Ok(Outcome::Accepted(true))
             }
-            None => Err("it says nothing".to_owned()),
+            Some(directive::Kind::LeasedStart(_)) | None => Err("it says nothing".to_owned()),
         }
     }
 
@@ -254,5 +254,5 @@ fn started(directive: &v1::Directive, start: &v1::Start) -> Result<v1::NodeTask,
         usage: Some(v1::Usage::default()),
         ..v1::Task::default()
     };
-    Ok(v1::NodeTask { task: Some(task), generation: directive.generation, evicted: false })
+    Ok(v1::NodeTask { task: Some(task), generation: directive.generation, evicted: false, lease_over: false })
 }

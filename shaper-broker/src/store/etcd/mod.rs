@@ -353,6 +353,10 @@ impl Store for Etcd {
         }
     }
 
+    fn confirm(&mut self) -> Result<(), StoreError> {
+        self.always(Vec::new()).map(drop)
+    }
+
     fn limits(&self) -> Limits {
         self.limits
     }
