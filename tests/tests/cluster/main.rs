@@ -10,3 +10,4 @@ mod input;
 mod leader;
 mod nobody;
 mod nodes;
+mod silent;
