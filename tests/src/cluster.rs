@@ -53,11 +53,25 @@ pub fn networks(count: usize) -> Vec<Netns> {
 impl<'a> Cluster<'a> {
     /// An agent in each of the networks, with that capacity each; all are connected.
     pub fn start(networks: &'a [Netns], capacities: &[&str]) -> Cluster<'a> {
-        Cluster::start_to_die_at(networks, capacities, None)
+        Cluster::with(Broker::start(), networks, capacities, None)
+    }
+
+    /// The same, of this broker.
+    pub fn start_of(broker: Broker, networks: &'a [Netns], capacities: &[&str]) -> Cluster<'a> {
+        Cluster::with(broker, networks, capacities, None)
     }
 
     /// The same, with agents that abort at that place.
     pub fn start_to_die_at(
+        networks: &'a [Netns],
+        capacities: &[&str],
+        failpoint: Option<&str>,
+    ) -> Cluster<'a> {
+        Cluster::with(Broker::start(), networks, capacities, failpoint)
+    }
+
+    fn with(
+        broker: Broker,
         networks: &'a [Netns],
         capacities: &[&str],
         failpoint: Option<&str>,
@@ -70,7 +84,6 @@ impl<'a> Cluster<'a> {
         fs::write(path.join("runs"), "").expect("a file can be made");
         fs::set_permissions(path.join("runs"), Permissions::from_mode(0o666)).expect("it is ours");
 
-        let broker = Broker::start();
         let (agents, cuts, submitted) = (Vec::new(), Vec::new(), RefCell::default());
         let mut cluster = Cluster { agents, cuts, broker, directory, submitted };
         for (network, capacity) in networks.iter().zip(capacities) {

@@ -20,7 +20,7 @@ use tonic_health::pb::{
 };
 
 use super::{
-    LEASE,
+    LEASE, TASK_LEASE_SECONDS,
     history::{History, Seen},
     members,
     switch::{Lan, Plug, Switch},
@@ -198,6 +198,7 @@ impl Broker {
         command.arg("--tls-dir").arg(&self.identity).arg("--state-dir").arg(self.directory.join("state"));
         command.args(["--store", "etcd", "--etcd-insecure", "--etcd-endpoints", &members::endpoints()]);
         command.args(["--lease-seconds", &LEASE.as_secs().to_string()]);
+        command.args(["--task-lease-seconds", TASK_LEASE_SECONDS]);
         command.args(["--advertise", &format!("https://{}:{PORT}", address(Lan::Agents, self.number))]);
         command.env("RUST_LOG", "info").env("NO_COLOR", "1").env("SHAPER_CLOCK", self.clock());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());

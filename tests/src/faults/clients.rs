@@ -246,6 +246,7 @@ pub(super) fn spec(id: &str, demand: Amount, command: Vec<String>, random: &mut 
         name: "soak".to_owned(),
         namespace: "default".to_owned(),
         retries: RETRIES,
+        on_node_lost: (*random.of(&[v1::OnNodeLost::Wait, v1::OnNodeLost::Rerun])).into(),
         ..Default::default()
     }
 }

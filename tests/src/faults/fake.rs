@@ -29,6 +29,8 @@ pub(super) const FIRST: u8 = 31;
 const PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const KEEPALIVE: Duration = Duration::from_secs(10);
+/// How often it asks whether the broker is there, one question at a time.
+const QUESTIONS: Duration = Duration::from_millis(500);
 /// Messages that may be on their way to a broker.
 const NEWS: usize = 64;
 
@@ -213,18 +215,36 @@ impl Life {
         let mut client = AgentSessionClient::new(self.connect(broker).await?);
         let (outgoing, messages) = mpsc::channel(NEWS);
         let (news, mut to_be_told) = mpsc::unbounded_channel();
+        let mut questions = tokio::time::interval(QUESTIONS);
+        let mut open = Some((0, std::time::Instant::now()));
+        let mut number = 0;
         let send = async |kind| outgoing.send(v1::AgentMessage { kind: Some(kind) }).await;
         send(agent_message::Kind::Hello(self.machine.meet(news))).await?;
         let mut incoming = client.attach(ReceiverStream::new(messages)).await?.into_inner();
         loop {
             tokio::select! {
                 message = incoming.message() => match message?.and_then(|message| message.kind) {
-                    Some(broker_message::Kind::Welcome(v1::Welcome { epoch })) => self.machine.obey(epoch)?,
+                    Some(broker_message::Kind::Welcome(v1::Welcome { epoch })) => {
+                        self.machine.obey(epoch)?;
+                        if let Some((_, asked)) = open.take() {
+                            self.machine.heard(asked);
+                        }
+                    }
+                    Some(broker_message::Kind::Contact(v1::Contact { number })) => {
+                        if let Some((_, asked)) = open.take_if(|open| open.0 == number) {
+                            self.machine.heard(asked);
+                        }
+                    }
                     Some(broker_message::Kind::Directive(directive)) => {
                         send(self.machine.carry_out(&directive)).await?;
                     }
-                    Some(broker_message::Kind::Policies(_) | broker_message::Kind::Contact(_)) => {}
+                    Some(broker_message::Kind::Policies(_)) => {}
                     None => return Ok(()),
+                },
+                _ = questions.tick() => if open.is_none() {
+                    number += 1;
+                    open = Some((number, std::time::Instant::now()));
+                    send(agent_message::Kind::Contact(v1::Contact { number })).await?;
                 },
                 told = to_be_told.recv() => match told {
                     Some(kind) => send(kind).await?,

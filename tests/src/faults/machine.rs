@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use shaper_proto::v1::{self, agent_message, directive};
@@ -17,6 +17,14 @@ const REFUSES: u64 = 25;
 /// Of so many, one is evicted before its end.
 const EVICTS: u64 = 25;
 const SIGKILL: i32 = 9;
+
+/// Why an attempt ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Why {
+    Itself,
+    Stopped,
+    LeaseOver,
+}
 
 type News = mpsc::UnboundedSender<agent_message::Kind>;
 
@@ -38,6 +46,8 @@ struct State {
     highest_epoch: u64,
     tasks: BTreeMap<(String, u32), v1::NodeTask>,
     news: Option<News>,
+    /// When the agent asked, of the latest question that a broker answered.
+    contact: Instant,
 }
 
 impl Machine {
@@ -48,7 +58,14 @@ impl Machine {
         random: Random,
         time: &runtime::Handle,
     ) -> Machine {
-        let state = State { random, boot: 1, highest_epoch: 0, tasks: BTreeMap::new(), news: None };
+        let state = State {
+            random,
+            boot: 1,
+            highest_epoch: 0,
+            tasks: BTreeMap::new(),
+            news: None,
+            contact: Instant::now(),
+        };
         Machine {
             node: node.to_owned(),
             has,
@@ -88,6 +105,12 @@ impl Machine {
         Ok(())
     }
 
+    /// A broker has answered what was asked then.
+    pub(super) fn heard(&self, asked: Instant) {
+        let mut state = self.lock();
+        state.contact = state.contact.max(asked);
+    }
+
     /// Carries out a directive, once: the answer.
     pub(super) fn carry_out(&self, directive: &v1::Directive) -> agent_message::Kind {
         use v1::directive_result::Outcome;
@@ -112,10 +135,20 @@ impl Machine {
             attempt: *attempt,
             epoch: *epoch,
         });
-        match kind {
-            Some(directive::Kind::Start(start)) => {
+        let (start, lease) = match kind {
+            Some(directive::Kind::Start(start)) => (Some(start), None),
+            Some(directive::Kind::LeasedStart(v1::LeasedStart { start, task_lease_seconds })) => {
+                (start.as_ref(), Some(Duration::from_secs((*task_lease_seconds).into())))
+            }
+            _ => (None, None),
+        };
+        match (start, kind) {
+            (Some(start), _) => {
                 if let Some(there) = state.tasks.get(&key) {
                     return Ok(Outcome::Settled(there.clone()));
+                }
+                if lease.is_some_and(|lease| state.contact.elapsed() >= lease) {
+                    return Err("no broker was heard of for the lease".to_owned());
                 }
                 if state.random.once_in(REFUSES) {
                     return Err("this node does not feel like it".to_owned());
@@ -129,33 +162,53 @@ impl Machine {
                     attempt: *attempt,
                 });
                 let (machine, boot) = (self.clone(), state.boot);
+                if let Some(lease) = lease {
+                    self.time.spawn(self.clone().supervise(key.clone(), lease, boot));
+                }
                 self.time.spawn(async move {
                     tokio::time::sleep(time).await;
-                    machine.end(&key, how, Some(boot));
+                    machine.end(&key, how, Why::Itself, Some(boot));
                 });
                 Ok(Outcome::Settled(task))
             }
-            Some(directive::Kind::Stop(_)) => {
+            (None, Some(directive::Kind::Stop(_))) => {
                 let task =
                     state.tasks.get_mut(&key).ok_or_else(|| format!("there is no {task_id}.{attempt}"))?;
                 task.generation = task.generation.max(*generation);
                 drop(state);
-                self.end(&key, How::Signal(SIGKILL), None);
+                self.end(&key, How::Signal(SIGKILL), Why::Stopped, None);
                 let there = self.lock().tasks.get(&key).cloned();
                 there.map(Outcome::Settled).ok_or_else(|| format!("{task_id}.{attempt} is gone"))
             }
-            Some(directive::Kind::Forget(_)) => {
+            (None, Some(directive::Kind::Forget(_))) => {
                 if state.tasks.get(&key).is_some_and(|it| !runs(it)) {
                     state.tasks.remove(&key);
                 }
                 Ok(Outcome::Accepted(true))
             }
-            Some(directive::Kind::LeasedStart(_)) | None => Err("it says nothing".to_owned()),
+            (None, _) => Err("it says nothing".to_owned()),
+        }
+    }
+
+    /// As a supervisor: ends an attempt when no broker was heard of for its lease.
+    async fn supervise(self, key: (String, u32), lease: Duration, boot: u32) {
+        loop {
+            let until = {
+                let state = self.lock();
+                if state.boot != boot || !state.tasks.get(&key).is_some_and(runs) {
+                    return;
+                }
+                state.contact + lease
+            };
+            if until <= Instant::now() {
+                return self.end(&key, How::Signal(SIGKILL), Why::LeaseOver, Some(boot));
+            }
+            tokio::time::sleep_until(until.into()).await;
         }
     }
 
     /// An attempt ends, if it still lives (and, where that matters, in the same boot).
-    fn end(&self, key: &(String, u32), how: How, boot: Option<u32>) {
+    fn end(&self, key: &(String, u32), how: How, why: Why, boot: Option<u32>) {
         let mut state = self.lock();
         if boot.is_some_and(|boot| boot != state.boot) {
             return;
@@ -167,7 +220,8 @@ impl Machine {
             How::NotStarted | How::Unknown => v1::exit::Status::Unknown(true),
         };
         // By itself it is killed only where the node evicts it.
-        entry.evicted = boot.is_some() && matches!(how, How::Signal(_));
+        entry.evicted = why == Why::Itself && matches!(how, How::Signal(_));
+        entry.lease_over = why == Why::LeaseOver;
         if let Some(task) = &mut entry.task {
             task.exit = Some(v1::Exit { status: Some(status), unix_nanos: 1 });
         }

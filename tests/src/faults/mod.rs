@@ -62,6 +62,8 @@ use crate::{
 
 /// The shortest that brokers take. So that there are many in a run.
 const LEASE: Duration = Duration::from_secs(2);
+/// Of tasks that are run again when their node is lost: shorter than some of the silences of agents.
+const TASK_LEASE_SECONDS: &str = "10";
 /// What is aimed at: above the lease.
 const ABOVE_LEASE: Duration = Duration::from_millis(500);
 /// Faults upon one cluster; then comes another.

@@ -11,3 +11,4 @@ mod leader;
 mod nobody;
 mod nodes;
 mod room;
+mod silent;

@@ -10,7 +10,7 @@ use shaper_broker::{
 };
 use shaper_core::{
     limits::Limits,
-    spec::{Capacity, Credentials, DEFAULT_NAMESPACE, Demand, Priority, Profile, TaskSpec},
+    spec::{Capacity, Credentials, DEFAULT_NAMESPACE, Demand, OnNodeLost, Priority, Profile, TaskSpec},
     units::{Bytes, Millicores},
 };
 use shaper_proto::v1;
@@ -55,6 +55,7 @@ fn spec(number: usize) -> Result<TaskSpec> {
         limits: Limits::default(),
         run_as: None,
         retries: 3,
+        on_node_lost: OnNodeLost::Wait,
     })
 }
 
