@@ -528,6 +528,8 @@ fn policies_reach_every_agent_and_stay_in_the_namespaces_of_who_sets_them() {
         eviction_threshold_permille: Some(900),
         preemption_enabled: true,
         window_millis: 10_000,
+        selector: Default::default(),
+        limits: Default::default(),
     });
     let named = |name: &str, namespace: &str| {
         Box::new(Policy { policy_name: name.into(), namespace: namespace.into(), ..(*policy).clone() })
