@@ -15,7 +15,7 @@ use shaper_core::{
     units::{BitsPerSec, Bytes, Iops, Millicores},
 };
 
-use super::{SessionId, history::History, places::Places, waiting::Waiting};
+use super::{SessionId, history::History, places::Places, policies::PolicyRevision, waiting::Waiting};
 
 /// Decisions that are kept of a task.
 pub const DECISIONS: usize = 64;
@@ -362,6 +362,8 @@ pub struct State {
     pub nodes: BTreeMap<String, Node>,
     /// Policies by name.
     pub policies: BTreeMap<String, PolicyRow>,
+    /// The latest changes of the set of policies, without a gap.
+    pub policy_revisions: BTreeMap<u64, PolicyRevision>,
     /// What finished tasks used, by namespace and name.
     pub histories: BTreeMap<(String, String), History>,
     /// Of the latest change of a task.
