@@ -40,6 +40,7 @@ fn happens(state: &mut State, rows: &mut Rows, event: Event, now: UnixNanos) {
         assert!(row.decisions.len() <= DECISIONS);
     }
     assert_eq!(found.policies, state.policies);
+    assert_eq!(found.policy_revisions, state.policy_revisions);
     assert_eq!(found.histories, state.histories);
     for (name, node) in &found.nodes {
         assert_eq!(node.reserved, state.nodes[name].reserved, "what is reserved on {name}");
@@ -90,7 +91,7 @@ pub fn reactor(data: &[u8]) {
         now += u64::from(*who) * 100_000_000;
         let caller = Credentials { uid: u32::from(*who % 3), gid: u32::from(*who % 3), groups: Vec::new() };
         let session = SessionId(u64::from(*who).min(sessions));
-        let event = match kind % 6 {
+        let event = match kind % 8 {
             0 => v1::Hello::decode(message).ok().and_then(|hello| wire::hello(hello).ok()).map(|hello| {
                 sessions += 1;
                 Event::AgentConnected { session: SessionId(sessions), hello: Box::new(hello) }
@@ -111,6 +112,12 @@ pub fn reactor(data: &[u8]) {
                     policy: Box::new(policy),
                 },
             ),
+            6 => std::str::from_utf8(message).ok().map(|name| Event::DeletePolicy {
+                caller,
+                within: vec!["default".to_owned()],
+                name: name.to_owned(),
+            }),
+            7 => Some(Event::RollBackPolicies { caller, revision: u64::from(*low) }),
             _ if who % 2 == 0 => Some(Event::Tick),
             _ => Some(Event::AgentGone { session }),
         };

@@ -82,5 +82,7 @@ pub fn policy(data: &[u8]) {
     }
     assert!(policy.eviction_threshold_permille.is_none_or(|permille| (1..=1000).contains(&permille)));
     assert!((500..=3_600_000).contains(&policy.window_millis));
+    assert!(policy.limits.cpu.is_none_or(|cpu| cpu >= Millicores::MIN));
+    assert!(!document::policy_fields(&policy).is_empty());
     travels::<Policy, v1::Policy>(&policy);
 }

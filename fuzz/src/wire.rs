@@ -84,10 +84,14 @@ fn broker_message(data: &[u8]) -> Option<()> {
         }
         Kind::Directive(directive) => {
             name(&directive.task_id);
-            if let Directive::Start(v1::Start { spec, .. }) = directive.kind? {
-                survives::<TaskSpec, v1::TaskSpec>(&spec?.encode_to_vec());
-            }
+            let start = match directive.kind? {
+                Directive::Start(start) => start,
+                Directive::LeasedStart(leased) => leased.start?,
+                Directive::Stop(_) | Directive::Forget(_) => return Some(()),
+            };
+            survives::<TaskSpec, v1::TaskSpec>(&start.spec?.encode_to_vec());
         }
+        Kind::Contact(v1::Contact { .. }) => {}
     }
     Some(())
 }

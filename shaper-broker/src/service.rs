@@ -1,5 +1,6 @@
 //! The gRPC service for clients: checks what comes in, asks the broker, answers. Streams have modules of their own.
 
+mod policies;
 mod submit;
 mod watch;
 
@@ -7,7 +8,7 @@ use std::{pin::Pin, sync::Arc};
 
 use shaper_core::{
     id::{InvalidTaskId, TaskId},
-    spec::{Credentials, Policy, Priority, TaskSpec},
+    spec::{Credentials, Priority, TaskSpec},
 };
 use shaper_identity::{
     access::{Breach, Grant},
@@ -23,7 +24,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     actor::{ActorError, Handle, View},
-    reactor::{Answer, Event, Refusal, State, Task, query, state::PolicyRow},
+    reactor::{Answer, Event, Refusal, State, Task, query},
     wire,
 };
 
@@ -45,7 +46,7 @@ impl BrokerService {
     async fn task(&self, event: Event) -> Result<Response<v1::ClusterTask>, Status> {
         match self.ask(event).await? {
             Answer::Task(epoch, task) => Ok(Response::new(wire::cluster_task(epoch, &task))),
-            Answer::Policy(..) | Answer::Fenced(_) => Err(Status::internal("that is no answer to this")),
+            _ => Err(another_answer()),
         }
     }
 
@@ -55,6 +56,10 @@ impl BrokerService {
     ) -> Result<T, Status> {
         self.broker.read(look).await.map_err(unavailable)?.map_err(refused)
     }
+}
+
+fn another_answer() -> Status {
+    Status::internal("that is no answer to this")
 }
 
 pub(crate) fn unavailable(error: ActorError) -> Status {
@@ -67,9 +72,11 @@ pub(crate) fn unavailable(error: ActorError) -> Status {
 fn refused(refusal: Refusal) -> Status {
     let text = refusal.to_string();
     match refusal {
-        Refusal::NoSuchTask(_) | Refusal::NoHistory { .. } | Refusal::NoSuchNode(_) => {
-            Status::not_found(text)
-        }
+        Refusal::NoSuchTask(_)
+        | Refusal::NoHistory { .. }
+        | Refusal::NoSuchNode(_)
+        | Refusal::NoSuchPolicy(_)
+        | Refusal::NoSuchRevision { .. } => Status::not_found(text),
         Refusal::NodeAnswers(_) => Status::failed_precondition(text),
         Refusal::Exists(..) => Status::already_exists(text),
         Refusal::Denied(_) => Status::permission_denied(text),
@@ -227,7 +234,7 @@ impl Broker for BrokerService {
                 let task_ids = tasks.into_iter().map(Into::into).collect();
                 Ok(Response::new(v1::FenceNodeResponse { task_ids }))
             }
-            Answer::Task(..) | Answer::Policy(..) => Err(Status::internal("that is no answer to this")),
+            _ => Err(another_answer()),
         }
     }
 
@@ -235,33 +242,42 @@ impl Broker for BrokerService {
         &self,
         request: Request<v1::ApplyPolicyRequest>,
     ) -> Result<Response<v1::PolicyStatus>, Status> {
-        let (caller, grant) = (caller(&request)?, grant(&request)?);
-        let policy = request.into_inner().policy.ok_or_else(|| invalid(WireError::Missing("policy")))?;
-        let policy = Box::new(Policy::try_from(policy).map_err(invalid)?);
-        if let Some(grant) = &grant {
-            grant.permits_policy(&policy).map_err(|error| breach(&error))?;
-        }
-        let within = grant.map(|grant| grant.namespaces.clone()).unwrap_or_default();
-        match self.ask(Event::ApplyPolicy { caller, within, policy }).await? {
-            Answer::Policy(policy, revision) => {
-                Ok(Response::new(v1::PolicyStatus { policy: Some((*policy).into()), revision }))
-            }
-            Answer::Task(..) | Answer::Fenced(_) => Err(Status::internal("that is no answer to this")),
-        }
+        policies::apply(self, request).await
     }
 
     async fn list_policies(
         &self,
         request: Request<v1::ListPoliciesRequest>,
     ) -> Result<Response<v1::ListPoliciesResponse>, Status> {
-        let grant = grant(&request)?;
-        let list = move |view: &View<'_>| {
-            let is_seen = |row: &&PolicyRow| {
-                grant.as_ref().is_none_or(|grant| grant.covers(&row.policy.namespace).is_ok())
-            };
-            Ok(view.state.policies.values().filter(is_seen).map(wire::policy_status).collect())
-        };
-        Ok(Response::new(v1::ListPoliciesResponse { policies: self.read(list).await? }))
+        policies::list(self, &request).await
+    }
+
+    async fn delete_policy(
+        &self,
+        request: Request<v1::DeletePolicyRequest>,
+    ) -> Result<Response<v1::PolicyRevision>, Status> {
+        policies::delete(self, request).await
+    }
+
+    async fn list_policy_revisions(
+        &self,
+        request: Request<v1::ListPolicyRevisionsRequest>,
+    ) -> Result<Response<v1::ListPolicyRevisionsResponse>, Status> {
+        policies::revisions(self, &request).await
+    }
+
+    async fn roll_back_policies(
+        &self,
+        request: Request<v1::RollBackPoliciesRequest>,
+    ) -> Result<Response<v1::PolicyRevision>, Status> {
+        policies::roll_back(self, request).await
+    }
+
+    async fn preview_policies(
+        &self,
+        request: Request<v1::PreviewPoliciesRequest>,
+    ) -> Result<Response<v1::PreviewPoliciesResponse>, Status> {
+        policies::preview(self, request).await
     }
 
     async fn get_profile(

@@ -3,7 +3,8 @@
 
 use shaper_core::{
     id::TaskId,
-    spec::{Capacity, Decision},
+    policy::Rule,
+    spec::{Capacity, Decision, Policy},
     task::{Phase as RunPhase, TaskStatus},
 };
 use shaper_proto::{
@@ -16,6 +17,7 @@ use crate::{
     reactor::{
         Directive, DirectiveKind, DirectiveOutcome, DirectiveResult, Event, Hello, NodeTask, Phase,
         SessionId, Submission, Task,
+        policies::{Gift, PolicyChange, PolicyRevision, Preview},
         state::{Node, PolicyRow},
     },
 };
@@ -65,6 +67,39 @@ pub fn node_status(node: &Node) -> v1::NodeStatus {
 /// A policy as clients see it.
 pub fn policy_status(row: &PolicyRow) -> v1::PolicyStatus {
     v1::PolicyStatus { policy: Some(row.policy.clone().into()), revision: row.revision }
+}
+
+/// A change of the set of policies as clients see it.
+pub fn policy_revision(change: PolicyRevision) -> v1::PolicyRevision {
+    let PolicyRevision { revision, at, uid, rolled_back_to, changes } = change;
+    let policy = |of: Option<(Policy, u32)>| of.map(|(policy, _)| policy.into());
+    let change = |PolicyChange { name, before, after }: PolicyChange| v1::PolicyChange {
+        policy_name: name,
+        before: policy(before),
+        after: policy(after),
+    };
+    let changes = changes.into_iter().map(change).collect();
+    v1::PolicyRevision { revision, unix_nanos: at, uid, rolled_back_to, changes }
+}
+
+/// What policies would give a task, as clients see it.
+pub fn task_policies(Preview { task, node, settings }: Preview) -> v1::TaskPolicies {
+    let overruled = |(policy, says, rule): (String, String, Rule)| v1::OverruledPolicy {
+        policy,
+        says,
+        because_the_other: rule.to_string(),
+    };
+    let setting = |Gift { setting, by: (policy, says), overruled: others }: Gift| v1::PolicySetting {
+        setting: setting.to_string(),
+        policy,
+        says,
+        overruled: others.into_iter().map(overruled).collect(),
+    };
+    v1::TaskPolicies {
+        task_id: task.into(),
+        node: node.unwrap_or_default(),
+        settings: settings.into_iter().map(setting).collect(),
+    }
 }
 
 /// A message to an agent; a reason to end the session is none.

@@ -95,6 +95,41 @@ pub(crate) struct PolicyStatus {
     pub(crate) revision: u64,
 }
 
+/// One change of the set of policies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PolicyRevision {
+    /// Counted from 1.
+    pub(crate) revision: u64,
+    /// When.
+    pub(crate) at: UnixNanos,
+    /// Who made it.
+    pub(crate) uid: u32,
+    /// Of a rollback: the revision that it went back to.
+    pub(crate) rolled_back_to: Option<u64>,
+    /// By the names of the policies.
+    pub(crate) changes: Vec<PolicyChange>,
+}
+
+/// What became of a policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PolicyChange {
+    /// Its name.
+    pub(crate) policy_name: String,
+    /// What it was; `None`: there was none.
+    pub(crate) before: Option<Policy>,
+    /// What it is; `None`: there is none.
+    pub(crate) after: Option<Policy>,
+}
+
+/// What policies would give a task.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct TaskPolicies {
+    pub(crate) task_id: String,
+    /// `None`: it waits.
+    pub(crate) node: Option<String>,
+    pub(crate) settings: Vec<v1::PolicySetting>,
+}
+
 /// What finished tasks of a name have used.
 #[derive(Clone, Debug)]
 pub(crate) struct MeasuredProfile {
@@ -182,6 +217,33 @@ impl TryFrom<v1::PolicyStatus> for PolicyStatus {
     fn try_from(wire: v1::PolicyStatus) -> Result<PolicyStatus, WireError> {
         let v1::PolicyStatus { policy, revision } = wire;
         Ok(PolicyStatus { policy: policy.ok_or(WireError::Missing("policy"))?.try_into()?, revision })
+    }
+}
+
+impl TryFrom<v1::PolicyRevision> for PolicyRevision {
+    type Error = WireError;
+
+    fn try_from(wire: v1::PolicyRevision) -> Result<PolicyRevision, WireError> {
+        let v1::PolicyRevision { revision, unix_nanos, uid, rolled_back_to, changes } = wire;
+        let changes = changes.into_iter().map(PolicyChange::try_from).collect::<Result<_, _>>()?;
+        Ok(PolicyRevision { revision, at: unix_nanos, uid, rolled_back_to, changes })
+    }
+}
+
+impl TryFrom<v1::PolicyChange> for PolicyChange {
+    type Error = WireError;
+
+    fn try_from(wire: v1::PolicyChange) -> Result<PolicyChange, WireError> {
+        let v1::PolicyChange { policy_name, before, after } = wire;
+        let policy = |of: Option<v1::Policy>| of.map(Policy::try_from).transpose();
+        Ok(PolicyChange { policy_name, before: policy(before)?, after: policy(after)? })
+    }
+}
+
+impl From<v1::TaskPolicies> for TaskPolicies {
+    fn from(wire: v1::TaskPolicies) -> TaskPolicies {
+        let v1::TaskPolicies { task_id, node, settings } = wire;
+        TaskPolicies { task_id, node: named(node), settings }
     }
 }
 

@@ -101,6 +101,9 @@ pub(crate) enum Error {
     /// There is no exit code to pass on.
     #[error("task `{0}` was cancelled")]
     Cancelled(TaskId),
+    /// A policy that is not there, or that the caller may not see.
+    #[error("there is no policy `{0}`; `shaper policy get` lists them")]
+    NoSuchPolicy(String),
     /// A path of the caller's is not one that can be passed on.
     #[error("`{0}` is not UTF-8, which is all that can be passed on")]
     NotUtf8(String),

@@ -13,6 +13,7 @@ pub mod io;
 pub mod ledger;
 pub mod limits;
 pub mod place;
+pub mod policy;
 pub mod queue;
 pub mod share;
 pub mod shrink;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     id::TaskId,
     limits::Limits,
+    policy::{PolicyLimits, Selector},
     units::{BitsPerSec, Bytes, Iops, Millicores},
 };
 
@@ -161,7 +162,7 @@ pub struct Capacity {
     pub storage_io: Option<Iops>,
 }
 
-/// A policy: for the tasks of its priority in its namespace.
+/// A policy: for the tasks of its priority in its namespace that its selector selects.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Policy {
@@ -179,6 +180,12 @@ pub struct Policy {
     pub preemption_enabled: bool,
     /// Over which utilisation is averaged, and how long a remedy has before the next, in milliseconds.
     pub window_millis: u64,
+    /// Which of the tasks of its priority and namespace.
+    #[serde(default)]
+    pub selector: Selector,
+    /// What they are granted at most.
+    #[serde(default)]
+    pub limits: PolicyLimits,
 }
 
 /// The window of a policy that names none: 10 s.

@@ -1,11 +1,12 @@
 //! The broker's messages.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use shaper_core::{
     document::{MAX_RETRIES, MAX_RUNTIME_SECONDS, fits_label},
     id::TaskId,
     limits::Limits,
+    policy::{NamePattern, PolicyLimits, Selector},
     spec::{
         Capacity, Credentials, Decision, DecisionKind, Demand, NodeVerdict, OnNodeLost, Policy, Priority,
         Profile, TaskSpec,
@@ -171,9 +172,6 @@ impl TryFrom<v1::TaskSpec> for TaskSpec {
         if history_key.is_empty() || history_key.len() > 255 || history_key.contains(['/', '\0']) {
             return Err(invalid("name", "1 to 255 bytes without `/`"));
         }
-        if !labels.iter().all(|(name, value)| fits_label(name) && !name.is_empty() && fits_label(value)) {
-            return Err(invalid("labels", "up to 63 letters, digits, `-`, `_`, `.` and `/` each"));
-        }
         let limits = limits.map(Limits::try_from).transpose()?.unwrap_or_default();
         at_least_the_request(&limits, &profile.demand)?;
         in_range("retries", retries.into(), 0..=MAX_RETRIES.into(), "at most 1000")?;
@@ -184,7 +182,7 @@ impl TryFrom<v1::TaskSpec> for TaskSpec {
             cwd,
             name: history_key,
             namespace: name("namespace", namespace)?,
-            labels: labels.into_iter().collect(),
+            labels: self::labels("labels", labels)?,
             limits,
             run_as: run_as.map(Credentials::from),
             retries,
@@ -199,6 +197,13 @@ fn when_lost(wire: i32) -> Result<OnNodeLost, WireError> {
         Ok(v1::OnNodeLost::Rerun) => Ok(OnNodeLost::Rerun),
         Err(_) => Err(invalid("on_node_lost", "wait or rerun")),
     }
+}
+
+fn labels(field: &'static str, wire: HashMap<String, String>) -> Result<BTreeMap<String, String>, WireError> {
+    if wire.iter().all(|(name, value)| fits_label(name) && !name.is_empty() && fits_label(value)) {
+        return Ok(wire.into_iter().collect());
+    }
+    Err(invalid(field, "up to 63 letters, digits, `-`, `_`, `.` and `/` each"))
 }
 
 fn at_least_the_request(limits: &Limits, demand: &Demand) -> Result<(), WireError> {
@@ -309,6 +314,8 @@ impl TryFrom<v1::Policy> for Policy {
             preemption_enabled,
             window_millis,
             namespace,
+            selector,
+            limits,
         } = wire;
         if let Some(permille) = eviction_threshold_permille {
             in_range("eviction_threshold_permille", permille.into(), 1..=1000, "from 1 to 1000")?;
@@ -321,6 +328,8 @@ impl TryFrom<v1::Policy> for Policy {
             eviction_threshold_permille,
             preemption_enabled,
             window_millis: in_range("window_millis", window_millis, 500..=3_600_000, "from 500 to 3600000")?,
+            selector: selector.map(Selector::try_from).transpose()?.unwrap_or_default(),
+            limits: limits.map(PolicyLimits::try_from).transpose()?.unwrap_or_default(),
         })
     }
 }
@@ -335,6 +344,8 @@ impl From<Policy> for v1::Policy {
             eviction_threshold_permille,
             preemption_enabled,
             window_millis,
+            selector,
+            limits,
         } = policy;
         v1::Policy {
             policy_name,
@@ -344,7 +355,46 @@ impl From<Policy> for v1::Policy {
             preemption_enabled,
             window_millis,
             namespace,
+            selector: Some(selector.into()),
+            limits: Some(limits.into()),
         }
+    }
+}
+
+impl TryFrom<v1::PolicySelector> for Selector {
+    type Error = WireError;
+
+    fn try_from(wire: v1::PolicySelector) -> Result<Selector, WireError> {
+        let v1::PolicySelector { labels, name } = wire;
+        let pattern = |text: String| {
+            NamePattern::try_from(text).map_err(|_| invalid("selector.name", "a name, or a pattern of names"))
+        };
+        Ok(Selector {
+            labels: self::labels("selector.labels", labels)?,
+            name: (!name.is_empty()).then(|| pattern(name)).transpose()?,
+        })
+    }
+}
+
+impl From<Selector> for v1::PolicySelector {
+    fn from(Selector { labels, name }: Selector) -> v1::PolicySelector {
+        let labels = labels.into_iter().collect();
+        v1::PolicySelector { labels, name: name.map(String::from).unwrap_or_default() }
+    }
+}
+
+impl TryFrom<v1::PolicyLimits> for PolicyLimits {
+    type Error = WireError;
+
+    fn try_from(wire: v1::PolicyLimits) -> Result<PolicyLimits, WireError> {
+        let v1::PolicyLimits { cpu_millicores } = wire;
+        Ok(PolicyLimits { cpu: cpu_millicores.map(cpu).transpose()? })
+    }
+}
+
+impl From<PolicyLimits> for v1::PolicyLimits {
+    fn from(PolicyLimits { cpu }: PolicyLimits) -> v1::PolicyLimits {
+        v1::PolicyLimits { cpu_millicores: cpu.map(|cpu| cpu.0) }
     }
 }
 
@@ -470,6 +520,11 @@ mod tests {
             eviction_threshold_permille: Some(900),
             preemption_enabled: true,
             window_millis: 10_000,
+            selector: Selector {
+                labels: BTreeMap::from([("tier".into(), "gold".into())]),
+                name: "etl-*".parse().ok(),
+            },
+            limits: PolicyLimits { cpu: Some(Millicores(2_500)) },
         }
     }
 
@@ -487,8 +542,11 @@ mod tests {
     #[test]
     fn a_policy_survives_the_wire() {
         assert_eq!(Policy::try_from(v1::Policy::from(policy())), Ok(policy()));
-        let least = Policy { demand: None, eviction_threshold_permille: None, ..policy() };
-        assert_eq!(Policy::try_from(v1::Policy::from(least.clone())), Ok(least));
+        let (selector, limits) = Default::default();
+        let least = Policy { demand: None, eviction_threshold_permille: None, selector, limits, ..policy() };
+        assert_eq!(Policy::try_from(v1::Policy::from(least.clone())), Ok(least.clone()));
+        let old = v1::Policy { selector: None, limits: None, ..v1::Policy::from(least.clone()) };
+        assert_eq!(Policy::try_from(old), Ok(least));
     }
 
     #[test]
@@ -619,6 +677,13 @@ mod tests {
             "eviction_threshold_permille"
         );
         assert_eq!(broken(|wire| wire.window_millis = 0), "window_millis");
+        assert_eq!(broken(|wire| wire.selector.as_mut().unwrap().name = "a b".into()), "selector.name");
+        let label = |wire: &mut v1::Policy| {
+            wire.selector.as_mut().unwrap().labels.insert(String::new(), "gold".into());
+        };
+        assert_eq!(broken(label), "selector.labels");
+        let cpu = |wire: &mut v1::Policy| wire.limits.as_mut().unwrap().cpu_millicores = Some(9);
+        assert_eq!(broken(cpu), "cpu_millicores");
         let decision = v1::Decision { kind: "danced".into(), ..v1::Decision::default() };
         assert_eq!(field(Decision::try_from(decision)), "kind");
         let verdict = v1::NodeVerdict { score: Some(f64::NAN), ..v1::NodeVerdict::default() };

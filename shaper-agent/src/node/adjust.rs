@@ -8,6 +8,7 @@ use shaper_core::{
     id::ExecutionId,
     ledger::Cause,
     limits::{Limits, LimitsChange},
+    policy::Effective,
     spec::{DecisionKind, Demand, Priority},
     task::UnixNanos,
     units::Millicores,
@@ -26,11 +27,18 @@ use crate::{
 pub(super) struct Loop {
     brain: Brain,
     last: HashMap<ExecutionId, (Counters, Option<u64>)>,
+    /// What the policies in force give each task.
+    effective: HashMap<ExecutionId, Effective>,
     node: Option<(u64, u64)>,
     turn_ns: u64,
 }
 
 impl Loop {
+    /// Other policies are in force.
+    pub(super) fn forget_policies(&mut self) {
+        self.effective.clear();
+    }
+
     /// When the last turn was, `CLOCK_MONOTONIC` ns.
     pub(super) fn last_turn_ns(&self) -> u64 {
         self.turn_ns
@@ -47,6 +55,7 @@ struct Seen {
     priority: Priority,
     request: Demand,
     limits: Limits,
+    policy: Option<String>,
     started_at: UnixNanos,
     in_force: Limits,
     cpu_used: Millicores,
@@ -129,6 +138,7 @@ impl Node {
             return Ok(None);
         }
         let last = std::mem::take(&mut self.adjustment.last);
+        let mut known = std::mem::take(&mut self.adjustment.effective);
         let mut seen = Vec::new();
         let mut now_ns = 0;
         for task in self.tasks.values() {
@@ -153,12 +163,14 @@ impl Node {
                 u64::try_from(rate).unwrap_or(u64::MAX)
             };
             let spec = &assignment.spec;
+            let effective = known.remove(execution).unwrap_or_else(|| Effective::of(&self.policies, spec));
             seen.push(Seen {
                 execution: execution.clone(),
                 namespace: spec.namespace.clone(),
                 priority: spec.profile.priority,
                 request: spec.profile.demand,
-                limits: spec.limits,
+                limits: Limits { cpu: effective.cpu_limit(spec), ..spec.limits },
+                policy: effective.eviction.clone(),
                 started_at: task.record.created_at,
                 in_force: task.record.limits,
                 cpu_used: Millicores(per_second(counters.cpu_ns, before.cpu_ns, 1000)),
@@ -167,6 +179,7 @@ impl Node {
                     u32::try_from(per_second(now, before, 1000)).unwrap_or(1000).min(1000)
                 }),
             });
+            self.adjustment.effective.insert(execution.clone(), effective);
         }
         if seen.is_empty() {
             return Ok(None);
@@ -201,6 +214,7 @@ impl Seen {
             priority: self.priority,
             request: self.request,
             limits: self.limits,
+            policy: self.policy.as_deref(),
             started_at: self.started_at,
             managed: true,
             cpu_grant: self.in_force.cpu,

@@ -22,7 +22,9 @@ use shaper_core::{
     burst::{Loan, Pool, Quota, Terms},
     id::TaskId,
     limits::Limit,
+    policy::Effective,
     snapshot::{CpuPool, Latency},
+    spec::Policy,
     units::{Micros, Millicores},
 };
 
@@ -240,14 +242,15 @@ impl Books {
 }
 
 /// What a task may be lent on top of: `None` if it has no CPU limit.
-fn terms(task: &Task, capacity: Millicores, saving: Micros) -> Option<Terms> {
+fn terms(task: &Task, policies: &[Policy], capacity: Millicores, saving: Micros) -> Option<Terms> {
     let Limit::At(limit) = task.record.limits.cpu else { return None };
     let grant = limit.in_a_period();
     Some(match &task.record.assignment {
         None => Terms { grant, ceiling: grant, guaranteed: Micros(0), saving },
         // What the broker's tasks are granted adds up to what the node has, and is a promise.
         Some(assignment) => {
-            let ceiling = assignment.spec.limits.cpu.at().unwrap_or(capacity);
+            let spec = &assignment.spec;
+            let ceiling = Effective::of(policies, spec).cpu_limit(spec).at().unwrap_or(capacity);
             Terms { grant, ceiling: ceiling.in_a_period().max(grant), guaranteed: grant, saving }
         }
     })
@@ -352,7 +355,7 @@ impl Node {
         let task = self.task(id)?;
         let target = task.target.as_ref().ok_or_else(not_established)?;
         let Some(file) = QuotaFile::open(target)? else { return Ok(()) };
-        match terms(task, self.config.capacity.cpu, file.saving()?) {
+        match terms(task, &self.policies, self.config.capacity.cpu, file.saving()?) {
             Some(terms) => lending.books().enrol(target, file, terms),
             None => {
                 lending.books().withdraw(target.slot);

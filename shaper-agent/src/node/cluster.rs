@@ -307,6 +307,17 @@ impl Node {
     pub fn set_policies(&mut self, revision: u64, policies: Vec<Policy>) {
         self.policies = policies;
         self.policies_revision = revision;
+        self.adjustment.forget_policies();
+        // What may be lent to a task depends on them.
+        for id in self.assigned_ids() {
+            let is_open = |task: &super::Task| task.is_running() && task.target.is_some();
+            if !self.task(&id).is_ok_and(is_open) {
+                continue;
+            }
+            if let Err(error) = self.enrol(&id) {
+                tracing::warn!(task = %id, error = %launch::chain(&error), "cannot lend by the new policies");
+            }
+        }
     }
 
     /// Tells the broker, if one listens. What is lost is in the inventory of the next meeting.

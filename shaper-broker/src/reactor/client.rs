@@ -1,21 +1,17 @@
-//! What clients ask for: tasks, their end, policies.
+//! What clients ask for: tasks and their end.
 
 use std::sync::Arc;
 
 use shaper_core::{
     id::TaskId,
-    spec::{Credentials, DecisionKind, OnNodeLost, Policy, TaskSpec},
+    spec::{Credentials, DecisionKind, OnNodeLost, TaskSpec},
 };
 
 use super::{
-    Denied, Effect, Invalid, Phase, Refusal, Reply, Row, Taken, Turn,
+    Denied, Invalid, Phase, Refusal, Reply, Row, Taken, Turn,
     query::{self, is_operator},
-    state::{Cancel, PolicyRow, Submission, Task, TaskRow},
+    state::{Cancel, Submission, Task, TaskRow},
 };
-
-const MAX_POLICIES: usize = 1_000;
-/// Of a user other than root.
-const MAX_POLICIES_EACH: usize = 50;
 
 impl Turn<'_> {
     pub(super) fn submit(&mut self, caller: Credentials, spec: TaskSpec) {
@@ -117,63 +113,6 @@ impl Turn<'_> {
         }
         self.direct_stop(id);
     }
-
-    pub(super) fn apply_policy(&mut self, caller: &Credentials, within: &[String], policy: Policy) {
-        let name = policy.policy_name.clone();
-        let applied = self.accept_policy(caller, within, policy);
-        self.answer = Some(applied.map(|()| Reply::Policy(name)));
-    }
-
-    /// A policy covers, shrinks and evicts tasks of its own namespace alone; so who may set it is a matter of that namespace.
-    fn accept_policy(
-        &mut self,
-        caller: &Credentials,
-        within: &[String],
-        policy: Policy,
-    ) -> Result<(), Refusal> {
-        let is_theirs = |namespace: &String| is_operator(caller) || within.contains(namespace);
-        if !is_theirs(&policy.namespace) {
-            return Err(Refusal::Denied(Denied::Policies(policy.namespace)));
-        }
-        let name = policy.policy_name.clone();
-        check_name("policy_name", &name).map_err(Refusal::Invalid)?;
-        check_name("namespace", &policy.namespace).map_err(Refusal::Invalid)?;
-        match self.state.policies.get(&name) {
-            Some(PolicyRow { policy: Policy { namespace, .. }, uid, .. })
-                if !is_operator(caller) && (*uid != caller.uid || !is_theirs(namespace)) =>
-            {
-                let (namespace, uid) = (namespace.clone(), *uid);
-                return Err(Refusal::Denied(Denied::PolicyOfOthers { name, namespace, uid }));
-            }
-            Some(row) if row.policy == policy => return Ok(()),
-            None if !is_operator(caller) && self.state.policies_of(caller.uid) >= MAX_POLICIES_EACH => {
-                let remedy = "replace one of yours that is no longer needed";
-                return Err(Refusal::Full { what: "policies of a user", limit: MAX_POLICIES_EACH, remedy });
-            }
-            None if self.state.policies.len() >= MAX_POLICIES => {
-                let remedy = "replace one that is no longer needed";
-                return Err(Refusal::Full { what: "policies", limit: MAX_POLICIES, remedy });
-            }
-            _ => {}
-        }
-        self.state.policies_revision += 1;
-        let row = PolicyRow { policy, uid: caller.uid, revision: self.state.policies_revision };
-        self.state.policies.insert(name.clone(), row);
-        self.rows.push(Row::Policy(name));
-        // Room may be made by it.
-        self.look_at_all = true;
-        let sessions: Vec<_> = self.state.sessions.keys().copied().collect();
-        for session in sessions {
-            let policies = self.policies_for(session);
-            self.effects.push(policies);
-        }
-        Ok(())
-    }
-
-    pub(super) fn policies_for(&self, session: super::SessionId) -> Effect {
-        let policies = self.state.policies.values().map(|row| row.policy.clone()).collect();
-        Effect::Policies(session, self.state.policies_revision, policies)
-    }
 }
 
 fn check(spec: &TaskSpec) -> Result<(), Invalid> {
@@ -188,7 +127,7 @@ fn check(spec: &TaskSpec) -> Result<(), Invalid> {
 }
 
 /// A name that can be part of a key.
-fn check_name(what: &'static str, name: &str) -> Result<(), Invalid> {
+pub(super) fn check_name(what: &'static str, name: &str) -> Result<(), Invalid> {
     let fits = (1..=255).contains(&name.len());
     if fits && !name.chars().any(|character| character == '/' || character.is_control()) {
         return Ok(());

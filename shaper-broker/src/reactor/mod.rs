@@ -16,6 +16,7 @@ mod client;
 pub mod history;
 mod lost;
 mod places;
+pub mod policies;
 mod preempt;
 pub mod query;
 pub mod rows;
@@ -25,6 +26,8 @@ mod waiting;
 
 #[cfg(test)]
 mod lost_tests;
+#[cfg(test)]
+mod policy_tests;
 #[cfg(test)]
 mod preempt_tests;
 #[cfg(test)]
@@ -42,6 +45,7 @@ use shaper_core::{
 
 pub use self::{
     lost::next_rerun,
+    policies::PolicyRevision,
     rows::{Row, RowChange},
     schedule::next_wakeup,
     state::{Bounds, Phase, State, Submission, Task},
@@ -78,6 +82,22 @@ pub enum Event {
         within: Vec<String>,
         /// Which.
         policy: Box<Policy>,
+    },
+    /// A policy is to go.
+    DeletePolicy {
+        /// Who.
+        caller: Credentials,
+        /// Of a caller other than the operator: the namespaces whose policies are theirs to set.
+        within: Vec<String>,
+        /// Which.
+        name: String,
+    },
+    /// The policies are to be what they were.
+    RollBackPolicies {
+        /// Who.
+        caller: Credentials,
+        /// After which revision.
+        revision: u64,
     },
     /// An agent connected and said what it has.
     AgentConnected {
@@ -260,6 +280,8 @@ pub enum Answer {
     Task(u64, Arc<Task>),
     /// The policy, and since which revision of the set it holds.
     Policy(Box<Policy>, u64),
+    /// What changed in the set of policies.
+    Policies(Box<PolicyRevision>),
     /// The tasks that a dead node had.
     Fenced(Vec<TaskId>),
 }
@@ -281,6 +303,22 @@ pub enum Refusal {
     /// No node of this name has ever connected.
     #[error("there is no node `{0}`; `shaper get nodes` lists them")]
     NoSuchNode(String),
+    /// No policy of this name.
+    #[error("there is no policy `{0}`; `shaper policy get` lists them")]
+    NoSuchPolicy(String),
+    /// No such revision of the policies is known.
+    #[error(
+        "the policies cannot go back to revision {revision}: the latest is {latest}, and what was before \
+         revision {oldest} is forgotten; `shaper policy history` lists them"
+    )]
+    NoSuchRevision {
+        /// Which.
+        revision: u64,
+        /// The oldest one to go back to.
+        oldest: u64,
+        /// The one in force.
+        latest: u64,
+    },
     /// It is not dead.
     #[error(
         "node `{0}` answers: only a node that does not is said to be dead; stop its agent, or power it off, first"
@@ -332,6 +370,9 @@ pub enum Denied {
         "policies of namespace `{0}` are not yours to set: those of your own namespaces are, and all are uid 0's"
     )]
     Policies(String),
+    /// Going back.
+    #[error("only uid 0 may roll back the policies: they are everybody's")]
+    RollBack,
     /// Replacing somebody else's.
     #[error("policy `{name}` is of namespace `{namespace}` and of uid {uid}: choose another name")]
     PolicyOfOthers {
@@ -379,6 +420,8 @@ pub fn on_event(state: &mut State, event: Event, now: UnixNanos) -> Outcome {
         Event::Submit { caller, spec } => turn.submit(caller, *spec),
         Event::Cancel { caller, task, grace_millis } => turn.cancel(&caller, &task, grace_millis),
         Event::ApplyPolicy { caller, within, policy } => turn.apply_policy(&caller, &within, *policy),
+        Event::DeletePolicy { caller, within, name } => turn.delete_policy(&caller, &within, &name),
+        Event::RollBackPolicies { caller, revision } => turn.roll_back_policies(&caller, revision),
         Event::AgentConnected { session, hello } => turn.connected(session, *hello),
         Event::AgentGone { session } => turn.gone(session),
         Event::DirectiveResult { session, result } => turn.result(session, result),
@@ -441,6 +484,7 @@ struct Turn<'a> {
 enum Reply {
     Task(TaskId),
     Policy(String),
+    Policies(u64),
     Fenced(Vec<TaskId>),
 }
 
@@ -519,6 +563,10 @@ impl Turn<'_> {
                     .policies
                     .get(&name)
                     .map(|row| Answer::Policy(Box::new(row.policy.clone()), row.revision)),
+                Reply::Policies(revision) => {
+                    let change = state.policy_revisions.get(&revision).cloned();
+                    change.map(|change| Answer::Policies(Box::new(change)))
+                }
                 Reply::Fenced(tasks) => Some(Answer::Fenced(tasks)),
             })
         });

@@ -1,7 +1,8 @@
 //! Room for a task that fits nowhere, at the expense of lower ones
 //! ([decision 0028](../../../docs/decisions/0028-a-place-is-cleared-and-promised.md)).
 //!
-//! A task may have room made for it if a policy that covers it has `preemption_enabled`. Its victims are of a lower
+//! A task may have room made for it by a policy with `preemption_enabled` that covers it: if there are several, by the one
+//! that comes first (`shaper_core::policy`). Its victims are of a lower
 //! priority and, unless the policy is the operator's, of its own namespace. They keep what they have until their node says
 //! that they have ended. Until then the task is *nominated*: its place is booked beyond what the node has, so nobody else
 //! takes it, and it starts when the books fit again. Whoever ended for it waits again, through no fault of its own.
@@ -11,14 +12,14 @@ use std::collections::{BTreeSet, HashMap};
 use shaper_core::{
     id::TaskId,
     place::{self, Candidate, Preemption, Residents},
-    spec::{DecisionKind, Priority},
+    spec::DecisionKind,
     task::UnixNanos,
 };
 
 use super::{
     DirectiveKind, Phase, State, Turn,
-    state::{Avoid, Node, PolicyRow, Setback, TaskRow},
-    waiting::Kind,
+    state::{Avoid, Node, Setback, TaskRow},
+    waiting::{Kind, Permit},
 };
 
 /// Between SIGTERM and SIGKILL.
@@ -33,30 +34,19 @@ struct Plan {
     policy: String,
 }
 
-/// The policy by which tasks of a kind may have room made for them: if there are several, one of the operator's.
-fn permit<'a>(state: &'a State, kind: &Kind) -> Option<&'a PolicyRow> {
-    let covers = |row: &&PolicyRow| {
-        let policy = &row.policy;
-        policy.preemption_enabled && policy.priority == kind.priority && policy.namespace == kind.namespace
-    };
-    let permits = state.policies.values().filter(covers).filter(|_| kind.priority > Priority::Low);
-    permits.min_by_key(|row| row.uid)
-}
-
 /// The cheapest way to make room for a task, on those of the connected nodes that `may`.
 fn plan(state: &State, id: &TaskId, now: UnixNanos, may: impl Fn(&Node) -> bool) -> Option<Plan> {
     let task = &state.tasks.get(id)?.task;
-    let PolicyRow { policy, uid, .. } = permit(state, &Kind::of(task))?;
-    let is_everywhere = *uid == 0;
+    let Permit { policy, below, namespace } = Kind::of(&state.policies, task).permit?;
     let shuns = |node: &Node| task.avoid.iter().any(|avoid| avoid.node == node.row.name && avoid.holds(now));
     let (mut residents, mut ids) = (Residents::default(), HashMap::new());
     for node in state.connected().filter(|node| !shuns(node) && may(node)) {
         for TaskRow { task: victim, .. } in
             node.tasks.iter().filter_map(|id| state.tasks.get(id)).map(Box::as_ref)
         {
-            let is_theirs = is_everywhere || victim.spec().namespace == task.spec().namespace;
+            let is_theirs = namespace.as_ref().is_none_or(|namespace| victim.spec().namespace == *namespace);
             let ends_anyway = victim.cancel.is_some() || victim.preempted.is_some();
-            if victim.priority() < task.priority() && is_theirs && !ends_anyway {
+            if victim.priority() < below && is_theirs && !ends_anyway {
                 let since = victim.on_node.as_ref().map_or(now, |status| status.created_at);
                 let number = victim.sequence();
                 ids.insert(number, victim.id());
@@ -67,15 +57,10 @@ fn plan(state: &State, id: &TaskId, now: UnixNanos, may: impl Fn(&Node) -> bool)
     let Preemption { at, victims, .. } = state.places.make_room(&mut residents, task, now)?;
     let node = state.registered.get(at.node.0 as usize)?.clone();
     let victims = victims.iter().filter_map(|number| ids.get(number).map(|id| (*id).clone())).collect();
-    Some(Plan { node, victims, policy: policy.policy_name.clone() })
+    Some(Plan { node, victims, policy })
 }
 
 impl State {
-    /// Whether tasks of a kind may have room made for them.
-    pub(super) fn may_preempt(&self, kind: &Kind) -> bool {
-        permit(self, kind).is_some()
-    }
-
     /// Whether what a node has without those that are nominated leaves room for a task.
     fn has_room(&self, node: &Node, id: &TaskId) -> bool {
         let demands = |id: &TaskId| self.tasks.get(id).map(|row| *row.task.demand());
@@ -94,8 +79,8 @@ impl Turn<'_> {
     /// only those nodes are looked at where something was given back since.
     pub(super) fn make_room(&mut self, id: &TaskId) -> bool {
         let Some(row) = self.state.tasks.get(id) else { return false };
-        let (kind, priority) = (Kind::of(&row.task), row.task.priority());
-        let everywhere = self.look_at_all || self.state.waiting.lack(&kind).is_none();
+        let priority = row.task.priority();
+        let everywhere = self.look_at_all || self.state.waiting.lack_of(id).is_none();
         let freed = &self.freed;
         let may = |node: &Node| everywhere || freed.contains(&node.row.name);
         let Some(Plan { node, victims, policy }) = plan(self.state, id, self.now, may) else { return false };

@@ -16,6 +16,7 @@ use shaper_core::{id::TaskId, spec::Decision, task::TaskStatus};
 use super::{
     history::History,
     places::Places,
+    policies::PolicyRevision,
     state::{Avoid, Cancel, Holder, Node, NodeRow, Phase, PolicyRow, State, Submission, Task, TaskRow},
 };
 
@@ -42,6 +43,8 @@ pub enum Row {
     },
     /// A policy.
     Policy(String),
+    /// A change of the set of policies.
+    PolicyRevision(u64),
     /// What finished tasks used, by namespace and name.
     History(String, String),
 }
@@ -62,6 +65,7 @@ const TASK: &str = "task/";
 const RUN: &str = "run/";
 const NODE: &str = "node/";
 const POLICY: &str = "policy/";
+const POLICY_REVISION: &str = "policy-revision/";
 const HISTORY: &str = "history/";
 
 /// What became of a task.
@@ -262,6 +266,10 @@ fn policy_key(name: &str) -> String {
     format!("{POLICY}{name}")
 }
 
+fn policy_revision_key(revision: u64) -> String {
+    format!("{POLICY_REVISION}{revision:016x}")
+}
+
 /// What a row holds. Written as JSON it is what people read.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
@@ -276,6 +284,8 @@ pub enum Content {
     Node(NodeRow),
     /// A policy.
     Policy(PolicyRow),
+    /// A change of the set of policies.
+    PolicyRevision(PolicyRevision),
     /// What finished tasks of one name used.
     History(History),
 }
@@ -308,6 +318,10 @@ impl Content {
             let row: PolicyRow = parse(key, value)?;
             let belongs = policy_key(&row.policy.policy_name);
             (Content::Policy(row), belongs)
+        } else if key.starts_with(POLICY_REVISION) {
+            let row: PolicyRevision = parse(key, value)?;
+            let belongs = policy_revision_key(row.revision);
+            (Content::PolicyRevision(row), belongs)
         } else if key.starts_with(HISTORY) {
             let row: History = parse(key, value)?;
             let belongs = history_key(&row.namespace, &row.name);
@@ -346,6 +360,7 @@ impl Loading {
             },
             Ok(Content::Node(row)) => drop(state.nodes.insert(row.name.clone(), Node::new(row))),
             Ok(Content::Policy(row)) => drop(state.policies.insert(row.policy.policy_name.clone(), row)),
+            Ok(Content::PolicyRevision(row)) => drop(state.policy_revisions.insert(row.revision, row)),
             Ok(Content::History(row)) => {
                 state.histories.insert((row.namespace.clone(), row.name.clone()), row);
             }
@@ -400,6 +415,9 @@ impl State {
                 (run_key(*sequence), task(id, *sequence).map(|it| encode(&Run::of(it))))
             }
             Row::Policy(name) => (policy_key(name), self.policies.get(name).map(encode)),
+            Row::PolicyRevision(revision) => {
+                (policy_revision_key(*revision), self.policy_revisions.get(revision).map(encode))
+            }
             Row::History(namespace, name) => {
                 let history = self.histories.get(&(namespace.clone(), name.clone()));
                 (history_key(namespace, name), history.map(encode))
@@ -439,7 +457,9 @@ impl State {
         let tasks = || self.tasks.values().map(|row| &row.task);
         self.revision = tasks().map(|task| task.revision).max().unwrap_or(0);
         self.next_sequence = tasks().map(|task| task.sequence() + 1).max().unwrap_or(0);
-        self.policies_revision = self.policies.values().map(|row| row.revision).max().unwrap_or(0);
+        let applied = self.policies.values().map(|row| row.revision).max();
+        let changed = self.policy_revisions.last_key_value().map(|(revision, _)| *revision);
+        self.policies_revision = applied.max(changed).unwrap_or(0);
         // Those that are over are forgotten in the order in which that came to be.
         let mut tasks: Vec<_> = tasks().map(|task| (task.revision, task.id().clone())).collect();
         tasks.sort();

@@ -12,7 +12,7 @@ use shaper_core::{
 use super::{
     Effect, Phase, State, Turn, query,
     state::{Avoid, Node, Setback, TaskRow},
-    waiting::{Kind, Lack, Place, place_of},
+    waiting::{Lack, Place, place_of},
 };
 
 const SECOND: UnixNanos = 1_000_000_000;
@@ -127,7 +127,7 @@ impl Turn<'_> {
         for (_, _, id) in due {
             // Of others in its line it is known that they fit nowhere.
             let task = self.state.tasks.get(&id).map(|row| &row.task).filter(|task| task.avoid.is_empty());
-            match task.and_then(|task| self.state.waiting.lack(&Kind::of(task))) {
+            match task.and_then(|task| self.state.waiting.lack_of(task.id())) {
                 Some(lack) => self.wait(&id, &Waits::For(lack)),
                 None => drop(self.place(&id)),
             }
@@ -136,14 +136,13 @@ impl Turn<'_> {
 
     /// The first of each line that may fit now, and then the next of those that did.
     fn look_at_lines(&mut self) {
-        let state = &*self.state;
-        let State { waiting, places, nodes, .. } = state;
+        let State { waiting, places, nodes, .. } = &*self.state;
         let fits = |demand: &Demand| {
             let mut freed = self.freed.iter().filter_map(|name| nodes.get(name));
             freed.any(|node| places.fits(&node.row, demand))
         };
         let mut heads = waiting.heads(|kind, lack| {
-            self.look_at_all || lack.is_none() || fits(&kind.demand) || state.may_preempt(kind)
+            self.look_at_all || lack.is_none() || fits(&kind.demand) || kind.permit.is_some()
         });
         let newcomers = std::mem::take(&mut self.began_to_wait);
         while let Some(((_, _, id), line)) = heads.pop_first() {
@@ -165,7 +164,7 @@ impl Turn<'_> {
         for id in newcomers {
             let waits =
                 self.state.tasks.get(&id).filter(|row| matches!(row.task.phase, Phase::Pending { .. }));
-            let lack = waits.and_then(|row| self.state.waiting.lack(&Kind::of(&row.task)));
+            let lack = waits.and_then(|row| self.state.waiting.lack_of(row.task.id()));
             if let Some(lack) = lack {
                 self.wait(&id, &Waits::For(lack));
             }

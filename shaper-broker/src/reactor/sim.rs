@@ -595,6 +595,7 @@ impl Cluster {
         }
         assert_eq!(self.state.nodes.len(), again.nodes.len());
         assert_eq!((&self.state.policies, &self.state.histories), (&again.policies, &again.histories));
+        assert_eq!(self.state.policy_revisions, again.policy_revisions);
         assert_eq!((self.state.epoch, &self.state.registered), (again.epoch, &again.registered));
         assert_eq!(self.state.waiting.in_order(), again.waiting.in_order());
         assert_eq!(self.state.open_tasks(), again.open_tasks());

@@ -20,6 +20,7 @@ use super::{
     history::History,
     lost::Leases,
     places::Places,
+    policies::PolicyRevision,
     waiting::{Place, Waiting, place_of},
 };
 
@@ -398,6 +399,8 @@ pub struct State {
     pub nodes: BTreeMap<String, Node>,
     /// Policies by name.
     pub policies: BTreeMap<String, PolicyRow>,
+    /// The latest changes of the set of policies, without a gap.
+    pub policy_revisions: BTreeMap<u64, PolicyRevision>,
     /// What finished tasks used, by namespace and name.
     pub histories: BTreeMap<(String, String), History>,
     /// Of the latest change of a task.
@@ -453,7 +456,7 @@ impl State {
         let Some(TaskRow { task, .. }) = self.tasks.get(id).map(Box::as_ref) else { return false };
         match &task.phase {
             Phase::Pending { .. } => {
-                self.waiting.insert(task);
+                self.waiting.insert(task, &self.policies);
                 true
             }
             Phase::Nominated { node } => match self.nodes.get_mut(node) {
@@ -518,6 +521,16 @@ impl State {
                 }
             }
             Phase::Ended { .. } | Phase::Cancelled => {}
+        }
+    }
+
+    /// Lines up anew those that wait, after the policies were changed.
+    pub(super) fn line_up(&mut self) {
+        let waiting = std::mem::take(&mut self.waiting);
+        for (_, _, id) in waiting.in_order() {
+            if let Some(row) = self.tasks.get(&id) {
+                self.waiting.insert(&row.task, &self.policies);
+            }
         }
     }
 

@@ -53,6 +53,8 @@ pub(super) fn policy(name: &str, priority: Priority, preemption_enabled: bool) -
         eviction_threshold_permille: Some(900),
         preemption_enabled,
         window_millis: 10_000,
+        selector: Default::default(),
+        limits: Default::default(),
     }
 }
 

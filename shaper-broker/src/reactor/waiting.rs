@@ -11,10 +11,11 @@ use std::{
 
 use shaper_core::{
     id::TaskId,
+    policy::{self, Subject},
     spec::{Demand, Priority},
 };
 
-use super::state::Task;
+use super::state::{PolicyRow, Task};
 
 /// A waiting task's place in the queue.
 pub(super) type Place = (Reverse<Priority>, u64, TaskId);
@@ -28,15 +29,31 @@ pub(super) fn place_of(task: &Task) -> Place {
 pub(super) struct Kind {
     /// What it asks for.
     pub(super) demand: Demand,
-    /// Its priority.
-    pub(super) priority: Priority,
-    /// Its namespace.
-    pub(super) namespace: String,
+    /// By which lower ones may end for it.
+    pub(super) permit: Option<Permit>,
+}
+
+/// A policy, and whom it lets end.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Permit {
+    /// Its name.
+    pub(super) policy: String,
+    /// Only those of a lower priority than this …
+    pub(super) below: Priority,
+    /// … and of this namespace; `None`: of any.
+    pub(super) namespace: Option<String>,
 }
 
 impl Kind {
-    pub(super) fn of(task: &Task) -> Kind {
-        Kind { demand: *task.demand(), priority: task.priority(), namespace: task.spec().namespace.clone() }
+    pub(super) fn of(policies: &BTreeMap<String, PolicyRow>, task: &Task) -> Kind {
+        let below = task.priority();
+        let rows = policies.values().map(|row| &row.policy).filter(|_| below > Priority::Low);
+        let permit = policy::permit(rows, &Subject::of(task.spec())).map(|policy| {
+            let is_operators = policies.get(&policy.policy_name).is_some_and(|row| row.uid == 0);
+            let namespace = (!is_operators).then(|| policy.namespace.clone());
+            Permit { policy: policy.policy_name.clone(), below, namespace }
+        });
+        Kind { demand: *task.demand(), permit }
     }
 }
 
@@ -62,6 +79,8 @@ struct Line {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Waiting {
     lines: HashMap<Kind, Line>,
+    /// Of those that stand in lines.
+    kinds: HashMap<TaskId, Kind>,
     /// Those that avoid a node.
     alone: BTreeSet<Place>,
     len: usize,
@@ -76,20 +95,22 @@ impl Waiting {
         self.len
     }
 
-    pub(super) fn insert(&mut self, task: &Task) {
+    pub(super) fn insert(&mut self, task: &Task, policies: &BTreeMap<String, PolicyRow>) {
         let place = place_of(task);
-        let tasks = match task.avoid.is_empty() {
-            true => &mut self.lines.entry(Kind::of(task)).or_default().tasks,
-            false => &mut self.alone,
+        let inserted = if task.avoid.is_empty() {
+            let kind = Kind::of(policies, task);
+            self.kinds.insert(task.id().clone(), kind.clone());
+            self.lines.entry(kind).or_default().tasks.insert(place)
+        } else {
+            self.alone.insert(place)
         };
-        self.len += usize::from(tasks.insert(place));
+        self.len += usize::from(inserted);
     }
 
     pub(super) fn remove(&mut self, task: &Task) {
         let place = place_of(task);
-        let removed = match task.avoid.is_empty() {
-            true => {
-                let kind = Kind::of(task);
+        let removed = match self.kinds.remove(task.id()) {
+            Some(kind) => {
                 let Some(line) = self.lines.get_mut(&kind) else { return };
                 let removed = line.tasks.remove(&place);
                 if line.tasks.is_empty() {
@@ -97,19 +118,19 @@ impl Waiting {
                 }
                 removed
             }
-            false => self.alone.remove(&place),
+            None => self.alone.remove(&place),
         };
         self.len -= usize::from(removed);
+    }
+
+    /// What the line of a task lacks, if it stands in one that is known to lack something.
+    pub(super) fn lack_of(&self, id: &TaskId) -> Option<Lack> {
+        self.lines.get(self.kinds.get(id)?)?.lack
     }
 
     /// Those that avoid a node, first of all the first.
     pub(super) fn alone(&self) -> impl Iterator<Item = &TaskId> {
         self.alone.iter().map(|(_, _, id)| id)
-    }
-
-    /// What the line of this kind lacks, if it is known to lack something.
-    pub(super) fn lack(&self, kind: &Kind) -> Option<Lack> {
-        self.lines.get(kind).and_then(|line| line.lack)
     }
 
     /// Says what a line lacks. Those of its tasks that have been told otherwise.
@@ -137,7 +158,6 @@ impl Waiting {
     }
 
     /// All of them, in order.
-    #[cfg(test)]
     pub(super) fn in_order(&self) -> Vec<Place> {
         let places: BTreeSet<_> =
             self.lines.values().flat_map(|line| &line.tasks).chain(&self.alone).collect();

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{Status, Streaming};
 
-use super::{breach, invalid, refused, unavailable};
+use super::{another_answer, breach, invalid, refused, unavailable};
 use crate::{
     actor::{ActorError, Handle},
     reactor::{Answer, Event, Refusal},
@@ -114,9 +114,7 @@ impl Batch {
         for asked in outcomes.iter_mut().filter(|it| it.outcome.is_none()) {
             asked.outcome = match answers.next().ok_or_else(stopped)? {
                 Ok(Answer::Task(_, task)) => Some(Outcome::Revision(task.revision)),
-                Ok(Answer::Policy(..) | Answer::Fenced(_)) => {
-                    return Err(Status::internal("that is no answer to this"));
-                }
+                Ok(_) => return Err(another_answer()),
                 Err(refusal_of_broker) => refusal(&refused(refusal_of_broker)),
             };
         }

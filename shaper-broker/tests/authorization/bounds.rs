@@ -119,6 +119,22 @@ async fn a_submitters_policies_stay_in_its_namespaces() {
     let names: Vec<_> =
         seen.iter().filter_map(|status| Some(status.policy.as_ref()?.policy_name.as_str())).collect();
     assert_eq!(names, ["of_root", "own"]);
+    let delete = |name: &str| v1::DeletePolicyRequest { policy_name: name.into() };
+    for name in ["high_tasks", "of_root"] {
+        let status = etl.delete_policy(delete(name)).await.unwrap_err();
+        assert_eq!(status.code(), Code::PermissionDenied, "{status:?}");
+    }
+    let preview = |request: v1::ApplyPolicyRequest| v1::PreviewPoliciesRequest {
+        policies: request.policy.into_iter().collect(),
+    };
+    let high = preview(policy("c", "etl", v1::Priority::High));
+    let status = etl.preview_policies(high).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "{status:?}");
+    etl.preview_policies(preview(policy("own", "etl", v1::Priority::Low))).await.unwrap();
+    etl.delete_policy(delete("own")).await.unwrap();
+    let history = etl.list_policy_revisions(v1::ListPolicyRevisionsRequest {}).await.unwrap().into_inner();
+    let seen = history.revisions.iter().map(|it| (it.revision, it.changes[0].policy_name.as_str()));
+    assert_eq!(seen.collect::<Vec<_>>(), [(2, "of_root"), (3, "own"), (4, "own")]);
     // A user of the machine sets none.
     let mut user = BrokerClient::new(broker.connect_as(65534).await);
     let status = user.apply_policy(policy("u", "default", v1::Priority::Low)).await.unwrap_err();

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use shaper_core::{document::MAX_RETRIES, id::TaskId, spec::DEFAULT_NAMESPACE};
 
-use super::{Format, ListFormat};
+use super::{DryRun, Format, ListFormat};
 use crate::users::UserSpec;
 
 const SUBMIT_AFTER_HELP: &str = "\
@@ -104,6 +104,9 @@ pub(crate) struct Apply {
     /// Policies, in YAML or JSON, one a file; `-` is the standard input
     #[arg(short = 'f', long = "file", value_name = "FILE|-", required = true, num_args = 1..)]
     pub(crate) files: Vec<PathBuf>,
+    /// Change nothing: show what the tasks that they cover would get, and from which policy
+    #[arg(long, value_name = "WHO")]
+    pub(crate) dry_run: Option<DryRun>,
 }
 
 #[derive(Debug, clap::Args)]

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod pki;
+mod policy;
 mod top;
 
 use std::{path::PathBuf, str::FromStr};
@@ -16,6 +17,7 @@ use shaper_core::{
 pub(crate) use self::{
     cluster::{Apply, Explain, GetNodes, GetPolicies, NodeCommand, Profile, Submit},
     pki::{Pki, PkiCommand, PkiInit, PkiIssue, PkiJoin, PkiRenew, PkiRotate, PkiShow, PkiToken, Validity},
+    policy::{DryRun, PolicyCommand, PolicyGet},
     top::{SortKey, Top},
 };
 use crate::{servers::BrokerAddress, time::Span, users::UserSpec};
@@ -120,6 +122,9 @@ pub(crate) enum Command {
     Release(Release),
     /// Create or replace policies
     Apply(Apply),
+    /// Show, delete, compare and roll back policies
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// Say what became of a node
     #[command(subcommand)]
     Node(NodeCommand),

@@ -14,7 +14,7 @@ use tonic_health::pb::{
 };
 
 use super::{CallError, ConnectError, Failure, Link, Outage, Peer};
-use crate::cluster::{ClusterTask, MeasuredProfile, NodeStatus, PolicyStatus};
+use crate::cluster::{ClusterTask, MeasuredProfile, NodeStatus, PolicyRevision, PolicyStatus, TaskPolicies};
 
 /// One of several brokers that does not say by then whether it serves is passed over.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -147,6 +147,39 @@ impl Broker {
         let v1::ListPoliciesResponse { policies } =
             self.link.answer(OPERATION, self.broker().list_policies(v1::ListPoliciesRequest {}).await)?;
         policies.into_iter().map(|policy| self.link.domain(OPERATION, policy)).collect()
+    }
+
+    /// Deletes a policy: the change.
+    pub(crate) async fn delete_policy(&self, name: &str) -> Result<PolicyRevision, CallError> {
+        let request = v1::DeletePolicyRequest { policy_name: name.to_owned() };
+        self.link.read(&format!("delete policy `{name}`"), self.broker().delete_policy(request).await)
+    }
+
+    /// The changes of the set of policies, oldest first.
+    pub(crate) async fn policy_history(&self) -> Result<Vec<PolicyRevision>, CallError> {
+        const OPERATION: &str = "list changes of policies";
+        let response = self.broker().list_policy_revisions(v1::ListPolicyRevisionsRequest {}).await;
+        let v1::ListPolicyRevisionsResponse { revisions } = self.link.answer(OPERATION, response)?;
+        revisions.into_iter().map(|revision| self.link.domain(OPERATION, revision)).collect()
+    }
+
+    /// Makes the policies what they were after a revision: the change.
+    pub(crate) async fn roll_back_policies(&self, revision: u64) -> Result<PolicyRevision, CallError> {
+        let request = v1::RollBackPoliciesRequest { revision };
+        let operation = format!("roll back the policies to revision {revision}");
+        self.link.read(&operation, self.broker().roll_back_policies(request).await)
+    }
+
+    /// What these policies would give the tasks that they cover.
+    pub(crate) async fn preview_policies(
+        &self,
+        policies: Vec<Policy>,
+    ) -> Result<Vec<TaskPolicies>, CallError> {
+        const OPERATION: &str = "preview policies";
+        let policies = policies.into_iter().map(Into::into).collect();
+        let response = self.broker().preview_policies(v1::PreviewPoliciesRequest { policies }).await;
+        let v1::PreviewPoliciesResponse { tasks } = self.link.answer(OPERATION, response)?;
+        Ok(tasks.into_iter().map(Into::into).collect())
     }
 
     pub(crate) async fn get_profile(

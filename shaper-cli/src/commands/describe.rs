@@ -8,6 +8,7 @@ use std::{
 use shaper_core::{
     idle,
     limits::{Limit, Limits},
+    policy::{self, Given, Overruled, Subject},
     shrink::Status,
     spec::{Demand, OnNodeLost, Profile, TaskSpec},
     task::{Enforcement, ExitStatus, Origin, Owner, Phase, TaskStatus, Traffic, UnixNanos, Usage},
@@ -16,7 +17,7 @@ use shaper_core::{
 
 use crate::{
     args::{Describe, Format},
-    cluster::{ClusterPhase, ClusterTask},
+    cluster::{ClusterPhase, ClusterTask, PolicyStatus},
     error::Error,
     output::{self, Column, printable},
     servers::{Found, Servers},
@@ -33,8 +34,11 @@ pub(super) async fn describe(servers: &Servers, args: &Describe) -> Result<(), E
                 Format::Json => output::print_json(&task),
             }
         }
-        Found::Cluster(_, task) => match args.output {
-            Format::Text => output::print(&cluster_text(&task, time::now())),
+        Found::Cluster(broker, task) => match args.output {
+            Format::Text => {
+                let policies = broker.list_policies().await?;
+                output::print(&(cluster_text(&task, time::now()) + &settings(&task, &policies)))
+            }
             Format::Json => output::print_json(&task),
         },
     }
@@ -98,6 +102,28 @@ fn cluster_text(task: &ClusterTask, now: UnixNanos) -> String {
         idle(&mut text, task.idle.as_ref());
         section(&mut text, "Usage", &usage_table(&task.usage));
         notes(&mut text, &task.notes);
+    }
+    text
+}
+
+/// What the policies give a task that is not over.
+fn settings(task: &ClusterTask, policies: &[PolicyStatus]) -> String {
+    if task.is_over() {
+        return String::new();
+    }
+    let policies = policies.iter().map(|status| &status.policy);
+    let (mut text, mut lines) = (String::new(), String::new());
+    for Given { setting, policy, overruled } in policy::resolve(policies, &Subject::of(&task.spec)) {
+        let (name, says) = (&policy.policy_name, setting.shown(policy).unwrap_or_default());
+        // Writing to a String does not fail.
+        let _ = writeln!(lines, "{setting}: {says}, from {}", printable(name));
+        for Overruled { policy: other, rule } in overruled {
+            let _ =
+                writeln!(lines, "  not from {}: {} {rule}", printable(&other.policy_name), printable(name));
+        }
+    }
+    if !lines.is_empty() {
+        section(&mut text, "Policies", &lines);
     }
     text
 }

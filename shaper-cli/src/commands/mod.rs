@@ -12,6 +12,7 @@ mod ledger;
 mod logs;
 mod node;
 mod pki;
+mod policy;
 mod profile;
 mod release;
 pub(crate) mod run;
@@ -52,6 +53,7 @@ pub(crate) async fn execute(args: Args) -> Result<ExitCode, Error> {
         Command::Adopt(args) => adopt::adopt(&servers.agent().await?, &args).await?,
         Command::Release(args) => release::release(&servers.agent().await?, &args).await?,
         Command::Node(args) => node::node(&servers.broker().await?, &args).await?,
+        Command::Policy(command) => policy::policy(&servers, &command).await?,
         Command::Apply(args) => apply::apply(&servers, &args).await?,
         Command::Profile(args) => profile::profile(&servers.broker().await?, &args).await?,
         Command::Pki(args) => pki::pki(servers.tls_dir(), args.command).await?,

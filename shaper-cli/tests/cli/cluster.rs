@@ -268,6 +268,41 @@ fn policies_are_created_changed_and_left() {
 }
 
 #[test]
+fn policies_are_compared_deleted_and_gone_back_to() {
+    let host = Host::new();
+    let _broker = host.start_broker();
+    let file = host.file("web.yaml", "policy_name: web\npriority: high\nlimits: {cpu: 2}\n");
+    let preview = host.shaper(&["apply", "--dry-run=server", "-f", &file]);
+    let expected = "etl (on n1)\n  limits.cpu: at most 2 cores, from web\n";
+    assert_eq!((texts(&preview), host.cluster.calls()), ((expected, "", Some(0)), vec![]));
+    let diff = || host.shaper(&["policy", "diff", &file]);
+    let created = "  web created\n  + limits.cpu: 2\n  + priority: high\n";
+    assert_eq!(texts(&diff()), (created, "", Some(0)));
+    assert_eq!(host.shaper(&["apply", "-f", &file]).status.code(), Some(0));
+    assert_eq!(texts(&diff()), ("  web unchanged\n", "", Some(0)));
+    host.file("web.yaml", "policy_name: web\npriority: high\nselector: {labels: {tier: gold}}\n");
+    let changed = "  web changed\n  - limits.cpu: 2\n  + selector.labels.tier: gold\n";
+    assert_eq!(texts(&diff()), (changed, "", Some(0)));
+
+    let shown = "policy_name: web\npriority: high\nlimits.cpu: 2\nrevision 1\n";
+    assert_eq!(texts(&host.shaper(&["policy", "get", "web"])), (shown, "", Some(0)));
+    let wide = host.shaper(&["policy", "get", "-o", "wide"]);
+    assert!(texts(&wide).0.lines().last().unwrap().contains("high"), "{wide:?}");
+    let deleted = host.shaper(&["policy", "delete", "web"]);
+    let what =
+        "revision 2  1970-01-01T00:00:00.000Z  uid 0\n  web deleted\n  - limits.cpu: 2\n  - priority: high\n";
+    assert_eq!(texts(&deleted), (what, "", Some(0)));
+    let missing = "shaper: there is no policy `web`; `shaper policy get` lists them\n";
+    assert_eq!(texts(&host.shaper(&["policy", "get", "web"])), ("", missing, Some(2)));
+    let history = host.shaper(&["policy", "history"]);
+    let first = format!("revision 1  1970-01-01T00:00:00.000Z  uid 0\n{created}");
+    assert_eq!(texts(&history), (format!("{first}{what}").as_str(), "", Some(0)));
+    let back = host.shaper(&["policy", "rollback", "1"]);
+    let expected = "revision 2  1970-01-01T00:00:00.000Z  uid 0, back to revision 1\n";
+    assert_eq!(texts(&back), (expected, "", Some(0)));
+}
+
+#[test]
 fn a_task_is_described_with_what_it_asked_for() {
     let host = Host::new();
     let _broker = host.start_broker();
@@ -312,6 +347,15 @@ Resources:
     ] {
         assert!(stdout.contains(part), "{stdout}");
     }
+    for (name, text) in [("all", "limits: {cpu: 3}"), ("sleepers", "limits: {cpu: 2}\nselector: {name: sl*}")]
+    {
+        let file = host.file(name, format!("policy_name: {name}\npriority: high\n{text}\n"));
+        assert_eq!(host.shaper(&["apply", "-f", &file]).status.code(), Some(0));
+    }
+    let output = host.shaper(&["describe", "etl"]);
+    let policies = "\nPolicies:\n  limits.cpu: at most 2 cores, from sleepers\n    not from all: sleepers names the task \
+                    more exactly\n";
+    assert!(texts(&output).0.ends_with(policies), "{output:?}");
     let json = host.shaper(&["describe", "etl", "-o", "json"]);
     let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!((&json["node"], &json["on_node"]["pid"]), (&"n1".into(), &42.into()));

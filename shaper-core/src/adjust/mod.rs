@@ -94,8 +94,10 @@ pub struct TaskObservation<'a> {
     pub priority: Priority,
     /// Its request.
     pub request: Demand,
-    /// Its explicit limits, as its owner gave them: not what is in force.
+    /// Its explicit limits, as its owner and the policies gave them: not what is in force.
     pub limits: Limits,
+    /// Name of the policy that acts for it ([`crate::policy::Effective::eviction`]).
+    pub policy: Option<&'a str>,
     /// When it started: among equals the youngest is evicted first.
     pub started_at: UnixNanos,
     /// Whether its limits may be moved and it may be evicted. Otherwise it is only reckoned with.

@@ -1,4 +1,5 @@
-//! What policies with an eviction threshold do for the tasks that they cover.
+//! What policies with an eviction threshold do for the tasks that they cover. (Which those are, where
+//! several want to act for one task, [`crate::policy`] says: each task has one policy that acts for it.)
 //!
 //! The threshold is on the CPU utilisation of the node, averaged over the window of the policy. To reach
 //! it only **arms** the policy: a busy node is a good node. It **acts** while, besides, a task that it
@@ -104,7 +105,7 @@ impl Pressure {
                 let ours = |seat: &Seat<'_>| seat.task.managed && seat.task.namespace == policy.namespace;
                 (0..seats.len()).filter(|index| ours(&seats[*index]) && which(&seats[*index])).collect()
             };
-            let covered = among(&|seat| seat.task.priority == policy.priority);
+            let covered = among(&|seat| seat.task.policy == Some(policy.policy_name.as_str()));
             let lacks = |index: &&usize| lacks(&seats[**index], plain[**index]);
             let begins = in_force.waiting || covered.iter().filter(lacks).any(|index| seats[*index].is_short);
             let goes_on = in_force.waiting || covered.iter().any(|index| lacks(&index));

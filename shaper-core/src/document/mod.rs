@@ -8,8 +8,11 @@
 mod error;
 mod number;
 mod policy;
+#[cfg(test)]
+mod policy_tests;
 mod profile;
 mod read;
+mod schema;
 mod source;
 mod suggest;
 mod task;
@@ -17,7 +20,9 @@ mod task;
 mod tests;
 
 pub use error::DocumentError;
+pub use policy::policy_fields;
 pub use profile::{MAX_RUNTIME_SECONDS, profile_to_json};
+pub use schema::policy_schema;
 pub use source::MAX_BYTES;
 pub use task::{MAX_RETRIES, NoCommand, TaskDraft, fits_label};
 

@@ -1,25 +1,53 @@
-//! The policy: `policy_name`, `priority`, `resource_demand`, `behavior`.
+//! The policy: `policy_name`, `priority`, `resource_demand`, `behavior`, and what grew around them.
 
 use super::{
-    error::DocumentError,
-    profile::{demand, name, priority},
-    read::{Field, Item, Quantity},
+    error::{DocumentError, quoted},
+    number::shortest,
+    profile::{CORES, DEMAND, PRIORITIES, demand, demand_fields, name, priority},
+    read::{Field, Item, Kind, Quantity, Written},
+    task::labels,
 };
-use crate::spec::{DEFAULT_NAMESPACE, DEFAULT_WINDOW_MILLIS, Policy};
+use crate::{
+    policy::{NamePattern, PolicyLimits, Selector},
+    spec::{DEFAULT_NAMESPACE, DEFAULT_WINDOW_MILLIS, Policy},
+    units::Millicores,
+};
 
-const POLICY: &[Field] = &[
-    Field { name: "policy_name", example: "\"high_priority_tasks\"" },
-    Field { name: "priority", example: "\"high\"" },
-    Field { name: "namespace", example: "\"default\"" },
-    Field { name: "resource_demand", example: "{\"cpu_cores\": 8, \"memory_gb\": 16}" },
-    Field { name: "behavior", example: "{\"eviction_threshold\": 0.9, \"preemption_enabled\": true}" },
+pub(super) const POLICY: &[Field] = &[
+    Field::required("policy_name", Kind::Name, "\"high_priority_tasks\""),
+    Field::required("priority", Kind::Word(&PRIORITIES), "\"high\""),
+    Field::optional("namespace", Kind::Name, "\"default\""),
+    Field::optional("selector", Kind::Fields(SELECTOR), "{\"labels\": {\"team\": \"data\"}}"),
+    Field::optional("resource_demand", Kind::Fields(DEMAND), "{\"cpu_cores\": 8, \"memory_gb\": 16}"),
+    Field::optional("limits", Kind::Fields(LIMITS), "{\"cpu\": 2.5}"),
+    Field::optional(
+        "behavior",
+        Kind::Fields(BEHAVIOR),
+        "{\"eviction_threshold\": 0.9, \"preemption_enabled\": true}",
+    ),
 ];
+
+const SELECTOR: &[Field] = &[
+    Field::optional("labels", Kind::Labels, "{\"team\": \"data\"}"),
+    Field::optional("name", Kind::NamePattern, "\"etl-*\""),
+];
+
+const LIMITS: &[Field] = &[Field::optional("cpu", Kind::Cores(&CPU), "2.5")];
 
 const BEHAVIOR: &[Field] = &[
-    Field { name: "eviction_threshold", example: "0.9" },
-    Field { name: "preemption_enabled", example: "true" },
-    Field { name: "window_seconds", example: "10" },
+    Field::optional("eviction_threshold", Kind::Quantity(&THRESHOLD), "0.9"),
+    Field::optional("preemption_enabled", Kind::Boolean, "true"),
+    Field::optional("window_seconds", Kind::Quantity(&WINDOW), "10"),
 ];
+
+const CPU: Written<Millicores> = Written {
+    parse: |text| Millicores::parse(text).ok().filter(|cpu| cpu.0 <= CORES.max),
+    pattern: r"^([0-9]+(\.[0-9]{1,3})?|[0-9]+m)$",
+    min: "0.01",
+    max: "1000000",
+    expected: "a number of cores from 0.01 to 1000000",
+    remedy: "write cores, such as 2.5, or thousandths of one, such as 250m",
+};
 
 const THRESHOLD: Quantity = Quantity {
     unit: 1000,
@@ -49,6 +77,8 @@ pub(super) fn policy(item: &Item<'_>) -> Result<Policy, DocumentError> {
         eviction_threshold_permille: None,
         preemption_enabled: false,
         window_millis: DEFAULT_WINDOW_MILLIS,
+        selector: fields.map("selector", selector)?.unwrap_or_default(),
+        limits: fields.map("limits", limits)?.unwrap_or_default(),
     };
     let Some(behavior) = fields.optional("behavior") else { return Ok(policy) };
     let behavior = behavior.fields("the behavior of a policy", BEHAVIOR)?;
@@ -62,4 +92,60 @@ pub(super) fn policy(item: &Item<'_>) -> Result<Policy, DocumentError> {
             .unwrap_or(DEFAULT_WINDOW_MILLIS),
         ..policy
     })
+}
+
+fn selector(item: &Item<'_>) -> Result<Selector, DocumentError> {
+    let fields = item.fields("the selector of a policy", SELECTOR)?;
+    Ok(Selector {
+        labels: fields.map("labels", labels)?.unwrap_or_default(),
+        name: fields.map("name", pattern)?,
+    })
+}
+
+fn pattern(item: &Item<'_>) -> Result<NamePattern, DocumentError> {
+    const REMEDY: &str =
+        "use 1 to 63 characters out of a-z, A-Z, 0-9, `-`, `_` and `.`; `*` stands for any of them";
+    let text = item.text("a name, or a pattern such as etl-*")?;
+    let error = || item.error(format!("{} is no name and no pattern of names", quoted(text)));
+    text.parse().map_err(|_| error().with_remedy(REMEDY))
+}
+
+fn limits(item: &Item<'_>) -> Result<PolicyLimits, DocumentError> {
+    let fields = item.fields("`limits`", LIMITS)?;
+    Ok(PolicyLimits { cpu: fields.map("cpu", |item| item.written(&CPU))? })
+}
+
+/// The fields of a policy by their paths, and the values that a document would give them. What is as it would be without the
+/// field is left out; so is the name.
+pub fn policy_fields(policy: &Policy) -> Vec<(String, String)> {
+    let Policy {
+        policy_name: _,
+        priority,
+        namespace,
+        demand,
+        eviction_threshold_permille: threshold,
+        preemption_enabled,
+        window_millis,
+        selector: Selector { labels, name },
+        limits: PolicyLimits { cpu },
+    } = policy;
+    let mut fields = vec![("priority".to_owned(), priority.to_string())];
+    let mut add = |path: &str, value: Option<String>| {
+        fields.extend(value.map(|value| (path.to_owned(), value)));
+    };
+    add("namespace", (namespace != DEFAULT_NAMESPACE).then(|| namespace.clone()));
+    for (label, value) in labels {
+        add(&format!("selector.labels.{label}"), Some(value.clone()));
+    }
+    add("selector.name", name.as_ref().map(ToString::to_string));
+    for (field, value) in demand.iter().flat_map(|demand| demand_fields(demand).into_iter().flatten()) {
+        add(&format!("resource_demand.{field}"), Some(value));
+    }
+    add("limits.cpu", cpu.map(|cpu| cpu.to_string()));
+    let threshold = threshold.map(|permille| shortest(permille.into(), THRESHOLD.unit));
+    add("behavior.eviction_threshold", threshold);
+    add("behavior.preemption_enabled", preemption_enabled.then(|| "true".to_owned()));
+    let window = (*window_millis != DEFAULT_WINDOW_MILLIS).then(|| shortest(*window_millis, WINDOW.unit));
+    add("behavior.window_seconds", window);
+    fields
 }

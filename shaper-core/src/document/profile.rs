@@ -3,7 +3,7 @@
 use super::{
     error::{DocumentError, quoted},
     number::shortest,
-    read::{Field, Item, Quantity},
+    read::{Field, Item, Kind, Quantity},
 };
 use crate::{
     id::TaskId,
@@ -12,18 +12,18 @@ use crate::{
 };
 
 pub(super) const PROFILE: &[Field] = &[
-    Field { name: "task_id", example: "\"etl-1\"" },
-    Field { name: "resource_demand", example: "{\"cpu_cores\": 4, \"memory_gb\": 8}" },
-    Field { name: "priority", example: "\"medium\"" },
-    Field { name: "estimated_runtime_seconds", example: "3600" },
+    Field::required("task_id", Kind::Name, "\"etl-1\""),
+    Field::required("resource_demand", Kind::Fields(DEMAND), "{\"cpu_cores\": 4, \"memory_gb\": 8}"),
+    Field::required("priority", Kind::Word(&PRIORITIES), "\"medium\""),
+    Field::optional("estimated_runtime_seconds", Kind::Whole { min: 0, max: MAX_RUNTIME_SECONDS }, "3600"),
 ];
 
-const DEMAND: &[Field] = &[
-    Field { name: "cpu_cores", example: "4" },
-    Field { name: "memory_gb", example: "8" },
-    Field { name: "gpu_memory_gb", example: "2" },
-    Field { name: "network_bandwidth_mbps", example: "100" },
-    Field { name: "storage_io_ops", example: "500" },
+pub(super) const DEMAND: &[Field] = &[
+    Field::required("cpu_cores", Kind::Quantity(&CORES), "4"),
+    Field::required("memory_gb", Kind::Quantity(&MEMORY), "8"),
+    Field::optional("gpu_memory_gb", Kind::Quantity(&GPU_MEMORY), "2"),
+    Field::optional("network_bandwidth_mbps", Kind::Quantity(&BANDWIDTH), "100"),
+    Field::optional("storage_io_ops", Kind::Whole { min: 1, max: Iops::MAX.0 }, "500"),
 ];
 
 const GIB: u64 = 1 << 30;
@@ -66,7 +66,7 @@ pub const MAX_RUNTIME_SECONDS: u64 = 3_153_600_000;
 pub(super) const NAME_RULE: &str = "use 1 to 63 characters out of a-z, A-Z, 0-9, `-`, `_` and `.`, beginning and \
                                     ending with a letter or digit";
 
-const PRIORITIES: [&str; 3] = ["high", "medium", "low"];
+pub(super) const PRIORITIES: [&str; 3] = ["high", "medium", "low"];
 
 pub(super) fn profile(item: &Item<'_>) -> Result<Profile, DocumentError> {
     let fields = item.fields("a task profile", PROFILE)?;
@@ -107,21 +107,25 @@ pub(super) fn name(item: &Item<'_>, what: &str) -> Result<TaskId, DocumentError>
     name.parse().map_err(|_| item.error(format!("{} is not {what}", quoted(name))).with_remedy(NAME_RULE))
 }
 
-/// A profile as the JSON that [`profile`](super::profile) reads.
-pub fn profile_to_json(profile: &Profile) -> String {
-    let Profile { task_id, demand, priority, estimated_runtime_seconds } = profile;
+/// The fields of a demand, and their values.
+pub(super) fn demand_fields(demand: &Demand) -> [Option<(&'static str, String)>; 5] {
     let Demand { cpu, memory, gpu_memory, network, storage_io } = demand;
-    let demand = [
+    [
         Some(("cpu_cores", shortest(cpu.0, CORES.unit))),
         Some(("memory_gb", shortest(memory.0, GIB))),
         gpu_memory.map(|memory| ("gpu_memory_gb", shortest(memory.0, GIB))),
         network.map(|bandwidth| ("network_bandwidth_mbps", shortest(bandwidth.0, MBIT))),
         storage_io.map(|iops| ("storage_io_ops", iops.0.to_string())),
-    ];
+    ]
+}
+
+/// A profile as the JSON that [`profile`](super::profile) reads.
+pub fn profile_to_json(profile: &Profile) -> String {
+    let Profile { task_id, demand, priority, estimated_runtime_seconds } = profile;
     // A task id has no character that JSON would have to escape.
     let fields = [
         Some(("task_id", format!("\"{task_id}\""))),
-        Some(("resource_demand", object(&demand, 1))),
+        Some(("resource_demand", object(&demand_fields(demand), 1))),
         Some(("priority", format!("\"{priority}\""))),
         estimated_runtime_seconds.map(|seconds| ("estimated_runtime_seconds", seconds.to_string())),
     ];

@@ -6,12 +6,46 @@ use super::{
     source::{self, Node, Source, Value},
     suggest,
 };
+use crate::units::Millicores;
 
 /// A field that a mapping may have.
 pub(super) struct Field {
     pub(super) name: &'static str,
     /// As JSON, for whoever left it out.
     pub(super) example: &'static str,
+    pub(super) is_required: bool,
+    pub(super) kind: Kind,
+}
+
+impl Field {
+    pub(super) const fn optional(name: &'static str, kind: Kind, example: &'static str) -> Field {
+        Field { name, example, is_required: false, kind }
+    }
+
+    pub(super) const fn required(name: &'static str, kind: Kind, example: &'static str) -> Field {
+        Field { name, example, is_required: true, kind }
+    }
+}
+
+/// What a field holds, as the published schema tells it.
+pub(super) enum Kind {
+    /// What no published schema has.
+    Unpublished,
+    /// A name that may become part of a path.
+    Name,
+    /// A name, or a pattern of names.
+    NamePattern,
+    /// Names of labels and their values.
+    Labels,
+    Boolean,
+    Word(&'static [&'static str]),
+    Quantity(&'static Quantity),
+    Whole {
+        min: u64,
+        max: u64,
+    },
+    Cores(&'static Written<Millicores>),
+    Fields(&'static [Field]),
 }
 
 /// A value with its way from the root.
@@ -97,6 +131,17 @@ impl<'a> Item<'a> {
         let in_range = exact.is_some_and(|exact| exact >= min * 1000 && exact <= max * 1000);
         let units = decimal.scaled(*unit).filter(|_| in_range);
         units.ok_or_else(|| self.mismatch(expected).with_remedy(*remedy))
+    }
+
+    /// A quantity that says its unit itself.
+    pub(super) fn written<T>(&self, quantity: &Written<T>) -> Result<T, DocumentError> {
+        let text = match &self.node.value {
+            Value::Number => Some(self.source.slice(self.node.referenced).trim()),
+            Value::Text(text) => Some(text.as_str()),
+            _ => None,
+        };
+        let error = || self.mismatch(quantity.expected).with_remedy(quantity.remedy);
+        text.and_then(quantity.parse).ok_or_else(error)
     }
 
     pub(super) fn whole(&self, min: u64, max: u64, what: &str) -> Result<u64, DocumentError> {
@@ -201,6 +246,18 @@ impl<'a> Item<'a> {
     }
 }
 
+/// A quantity that is written with its unit, or as a plain number.
+pub(super) struct Written<T> {
+    pub(super) parse: fn(&str) -> Option<T>,
+    /// What texts are one, as a regular expression.
+    pub(super) pattern: &'static str,
+    /// The bounds of a plain number.
+    pub(super) min: &'static str,
+    pub(super) max: &'static str,
+    pub(super) expected: &'static str,
+    pub(super) remedy: &'static str,
+}
+
 /// A kind of quantity.
 pub(super) struct Quantity {
     /// How many of the units that it is kept in one of the document's is.
@@ -228,12 +285,13 @@ impl<'a> Fields<'a, '_> {
     }
 
     pub(super) fn required(&self, name: &str) -> Result<&Item<'a>, DocumentError> {
+        debug_assert!(self.known.iter().any(|field| field.name == name && field.is_required), "{name}");
         self.optional(name).ok_or_else(|| {
             let message = format!("is missing, and {} must have it", self.what);
             let error = self.of.source.error(self.of.head(), &self.of.path_of(name), message);
             let field = self.known.iter().find(|field| field.name == name);
             match field {
-                Some(Field { name, example }) => {
+                Some(Field { name, example, .. }) => {
                     error.with_remedy(format!("add it, such as `\"{name}\": {example}`"))
                 }
                 None => error,

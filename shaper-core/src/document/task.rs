@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{
     error::{DocumentError, quoted},
     profile::{self, BANDWIDTH, CORES, MEMORY, PROFILE, name},
-    read::{Field, Item, Quantity},
+    read::{Field, Item, Kind, Quantity},
 };
 use crate::{
     limits::{Limit, Limits},
@@ -104,34 +104,35 @@ fn basename(program: &str) -> &str {
 }
 
 const TASK: &[Field] = &[
-    Field {
-        name: "profile",
-        example: "{\"task_id\": \"etl-1\", \"resource_demand\": {\"cpu_cores\": 4, \"memory_gb\": 8}, \
-                  \"priority\": \"medium\"}",
-    },
-    Field { name: "command", example: "[\"python3\", \"etl.py\"]" },
-    Field { name: "env", example: "{\"MODE\": \"fast\"}" },
-    Field { name: "cwd", example: "\"/srv/etl\"" },
-    Field { name: "name", example: "\"etl\"" },
-    Field { name: "namespace", example: "\"default\"" },
-    Field { name: "labels", example: "{\"team\": \"data\"}" },
-    Field { name: "limits", example: "{\"cpu_cores\": 8}" },
-    Field { name: "run_as", example: "{\"uid\": 1000, \"gid\": 1000}" },
-    Field { name: "retries", example: "3" },
-    Field { name: "on_node_lost", example: "\"rerun\"" },
+    Field::required(
+        "profile",
+        Kind::Fields(PROFILE),
+        "{\"task_id\": \"etl-1\", \"resource_demand\": {\"cpu_cores\": 4, \"memory_gb\": 8}, \
+         \"priority\": \"medium\"}",
+    ),
+    Field::optional("command", Kind::Unpublished, "[\"python3\", \"etl.py\"]"),
+    Field::optional("env", Kind::Unpublished, "{\"MODE\": \"fast\"}"),
+    Field::optional("cwd", Kind::Unpublished, "\"/srv/etl\""),
+    Field::optional("name", Kind::Unpublished, "\"etl\""),
+    Field::optional("namespace", Kind::Unpublished, "\"default\""),
+    Field::optional("labels", Kind::Unpublished, "{\"team\": \"data\"}"),
+    Field::optional("limits", Kind::Unpublished, "{\"cpu_cores\": 8}"),
+    Field::optional("run_as", Kind::Unpublished, "{\"uid\": 1000, \"gid\": 1000}"),
+    Field::optional("retries", Kind::Unpublished, "3"),
+    Field::optional("on_node_lost", Kind::Unpublished, "\"rerun\""),
 ];
 
 const LIMITS: &[Field] = &[
-    Field { name: "cpu_cores", example: "8" },
-    Field { name: "memory_gb", example: "16" },
-    Field { name: "network_bandwidth_mbps", example: "100" },
-    Field { name: "storage_io_ops", example: "500" },
-    Field { name: "storage_io_latency_ms", example: "5" },
-    Field { name: "storage_io_weight", example: "100" },
-    Field { name: "cpu_weight", example: "100" },
-    Field { name: "network_weight", example: "100" },
-    Field { name: "network_ingress_mbps", example: "10" },
-    Field { name: "reclaim_idle", example: "true" },
+    Field::optional("cpu_cores", Kind::Unpublished, "8"),
+    Field::optional("memory_gb", Kind::Unpublished, "16"),
+    Field::optional("network_bandwidth_mbps", Kind::Unpublished, "100"),
+    Field::optional("storage_io_ops", Kind::Unpublished, "500"),
+    Field::optional("storage_io_latency_ms", Kind::Unpublished, "5"),
+    Field::optional("storage_io_weight", Kind::Unpublished, "100"),
+    Field::optional("cpu_weight", Kind::Unpublished, "100"),
+    Field::optional("network_weight", Kind::Unpublished, "100"),
+    Field::optional("network_ingress_mbps", Kind::Unpublished, "10"),
+    Field::optional("reclaim_idle", Kind::Unpublished, "true"),
 ];
 
 const LATENCY: Quantity = Quantity {
@@ -143,9 +144,9 @@ const LATENCY: Quantity = Quantity {
 };
 
 const RUN_AS: &[Field] = &[
-    Field { name: "uid", example: "1000" },
-    Field { name: "gid", example: "1000" },
-    Field { name: "groups", example: "[1000]" },
+    Field::required("uid", Kind::Unpublished, "1000"),
+    Field::required("gid", Kind::Unpublished, "1000"),
+    Field::optional("groups", Kind::Unpublished, "[1000]"),
 ];
 
 /// A task spec, or a bare profile, which has the fields of one at its root.
@@ -239,7 +240,7 @@ pub fn fits_label(text: &str) -> bool {
     text.len() <= 63 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte))
 }
 
-fn labels(item: &Item<'_>) -> Result<BTreeMap<String, String>, DocumentError> {
+pub(super) fn labels(item: &Item<'_>) -> Result<BTreeMap<String, String>, DocumentError> {
     const RULE: &str =
         "use up to 63 characters out of a-z, A-Z, 0-9, `-`, `_`, `.` and `/`; a name has at least one";
     let label = |(name, item): (&str, Item<'_>)| {
@@ -251,7 +252,11 @@ fn labels(item: &Item<'_>) -> Result<BTreeMap<String, String>, DocumentError> {
         }
         Ok((name.to_owned(), value.to_owned()))
     };
-    item.entries("labels: a mapping of names to texts")?.into_iter().map(label).collect()
+    let entries = item.entries("a mapping of names to texts").map_err(|error| match error.remedy {
+        Some(_) => error,
+        None => error.with_remedy("write each as a name and a text, such as {\"team\": \"data\"}"),
+    });
+    entries?.into_iter().map(label).collect()
 }
 
 fn limits(item: &Item<'_>, request: &Demand) -> Result<Limits, DocumentError> {

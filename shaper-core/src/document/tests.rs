@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     limits::{Limit, Limits},
+    policy::{PolicyLimits, Selector},
     spec::{Credentials, DEFAULT_WINDOW_MILLIS, Demand, OnNodeLost, Priority, TaskSpec},
     units::{BitsPerSec, Bytes, Iops, Micros, Millicores, Weight},
 };
@@ -295,6 +296,8 @@ fn a_policy_as_it_is_given() {
         eviction_threshold_permille: Some(900),
         preemption_enabled: true,
         window_millis: DEFAULT_WINDOW_MILLIS,
+        selector: Selector::default(),
+        limits: PolicyLimits::default(),
     };
     assert_eq!(policy("p.yaml", POLICY), Ok(expected.clone()));
     let flow = "policy_name: \"high_priority_tasks\"\npriority: \"high\"\nresource_demand: {cpu_cores: 8, memory_gb: 16}\n\
@@ -305,7 +308,17 @@ fn a_policy_as_it_is_given() {
     assert_eq!(policy("p.json", json), Ok(expected.clone()));
     let grown = format!("{POLICY}  window_seconds: 2.5\nnamespace: batch\n");
     let expected = Policy { window_millis: 2500, namespace: "batch".into(), ..expected };
-    assert_eq!(policy("p.yaml", grown), Ok(expected));
+    assert_eq!(policy("p.yaml", grown), Ok(expected.clone()));
+    let selector = "selector: {labels: {team: data, tier: ''}, name: 'etl-*'}\nlimits: {cpu: 250m}\n";
+    let labels = BTreeMap::from([("team".into(), "data".into()), ("tier".into(), "".into())]);
+    let expected = Policy {
+        window_millis: DEFAULT_WINDOW_MILLIS,
+        namespace: "default".into(),
+        selector: Selector { labels, name: "etl-*".parse().ok() },
+        limits: PolicyLimits { cpu: Some(Millicores(250)) },
+        ..expected
+    };
+    assert_eq!(policy("p.yaml", format!("{POLICY}{selector}")), Ok(expected));
     let least = Policy {
         policy_name: "x".into(),
         priority: Priority::Low,
@@ -314,6 +327,8 @@ fn a_policy_as_it_is_given() {
         eviction_threshold_permille: None,
         preemption_enabled: false,
         window_millis: DEFAULT_WINDOW_MILLIS,
+        selector: Selector::default(),
+        limits: PolicyLimits::default(),
     };
     assert_eq!(policy("p.yaml", "policy_name: x\npriority: low\n"), Ok(least));
 }

@@ -32,7 +32,7 @@ const COLUMNS: [Column; 7] = [
     Column::Number("MEMORY"),
 ];
 
-const WIDE_COLUMNS: [Column; 9] = [
+const WIDE_COLUMNS: [Column; 11] = [
     Column::Text("NAME"),
     Column::Text("NAMESPACE"),
     Column::Text("PRIORITY"),
@@ -40,6 +40,8 @@ const WIDE_COLUMNS: [Column; 9] = [
     Column::Text("PREEMPTS"),
     Column::Number("CPU"),
     Column::Number("MEMORY"),
+    Column::Text("SELECTS"),
+    Column::Number("CPU LIMIT"),
     Column::Number("WINDOW"),
     Column::Number("REVISION"),
 ];
@@ -53,6 +55,8 @@ fn row(status: &PolicyStatus) -> [String; 7] {
         eviction_threshold_permille,
         preemption_enabled,
         window_millis: _,
+        selector: _,
+        limits: _,
     } = &status.policy;
     let percent = |permille: u32| format!("{}.{}%", permille / 10, permille % 10);
     [
@@ -66,8 +70,13 @@ fn row(status: &PolicyStatus) -> [String; 7] {
     ]
 }
 
-fn wide_row(status: &PolicyStatus) -> [String; 9] {
+fn wide_row(status: &PolicyStatus) -> [String; 11] {
     let [name, namespace, priority, threshold, preempts, cpu, memory] = row(status);
-    let window = format!("{}ms", status.policy.window_millis);
-    [name, namespace, priority, threshold, preempts, cpu, memory, window, status.revision.to_string()]
+    let Policy { selector, limits, window_millis, .. } = &status.policy;
+    let labels = selector.labels.iter().map(|(label, value)| format!("{label}={value}"));
+    let selects: Vec<String> = selector.name.iter().map(ToString::to_string).chain(labels).collect();
+    let selects = or_dash((!selects.is_empty()).then(|| selects.join(",")));
+    let limit = or_dash(limits.cpu.map(super::cpu));
+    let (window, revision) = (format!("{window_millis}ms"), status.revision.to_string());
+    [name, namespace, priority, threshold, preempts, cpu, memory, selects, limit, window, revision]
 }

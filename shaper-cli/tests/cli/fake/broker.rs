@@ -37,6 +37,8 @@ struct State {
     /// Every state of every task.
     changes: Vec<v1::ClusterTask>,
     policies: Vec<v1::PolicyStatus>,
+    /// Every change of them.
+    policy_revisions: Vec<v1::PolicyRevision>,
     nodes: Vec<v1::NodeStatus>,
     decisions: Vec<v1::Decision>,
     profile: Option<v1::GetProfileResponse>,
@@ -45,6 +47,15 @@ struct State {
     not_operator: bool,
     revision: u64,
     calls: Vec<Call>,
+}
+
+impl State {
+    fn policy_changed(&mut self, change: v1::PolicyChange) -> v1::PolicyRevision {
+        let (revision, changes) = (self.revision, vec![change]);
+        let change = v1::PolicyRevision { revision, changes, ..Default::default() };
+        self.policy_revisions.push(change.clone());
+        change
+    }
 }
 
 /// What the broker has stored, whether or not one runs.
@@ -293,8 +304,10 @@ impl broker_server::Broker for Service {
             state.revision += 1;
             let key = |policy: &v1::Policy| (policy.namespace.clone(), policy.policy_name.clone());
             state.policies.retain(|other| other.policy.as_ref().map(key) != Some(key(&policy)));
-            let status = v1::PolicyStatus { policy: Some(policy), revision: state.revision };
+            let status = v1::PolicyStatus { policy: Some(policy.clone()), revision: state.revision };
             state.policies.push(status.clone());
+            let name = policy.policy_name.clone();
+            state.policy_changed(v1::PolicyChange { policy_name: name, before: None, after: Some(policy) });
             Ok(status)
         })?;
         Ok(Response::new(status))
@@ -305,6 +318,58 @@ impl broker_server::Broker for Service {
         _: Request<v1::ListPoliciesRequest>,
     ) -> Result<Response<v1::ListPoliciesResponse>, Status> {
         Ok(Response::new(v1::ListPoliciesResponse { policies: self.0.state().policies.clone() }))
+    }
+
+    async fn delete_policy(
+        &self,
+        request: Request<v1::DeletePolicyRequest>,
+    ) -> Result<Response<v1::PolicyRevision>, Status> {
+        let v1::DeletePolicyRequest { policy_name } = request.into_inner();
+        let change = self.0.update(|state| {
+            let named = |status: &v1::PolicyStatus| {
+                status.policy.as_ref().is_some_and(|policy| policy.policy_name == policy_name)
+            };
+            let place = state.policies.iter().position(named)?;
+            let before = state.policies.remove(place).policy;
+            state.revision += 1;
+            Some(state.policy_changed(v1::PolicyChange { policy_name, before, after: None }))
+        });
+        change.map(Response::new).ok_or_else(|| Status::not_found("there is no such policy"))
+    }
+
+    async fn list_policy_revisions(
+        &self,
+        _: Request<v1::ListPolicyRevisionsRequest>,
+    ) -> Result<Response<v1::ListPolicyRevisionsResponse>, Status> {
+        let revisions = self.0.state().policy_revisions.clone();
+        Ok(Response::new(v1::ListPolicyRevisionsResponse { revisions }))
+    }
+
+    async fn roll_back_policies(
+        &self,
+        request: Request<v1::RollBackPoliciesRequest>,
+    ) -> Result<Response<v1::PolicyRevision>, Status> {
+        let v1::RollBackPoliciesRequest { revision } = request.into_inner();
+        Ok(Response::new(v1::PolicyRevision {
+            revision: revision + 1,
+            rolled_back_to: Some(revision),
+            ..Default::default()
+        }))
+    }
+
+    async fn preview_policies(
+        &self,
+        request: Request<v1::PreviewPoliciesRequest>,
+    ) -> Result<Response<v1::PreviewPoliciesResponse>, Status> {
+        let setting = |policy: v1::Policy| v1::PolicySetting {
+            setting: "limits.cpu".into(),
+            policy: policy.policy_name,
+            says: "at most 2 cores".into(),
+            overruled: Vec::new(),
+        };
+        let settings = request.into_inner().policies.into_iter().map(setting).collect();
+        let task = v1::TaskPolicies { task_id: "etl".into(), node: "n1".into(), settings };
+        Ok(Response::new(v1::PreviewPoliciesResponse { tasks: vec![task] }))
     }
 
     async fn get_profile(

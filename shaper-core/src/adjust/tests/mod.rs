@@ -4,7 +4,12 @@ mod promises;
 mod stories;
 
 use super::*;
-use crate::units::{Bytes, Iops};
+use std::collections::BTreeMap;
+
+use crate::{
+    policy::{self, PolicyLimits, Selector, Setting, Subject},
+    units::{Bytes, Iops},
+};
 
 /// A tick, and the tenths of a second that the stories count in.
 const TICK_NS: u64 = 100_000_000;
@@ -15,6 +20,7 @@ const ENDLESS: u64 = 1_000_000;
 struct Real {
     execution: ExecutionId,
     namespace: String,
+    labels: BTreeMap<String, String>,
     priority: Priority,
     request: Demand,
     limits: Limits,
@@ -29,6 +35,7 @@ fn task(name: &str, priority: Priority, request: u64, wants_cpu: u64) -> Real {
     Real {
         execution: ExecutionId { task: name.parse().unwrap(), attempt: 1 },
         namespace: "default".into(),
+        labels: BTreeMap::new(),
         priority,
         request: Demand {
             cpu: Millicores(request),
@@ -46,6 +53,21 @@ fn task(name: &str, priority: Priority, request: u64, wants_cpu: u64) -> Real {
     }
 }
 
+impl Real {
+    /// The policy that acts for it.
+    fn policy<'a>(&self, policies: impl IntoIterator<Item = &'a Policy>) -> Option<&'a str> {
+        let subject = Subject {
+            priority: self.priority,
+            namespace: &self.namespace,
+            name: self.execution.task.as_str(),
+            labels: &self.labels,
+        };
+        let given = policy::resolve(policies, &subject);
+        let acts = given.iter().find(|given| given.setting == Setting::Eviction)?;
+        Some(&acts.policy.policy_name)
+    }
+}
+
 fn policy(priority: Priority) -> Policy {
     Policy {
         policy_name: format!("{priority}_tasks"),
@@ -55,6 +77,8 @@ fn policy(priority: Priority) -> Policy {
         eviction_threshold_permille: Some(900),
         preemption_enabled: true,
         window_millis: 10_000,
+        selector: Selector::default(),
+        limits: PolicyLimits::default(),
     }
 }
 
@@ -93,6 +117,7 @@ impl Plant {
                 priority: task.priority,
                 request: task.request,
                 limits: task.limits,
+                policy: task.policy(self.policies.iter().map(|(policy, _)| policy)),
                 started_at: task.started_at,
                 managed: task.managed,
                 cpu_grant: task.cpu_grant,

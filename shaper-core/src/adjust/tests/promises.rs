@@ -105,6 +105,7 @@ proptest! {
                     priority: task.priority,
                     request: task.request,
                     limits: task.limits,
+                    policy: task.policy(&policies),
                     started_at: task.started_at,
                     managed: task.managed,
                     cpu_grant: task.cpu_grant,

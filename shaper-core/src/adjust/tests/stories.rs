@@ -289,6 +289,36 @@ fn below_the_threshold_nothing_happens() {
 }
 
 #[test]
+fn a_policy_acts_for_those_alone_whom_its_selector_selects() {
+    let gold =
+        Selector { labels: BTreeMap::from([("tier".to_owned(), "gold".to_owned())]), ..Selector::default() };
+    let mut plant = starving(Policy { selector: gold, ..policy(Priority::High) });
+    plant.run(1_000);
+    assert!(plant.evicted().is_empty());
+    assert_eq!(plant.cpu_of("hog"), 460, "what its weight gives it");
+    plant.real("web").labels.insert("tier".into(), "gold".into());
+    plant.run(10);
+    assert_eq!(plant.cpu_of("hog"), 200, "pressed");
+    plant.run(200);
+    assert_eq!(plant.evicted().len(), 1);
+}
+
+#[test]
+fn of_two_policies_for_one_task_the_more_specific_one_acts() {
+    let mild = Policy {
+        policy_name: "web_is_patient".into(),
+        preemption_enabled: false,
+        selector: Selector { name: "web*".parse().ok(), ..Selector::default() },
+        ..policy(Priority::High)
+    };
+    let mut plant = starving(mild);
+    plant.policies.push((policy(Priority::High), false));
+    plant.run(1_000);
+    assert!(plant.evicted().is_empty());
+    assert_eq!(plant.cpu_of("hog"), 200, "pressed");
+}
+
+#[test]
 fn a_node_that_is_no_longer_busy_evicts_nobody() {
     let mut plant = starving(policy(Priority::High));
     plant.run(110);

@@ -1,0 +1,248 @@
+//! Which policy gives a task which setting.
+//!
+//! A policy covers the tasks of its priority in its namespace, as far as its [`Selector`] selects them.
+//! Several may cover one task and want the same [`Setting`] of it. One of them wins, by the first of
+//! these in which they differ:
+//!
+//! 1. **Name.** A selector with an exact name comes before one with a pattern, and that before one without.
+//! 2. **Labels.** More of them come before fewer.
+//! 3. **Pattern.** More characters besides `*` come before fewer.
+//! 4. **Policy name**, in the order of its bytes.
+//!
+//! Names are unique in a set, so two policies always differ in the last, and the order of the set does
+//! not matter. Each setting is decided by itself, and a policy that leaves one out has no say in it. Who
+//! was overruled, and by which rule, is part of the answer.
+
+mod selector;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    cmp::{Ordering, Reverse},
+    collections::BTreeMap,
+    fmt,
+};
+
+use serde::{Deserialize, Serialize};
+
+pub use selector::{InvalidPattern, NamePattern, Selector};
+
+use crate::{
+    limits::Limit,
+    spec::{Policy, Priority, TaskSpec},
+    units::Millicores,
+};
+
+/// What of a task decides which policies cover it.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    /// Its priority.
+    pub priority: Priority,
+    /// Its namespace.
+    pub namespace: &'a str,
+    /// Its name.
+    pub name: &'a str,
+    /// Its labels.
+    pub labels: &'a BTreeMap<String, String>,
+}
+
+impl<'a> Subject<'a> {
+    /// Of a task.
+    pub fn of(spec: &'a TaskSpec) -> Subject<'a> {
+        Subject {
+            priority: spec.profile.priority,
+            namespace: &spec.namespace,
+            name: &spec.name,
+            labels: &spec.labels,
+        }
+    }
+}
+
+/// Something that a policy says of the tasks that it covers, and that one policy alone can say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Setting {
+    /// When others are held back or evicted for them: the whole behavior.
+    Eviction,
+    /// Whether lower ones end for them where they fit on no node.
+    Preemption,
+    /// The most CPU that they are granted.
+    CpuLimit,
+}
+
+impl Setting {
+    /// All of them.
+    pub const ALL: [Setting; 3] = [Setting::Eviction, Setting::Preemption, Setting::CpuLimit];
+
+    /// What a policy says of it, for people; `None`: nothing.
+    pub fn shown(self, policy: &Policy) -> Option<String> {
+        match self {
+            Setting::Eviction => policy.eviction_threshold_permille.map(|permille| {
+                let others = if policy.preemption_enabled { "hold back or evict" } else { "hold back" };
+                let (percent, tenths) = (permille / 10, permille % 10);
+                let window = policy.window_millis;
+                format!("{others} lower priorities from {percent}.{tenths} % of the CPU over {window} ms")
+            }),
+            Setting::Preemption => {
+                policy.preemption_enabled.then(|| "end lower priorities where they fit on no node".to_owned())
+            }
+            Setting::CpuLimit => policy.limits.cpu.map(|cpu| format!("at most {cpu} cores")),
+        }
+    }
+
+    fn is_in(self, policy: &Policy) -> bool {
+        match self {
+            Setting::Eviction => policy.eviction_threshold_permille.is_some(),
+            Setting::Preemption => policy.preemption_enabled,
+            Setting::CpuLimit => policy.limits.cpu.is_some(),
+        }
+    }
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Setting::Eviction => "behavior",
+            Setting::Preemption => "behavior.preemption_enabled",
+            Setting::CpuLimit => "limits.cpu",
+        })
+    }
+}
+
+/// What a policy limits. `None`: it has no say in that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyLimits {
+    /// CPU.
+    pub cpu: Option<Millicores>,
+}
+
+/// Why one policy comes before another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rule {
+    /// It names the task more exactly.
+    Name,
+    /// It asks for more labels.
+    Labels,
+    /// Its pattern has more characters besides `*`.
+    Pattern,
+    /// Its own name comes first.
+    PolicyName,
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Rule::Name => "names the task more exactly",
+            Rule::Labels => "asks for more labels",
+            Rule::Pattern => "has the longer pattern",
+            Rule::PolicyName => "comes first by its name",
+        })
+    }
+}
+
+/// A setting of a task, and the policy that gives it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Given<'a> {
+    /// Which.
+    pub setting: Setting,
+    /// Who.
+    pub policy: &'a Policy,
+    /// Who wanted the same, the next best first.
+    pub overruled: Vec<Overruled<'a>>,
+}
+
+/// A policy that wanted a setting that another one gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overruled<'a> {
+    /// Which.
+    pub policy: &'a Policy,
+    /// What the other one has before it.
+    pub rule: Rule,
+}
+
+impl Policy {
+    /// Whether it is for this task.
+    pub fn covers(&self, subject: &Subject<'_>) -> bool {
+        self.priority == subject.priority
+            && self.namespace == subject.namespace
+            && self.selector.selects(subject)
+    }
+}
+
+/// What these policies, of which no two have one name, give a task: each setting at most once, in order.
+pub fn resolve<'a>(policies: impl IntoIterator<Item = &'a Policy>, subject: &Subject<'_>) -> Vec<Given<'a>> {
+    let mut covering: Vec<&Policy> = policies.into_iter().filter(|policy| policy.covers(subject)).collect();
+    covering.sort_by(|one, other| compare(one, other).0);
+    let given = |setting: Setting| {
+        let mut wanting = covering.iter().copied().filter(|policy| setting.is_in(policy));
+        let policy = wanting.next()?;
+        let overruled = wanting.map(|other| Overruled { policy: other, rule: compare(policy, other).1 });
+        Some(Given { setting, policy, overruled: overruled.collect() })
+    };
+    Setting::ALL.into_iter().filter_map(given).collect()
+}
+
+/// Which of two comes first, and the rule that says so.
+fn compare(one: &Policy, other: &Policy) -> (Ordering, Rule) {
+    type Rank = fn(&Selector) -> usize;
+    const RANKS: [(Rule, Rank); 3] = [
+        (Rule::Name, |selector| match &selector.name {
+            Some(pattern) if pattern.is_exact() => 2,
+            Some(_) => 1,
+            None => 0,
+        }),
+        (Rule::Labels, |selector| selector.labels.len()),
+        (Rule::Pattern, |selector| selector.name.as_ref().map_or(0, NamePattern::literals)),
+    ];
+    for (rule, rank) in RANKS {
+        let order = Reverse(rank(&one.selector)).cmp(&Reverse(rank(&other.selector)));
+        if order.is_ne() {
+            return (order, rule);
+        }
+    }
+    (one.policy_name.cmp(&other.policy_name), Rule::PolicyName)
+}
+
+/// The policy by which lower tasks end for this one where it fits on no node.
+pub fn permit<'a>(
+    policies: impl IntoIterator<Item = &'a Policy>,
+    subject: &Subject<'_>,
+) -> Option<&'a Policy> {
+    let wanting = policies.into_iter().filter(|policy| policy.preemption_enabled && policy.covers(subject));
+    wanting.min_by(|one, other| compare(one, other).0)
+}
+
+/// What policies give one task, apart from the policies themselves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Effective {
+    /// Name of the policy that holds others back and evicts them for it.
+    pub eviction: Option<String>,
+    /// The CPU limit that one of them sets.
+    pub cpu: Option<Millicores>,
+}
+
+impl Effective {
+    /// What these policies give a task.
+    pub fn of<'a>(policies: impl IntoIterator<Item = &'a Policy>, spec: &TaskSpec) -> Effective {
+        let mut effective = Effective::default();
+        for Given { setting, policy, .. } in resolve(policies, &Subject::of(spec)) {
+            match setting {
+                Setting::Eviction => effective.eviction = Some(policy.policy_name.clone()),
+                // The broker's.
+                Setting::Preemption => {}
+                Setting::CpuLimit => effective.cpu = policy.limits.cpu,
+            }
+        }
+        effective
+    }
+
+    /// The CPU limit of a task: the lower of its own and the policy's. What it requests is
+    /// guaranteed, so a policy does not go below that.
+    pub fn cpu_limit(&self, spec: &TaskSpec) -> Limit<Millicores> {
+        let Some(most) = self.cpu else { return spec.limits.cpu };
+        let most = most.max(spec.profile.demand.cpu);
+        Limit::At(spec.limits.cpu.at().map_or(most, |own| own.min(most)))
+    }
+}
