@@ -452,7 +452,7 @@ pub fn begin(state: &mut State) -> Outcome {
         state.leave(&id);
         state.revision += 1;
         if let Some(row) = state.tasks.get_mut(&id) {
-            row.task.phase = Phase::Pending { reason: String::new(), scale_out_asked: false };
+            row.task.phase = Phase::Pending { reason: schedule::NO_NODE.to_owned(), scale_out_asked: false };
             row.task.revision = state.revision;
             rows.push(Row::Run { sequence: row.task.sequence(), task: id.clone() });
         }

@@ -131,6 +131,13 @@ impl Turn<'_> {
             self.rows.push(Row::Policy(name.clone()));
             changes.push(PolicyChange { name, before, after });
         }
+        let preempts =
+            |of: &Option<(Policy, u32)>| of.as_ref().is_some_and(|(policy, _)| policy.preemption_enabled);
+        if changes.iter().any(|change| preempts(&change.before) || preempts(&change.after)) {
+            // Room may be made that could not before, or no more.
+            self.state.line_up();
+            self.look_at_all = true;
+        }
         let change = PolicyRevision { revision, at: self.now, uid, rolled_back_to, changes };
         self.state.policy_revisions.insert(revision, change);
         self.rows.push(Row::PolicyRevision(revision));
@@ -139,9 +146,6 @@ impl Turn<'_> {
         {
             self.rows.push(Row::PolicyRevision(forgotten));
         }
-        // Room may be made by them that could not before.
-        self.state.line_up();
-        self.look_at_all = true;
         let sessions: Vec<_> = self.state.sessions.keys().copied().collect();
         for session in sessions {
             let policies = self.policies_for(session);

@@ -19,6 +19,9 @@ const SECOND: UnixNanos = 1_000_000_000;
 /// A task does not go back to a node for 1 s, 2 s, 4 s … and not for longer than this.
 const MAX_BACKOFF: UnixNanos = 60 * SECOND;
 
+/// Why everything waits before the first node is there.
+pub(super) const NO_NODE: &str = "no node is connected";
+
 /// When something is to be decided that no event will cause. The shell sends a Tick then.
 pub fn next_wakeup(state: &State) -> Option<UnixNanos> {
     let waiting = state.waiting.alone().filter_map(|id| state.tasks.get(id));
@@ -35,7 +38,7 @@ enum Waits {
 impl Waits {
     fn reason(&self) -> String {
         match self {
-            Waits::For(Lack::Nodes) => "no node is connected".to_owned(),
+            Waits::For(Lack::Nodes) => NO_NODE.to_owned(),
             Waits::For(Lack::LargeNodes) => {
                 "no connected node could hold it, even if it were empty".to_owned()
             }

@@ -33,7 +33,7 @@ const ROWS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("rows");
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const SCHEMA_KEY: &str = "schema";
-/// Of the latest transaction: of a file without a log, which a broker of schema 1 wrote.
+/// Of the latest transaction that is not in the log: of one that was too large for it, or of a broker of schema 1.
 const REVISION_KEY: &str = "revision";
 
 /// Bytes of the log that are carried into the rows together. There are at most twice as many in the log and in memory, and a
@@ -228,6 +228,19 @@ fn split(stored: &[u8]) -> Option<(u64, &[u8])> {
     Some((u64::from_be_bytes(*revision), value))
 }
 
+fn write_row(
+    rows: &mut redb::Table<'_, &'static [u8], &'static [u8]>,
+    key: &[u8],
+    revision: u64,
+    value: Option<&[u8]>,
+) -> Result<(), BackendError> {
+    match value {
+        Some(value) => drop(rows.insert(key, [&revision.to_be_bytes(), value].concat().as_slice())?),
+        None => drop(rows.remove(key)?),
+    }
+    Ok(())
+}
+
 /// A row as it is in the tree, or why it cannot be read.
 type Stored<'a> = Result<(AccessGuard<'a, &'static [u8]>, AccessGuard<'a, &'static [u8]>), StorageError>;
 
@@ -274,6 +287,27 @@ impl Redb {
             Ok(Versioned { value: value.to_vec(), revision })
         };
         stored.map(decode).transpose()
+    }
+
+    /// A transaction with more than a generation, as a restore is: straight into the rows, after all that is in the log.
+    fn txn_past_the_log(&mut self, ops: &[Op]) -> Result<Txn, StoreError> {
+        let revision = self.revision + 1;
+        self.write_with(|transaction| {
+            let mut rows = transaction.open_table(ROWS)?;
+            for (key, (revision, value)) in self.logged(b"") {
+                write_row(&mut rows, key, revision, value)?;
+            }
+            for op in ops {
+                let (key, value) = op.write();
+                write_row(&mut rows, key, revision, value)?;
+            }
+            transaction.open_table(LOG)?.retain(|_, _| false)?;
+            transaction.open_table(META)?.insert(REVISION_KEY, revision)?;
+            Ok(())
+        })?;
+        self.revision = revision;
+        (self.recent, self.frozen) = (Recent::default(), None);
+        Ok(Txn::Committed { revision })
     }
 
     /// The rows in the log whose key begins with `prefix`.
@@ -325,6 +359,9 @@ impl Store for Redb {
                 return Ok(Txn::Conflict { key: compare.key().to_vec() });
             }
         }
+        if log::length(ops) > self.generation {
+            return self.txn_past_the_log(ops);
+        }
         let record = Record::of(self.revision + 1, ops);
         let carried = self.to_carry(ops.len());
         self.write_with(|transaction| {
@@ -337,13 +374,7 @@ impl Store for Redb {
                 if self.recent.contains(key) {
                     continue;
                 }
-                match value {
-                    Some(value) => {
-                        let stored = [&revision.to_be_bytes(), value].concat();
-                        rows.insert(key, stored.as_slice())?;
-                    }
-                    None => drop(rows.remove(key)?),
-                }
+                write_row(&mut rows, key, revision, value)?;
             }
             if frozen.left() == carried
                 && let Some(last) = frozen.last()

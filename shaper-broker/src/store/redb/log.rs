@@ -22,13 +22,18 @@ pub(super) struct Cut;
 
 const LENGTH: usize = size_of::<u64>();
 
+/// How many bytes the record of these has.
+pub(super) fn length(ops: &[Op]) -> usize {
+    let length = |op: &Op| {
+        let (key, value) = op.write();
+        2 * LENGTH + key.len() + value.map_or(0, <[u8]>::len)
+    };
+    ops.iter().map(length).sum()
+}
+
 impl Record {
     pub(super) fn of(revision: u64, ops: &[Op]) -> Record {
-        let length = |op: &Op| {
-            let (key, value) = op.write();
-            2 * LENGTH + key.len() + value.map_or(0, <[u8]>::len)
-        };
-        let mut bytes = Vec::with_capacity(ops.iter().map(length).sum());
+        let mut bytes = Vec::with_capacity(length(ops));
         for op in ops {
             let (key, value) = op.write();
             bytes.extend((key.len() as u64).to_le_bytes());
