@@ -14,6 +14,7 @@ pub mod ledger;
 pub mod limits;
 pub mod place;
 pub mod policy;
+pub mod profile;
 pub mod queue;
 pub mod share;
 pub mod shrink;

@@ -43,6 +43,8 @@ enum Subject {
     Place(Options),
     /// How well GPUs are packed: the trace openb by its published protocol, every workload
     Openb(Options),
+    /// How well limits follow use, on recorded series, beside the rule of Kubernetes' Vertical Pod Autoscaler
+    Rightsize(Options),
     /// How well block IO is kept in bounds, in the VM: ceilings, weights, promised latencies
     Io(IoOptions),
 }
@@ -119,6 +121,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         Subject::Broker(OfBroker { options, parts }) => here("broker", options, parts),
         Subject::Place(options) => here("place", options, &[]),
         Subject::Openb(options) => here("openb", options, &[]),
+        Subject::Rightsize(options) => here("rightsize", options, &[]),
         Subject::Io(options) => io(options),
     }
 }

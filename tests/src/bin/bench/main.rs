@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: what the kernel programs and the agent cost, and how right they are; how exact limits are, and
-//! what loans are worth; how well the network is shaped; what a broker takes in; how fast and how well tasks are placed. This file only wires; each part of a subject has its module.
+//! what loans are worth; how well the network is shaped; what a broker takes in; how fast and how well tasks are placed; how well limits
+//! are sized by what was used. This file only wires; each part of a subject has its module.
 #![forbid(unsafe_code)]
 
 mod accuracy;
@@ -19,10 +20,12 @@ mod place;
 mod pulse;
 mod report;
 mod rig;
+mod rightsize;
 mod scaling;
 mod service;
 mod shares;
 mod site;
+mod traces;
 
 use std::{env, process::ExitCode, time::Duration};
 
@@ -128,11 +131,12 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
     }
 }
 
-const USAGE: &str = "usage: bench measure|actuators|shape|net|broker|place|openb [--json] [--quick] [PART…]";
+const USAGE: &str =
+    "usage: bench measure|actuators|shape|net|broker|place|openb|rightsize [--json] [--quick] [PART…]";
 
 type Part = fn(Plan, &mut Report) -> Result<()>;
 
-const SUBJECTS: [(&str, &[(&str, Part)]); 7] = [
+const SUBJECTS: [(&str, &[(&str, Part)]); 8] = [
     (
         "measure",
         &[
@@ -181,6 +185,7 @@ const SUBJECTS: [(&str, &[(&str, Part)]); 7] = [
         ],
     ),
     ("openb", &[("packing", place::packing)]),
+    ("rightsize", &[("cpu", rightsize::cpu), ("memory", rightsize::memory), ("cost", rightsize::cost)]),
 ];
 
 fn say(text: &str) {

@@ -13,6 +13,7 @@ use super::data::{self, NodeShape, Random, TaskShape};
 use crate::{
     Plan,
     report::{Report, quantile},
+    traces,
 };
 
 /// Zones that nodes are labelled with, in turn.
@@ -31,7 +32,7 @@ struct Scene {
 
 pub(crate) fn measure(plan: Plan, report: &mut Report) -> Result<()> {
     let Some(shapes) = data::nodes()? else {
-        report.skip("placement", &format!("there is no {}", data::folder().join("openb").display()));
+        report.skip("placement", &format!("there is no {}", traces::folder().join("openb").display()));
         return Ok(());
     };
     let tasks = data::tasks("default")?;

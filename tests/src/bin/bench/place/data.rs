@@ -2,8 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    env, fs,
-    path::PathBuf,
+    fs,
+    path::Path,
 };
 
 use anyhow::{Context, Result, bail};
@@ -13,11 +13,9 @@ use shaper_core::{
     units::{Bytes, Millicores},
 };
 
-const MIB: u64 = 1 << 20;
+use crate::traces;
 
-pub(super) fn folder() -> PathBuf {
-    env::var_os("SHAPER_DATA").map_or_else(|| PathBuf::from("../shared/data"), PathBuf::from)
-}
+const MIB: u64 = 1 << 20;
 
 /// A node of Alibaba's GPU trace "openb".
 #[derive(Clone)]
@@ -86,7 +84,7 @@ impl TaskShape {
 
 /// The trace's nodes; `None`: the data are not on this machine.
 pub(super) fn nodes() -> Result<Option<Vec<NodeShape>>> {
-    let path = folder().join("openb/openb_node_list_gpu_node.csv");
+    let path = traces::folder().join("openb/openb_node_list_gpu_node.csv");
     if !path.exists() {
         return Ok(None);
     }
@@ -103,7 +101,7 @@ pub(super) fn nodes() -> Result<Option<Vec<NodeShape>>> {
 
 /// The trace's lists of tasks, by name.
 pub(super) fn workloads() -> Result<Vec<String>> {
-    let folder = folder().join("openb");
+    let folder = traces::folder().join("openb");
     let entries = fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))?;
     let mut names = Vec::new();
     for entry in entries {
@@ -131,7 +129,7 @@ pub(super) fn tasks(workload: &str) -> Result<Vec<TaskShape>> {
             models: models.map(str::to_owned).collect(),
         })
     };
-    rows(&folder().join(format!("openb/openb_pod_list_{workload}.csv")), 5, task)
+    rows(&traces::folder().join(format!("openb/openb_pod_list_{workload}.csv")), 5, task)
 }
 
 /// Published GPU allocation, percent, at arrivals of 100 and 130 %: of ten seeds.
@@ -143,7 +141,7 @@ pub(super) struct Published {
 
 /// By workload and policy.
 pub(super) fn published() -> Result<BTreeMap<(String, String), Published>> {
-    let path = folder().join("openb/published_gpu_allocation.csv");
+    let path = traces::folder().join("openb/published_gpu_allocation.csv");
     let row = |row: &[&str]| {
         let policy = row[1].split_once('-').map_or(row[1], |(_, name)| name);
         let means = [row[3].parse()?, row[5].parse()?];
@@ -153,7 +151,7 @@ pub(super) fn published() -> Result<BTreeMap<(String, String), Published>> {
     Ok(rows(&path, 7, row)?.into_iter().collect())
 }
 
-fn rows<T>(path: &PathBuf, columns: usize, read: impl Fn(&[&str]) -> Result<T>) -> Result<Vec<T>> {
+fn rows<T>(path: &Path, columns: usize, read: impl Fn(&[&str]) -> Result<T>) -> Result<Vec<T>> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut found = Vec::new();
     for (number, line) in text.lines().enumerate().skip(1) {

@@ -10,7 +10,7 @@ use super::{
     data::{self, NodeShape, Random, TaskShape},
     streams,
 };
-use crate::{Plan, report::Report};
+use crate::{Plan, report::Report, traces};
 
 /// What decides.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,7 +52,7 @@ type Allocated = [f64; 2];
 
 pub(crate) fn measure(plan: Plan, report: &mut Report) -> Result<()> {
     let Some(nodes) = data::nodes()? else {
-        report.skip("packing", &format!("there is no {}", data::folder().join("openb").display()));
+        report.skip("packing", &format!("there is no {}", traces::folder().join("openb").display()));
         return Ok(());
     };
     let start = Instant::now();

@@ -12,7 +12,7 @@ use shaper_core::{
 };
 
 use super::data::{self, NodeShape, Random, TaskShape};
-use crate::{Plan, report::Report};
+use crate::{Plan, report::Report, traces};
 
 const NODES: usize = 400;
 const SECOND: u64 = 1_000_000_000;
@@ -21,7 +21,7 @@ const AT_ONCE: usize = 3_000;
 
 pub(crate) fn measure(plan: Plan, report: &mut Report) -> Result<()> {
     let Some(shapes) = data::nodes()? else {
-        report.skip("replay", &format!("there is no {}", data::folder().join("openb").display()));
+        report.skip("replay", &format!("there is no {}", traces::folder().join("openb").display()));
         return Ok(());
     };
     let tasks = data::tasks("default")?;

@@ -1,12 +1,7 @@
 //! How long gangs wait, first come first served, by strict priority, and with backfill: the week of SURF's cluster in
 //! `arrivals/`. Jobs of one submission that run equally long are one gang.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs::File,
-    io::Read,
-    process::Command,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail};
 use shaper_core::{
@@ -16,10 +11,11 @@ use shaper_core::{
     units::{Bytes, Millicores},
 };
 
-use super::data::{self, Random};
+use super::data::Random;
 use crate::{
     Plan,
     report::{Report, quantile},
+    traces,
 };
 
 /// Of 16 cores each: the week's jobs need 115 on average.
@@ -37,12 +33,12 @@ struct Gang {
 }
 
 pub(crate) fn measure(_: Plan, report: &mut Report) -> Result<()> {
-    let path = data::folder().join("arrivals/surf_week.csv.gz");
+    let path = traces::folder().join("arrivals/surf_week.csv.gz");
     if !path.exists() {
         report.skip("backfill", &format!("there is no {}", path.display()));
         return Ok(());
     }
-    let gangs = gangs(&unpacked(&path)?)?;
+    let gangs = gangs(&traces::unpacked(&path)?)?;
     report.tell("gangs", gangs.len() as f64, "");
     let mut longest = BTreeMap::new();
     for (order, backfills, name) in [
@@ -66,19 +62,6 @@ pub(crate) fn measure(_: Plan, report: &mut Report) -> Result<()> {
     report.at_most(1.0, "mean wait, EASY backfill / first come, first served", easy.0 / first.0, "");
     report.at_most(1.0, "longest wait, the same (nobody starves)", easy.1 / first.1, "");
     Ok(())
-}
-
-fn unpacked(path: &std::path::Path) -> Result<String> {
-    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    let mut gzip =
-        Command::new("gzip").arg("-dc").stdin(file).stdout(std::process::Stdio::piped()).spawn()?;
-    let mut text = String::new();
-    gzip.stdout.take().context("gzip has no output")?.read_to_string(&mut text)?;
-    let status = gzip.wait()?;
-    if !status.success() {
-        bail!("gzip of {}: {status}", path.display());
-    }
-    Ok(text)
 }
 
 fn gangs(text: &str) -> Result<Vec<Gang>> {

@@ -1,0 +1,11 @@
+//! Rightsizing: how well limits follow use, beside the rule of Kubernetes' Vertical Pod Autoscaler.
+
+mod cost;
+mod memory;
+mod plot;
+mod replay;
+mod series;
+
+pub(crate) use cost::measure as cost;
+pub(crate) use memory::measure as memory;
+pub(crate) use replay::measure as cpu;
