@@ -8,7 +8,7 @@ use std::{pin::Pin, sync::Arc};
 
 use shaper_core::{
     id::{InvalidTaskId, TaskId},
-    spec::{Credentials, Priority, TaskSpec},
+    spec::{Credentials, TaskSpec},
 };
 use shaper_identity::{
     access::{Breach, Grant},
@@ -285,23 +285,44 @@ impl Broker for BrokerService {
         request: Request<v1::GetProfileRequest>,
     ) -> Result<Response<v1::GetProfileResponse>, Status> {
         let (caller, grant) = (caller(&request)?, grant(&request)?);
-        let v1::GetProfileRequest { name, namespace } = request.into_inner();
+        let v1::GetProfileRequest { name, namespace, priority } = request.into_inner();
+        let priority = shaper_proto::convert::priority_or_medium("priority", priority)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
         if let Some(grant) = grant {
             grant.covers(&namespace).map_err(|error| breach(&error))?;
         }
         let measured = {
             let name = name.clone();
-            self.read(move |view| query::profile(view.state, &caller, &namespace, &name)).await?
+            self.read(move |view| query::profile(view.state, &caller, &namespace, &name, priority)).await?
         };
         let profile = v1::TaskProfile {
             // Whoever submits it chooses an id; the name will do where it is one.
             task_id: if name.parse::<TaskId>().is_ok() { name } else { String::new() },
             demand: Some(measured.demand.into()),
-            priority: v1::Priority::from(Priority::Medium).into(),
-            estimated_runtime_seconds: Some(measured.runtime_seconds),
+            priority: v1::Priority::from(priority).into(),
+            estimated_runtime_seconds: Some(measured.runtime_seconds).filter(|seconds| *seconds > 0),
         };
         let (executions, notes) = (measured.executions, measured.notes);
-        Ok(Response::new(v1::GetProfileResponse { profile: Some(profile), executions, notes }))
+        let estimates = measured.estimates.into_iter().map(wire::estimate).collect();
+        Ok(Response::new(v1::GetProfileResponse { profile: Some(profile), executions, notes, estimates }))
+    }
+
+    async fn list_profiles(
+        &self,
+        request: Request<v1::ListProfilesRequest>,
+    ) -> Result<Response<v1::ListProfilesResponse>, Status> {
+        let (caller, grant) = (caller(&request)?, grant(&request)?);
+        let profiles = self
+            .read(move |view| {
+                let covered = query::profiles(view.state, &caller).filter(|(history, _)| {
+                    grant.as_ref().is_none_or(|grant| grant.covers(&history.namespace).is_ok())
+                });
+                Ok::<_, Refusal>(
+                    covered.map(|(history, kind)| wire::profile_summary(history, kind)).collect(),
+                )
+            })
+            .await?;
+        Ok(Response::new(v1::ListProfilesResponse { profiles }))
     }
 }
 

@@ -4,7 +4,8 @@
 use shaper_core::{
     id::TaskId,
     policy::Rule,
-    spec::{Capacity, Decision, Policy},
+    profile::Expected,
+    spec::{Capacity, Decision, Policy, Priority},
     task::{Phase as RunPhase, TaskStatus},
 };
 use shaper_proto::{
@@ -17,10 +18,31 @@ use crate::{
     reactor::{
         Directive, DirectiveKind, DirectiveOutcome, DirectiveResult, Event, Hello, NodeTask, Phase,
         SessionId, Submission, Task,
+        history::{Estimate, History},
+        learn::{self, Kind},
         policies::{Gift, PolicyChange, PolicyRevision, Preview},
         state::{Node, PolicyRow},
     },
 };
+
+/// How much of a resource to request, and why.
+pub fn estimate(estimate: Estimate) -> v1::ResourceEstimate {
+    let Estimate { resource, request, hours, expected: Expected { touched, unserved, unused } } = estimate;
+    v1::ResourceEstimate { resource: resource.name().into(), request, hours, touched, unserved, unused }
+}
+
+/// A name of which something is known.
+pub fn profile_summary(history: &History, kind: Option<&Kind>) -> v1::ProfileSummary {
+    let measured = learn::measured(history, kind, Priority::Medium);
+    v1::ProfileSummary {
+        namespace: history.namespace.clone(),
+        name: history.name.clone(),
+        executions: measured.executions,
+        hours: measured.estimates.iter().map(|estimate| estimate.hours).fold(0.0, f64::max),
+        demand: Some(measured.demand.into()),
+        seen_at_unix_nanos: kind.map(Kind::seen_at).filter(|at| *at > 0),
+    }
+}
 
 /// A task as clients see it, in an epoch.
 pub fn cluster_task(epoch: u64, task: &Task) -> v1::ClusterTask {

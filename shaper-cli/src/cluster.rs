@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use shaper_core::{
-    spec::{Capacity, Policy, Profile, TaskSpec},
+    spec::{Capacity, Demand, Policy, Profile, TaskSpec},
     task::{ExitStatus, Owner, Phase, TaskStatus, UnixNanos},
 };
 use shaper_proto::{convert::WireError, v1};
@@ -130,6 +130,32 @@ pub(crate) struct TaskPolicies {
     pub(crate) settings: Vec<v1::PolicySetting>,
 }
 
+/// A name of which something is known.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct KnownProfile {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    /// Finished ones.
+    pub(crate) executions: u64,
+    /// How long tasks were measured while they ran.
+    pub(crate) hours: f64,
+    /// Of a new one.
+    pub(crate) demand: Demand,
+    /// When something was learnt last.
+    pub(crate) seen_at: Option<UnixNanos>,
+}
+
+impl TryFrom<v1::ProfileSummary> for KnownProfile {
+    type Error = WireError;
+
+    fn try_from(wire: v1::ProfileSummary) -> Result<KnownProfile, WireError> {
+        let v1::ProfileSummary { namespace, name, executions, hours, demand, seen_at_unix_nanos: seen_at } =
+            wire;
+        let demand = demand.ok_or(WireError::Missing("demand"))?.try_into()?;
+        Ok(KnownProfile { namespace, name, executions, hours, demand, seen_at })
+    }
+}
+
 /// What finished tasks of a name have used.
 #[derive(Clone, Debug)]
 pub(crate) struct MeasuredProfile {
@@ -138,6 +164,8 @@ pub(crate) struct MeasuredProfile {
     pub(crate) executions: u64,
     /// What was learnt how.
     pub(crate) notes: Vec<String>,
+    /// Of each resource that was measured while tasks ran.
+    pub(crate) estimates: Vec<v1::ResourceEstimate>,
 }
 
 fn named(text: String) -> Option<String> {
@@ -251,8 +279,8 @@ impl TryFrom<v1::GetProfileResponse> for MeasuredProfile {
     type Error = WireError;
 
     fn try_from(wire: v1::GetProfileResponse) -> Result<MeasuredProfile, WireError> {
-        let v1::GetProfileResponse { profile, executions, notes } = wire;
+        let v1::GetProfileResponse { profile, executions, notes, estimates } = wire;
         let profile = profile.ok_or(WireError::Missing("profile"))?.try_into()?;
-        Ok(MeasuredProfile { profile, executions, notes })
+        Ok(MeasuredProfile { profile, executions, notes, estimates })
     }
 }

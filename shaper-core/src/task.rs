@@ -112,6 +112,9 @@ pub struct Usage {
     pub at_monotonic_ns: u64,
     /// CPU time, ns.
     pub cpu_time_ns: u64,
+    /// How long its limit stopped it in all, ns; where a group has threads on several CPUs, each counts.
+    #[serde(default)]
+    pub cpu_throttled_ns: Option<u64>,
     /// Sent by its sockets.
     pub egress: Traffic,
     /// Received by its sockets.

@@ -37,6 +37,11 @@ fn name(field: &'static str, name: String) -> Result<String, WireError> {
         .map_err(|_| invalid(field, "a name: 1 to 63 letters, digits, `-`, `_` and `.`"))
 }
 
+/// The priority that is meant: medium where none is said.
+pub fn priority_or_medium(field: &'static str, wire: i32) -> Result<Priority, WireError> {
+    if wire == v1::Priority::Unspecified as i32 { Ok(Priority::Medium) } else { priority(field, wire) }
+}
+
 fn priority(field: &'static str, wire: i32) -> Result<Priority, WireError> {
     match v1::Priority::try_from(wire) {
         Ok(v1::Priority::Low) => Ok(Priority::Low),

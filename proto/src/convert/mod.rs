@@ -6,6 +6,8 @@ mod memory;
 mod shrink;
 mod snapshot;
 
+pub use self::broker::priority_or_medium;
+
 use shaper_core::{
     doctor::{Availability, Report, Rung},
     id::{ExecutionId, InvalidTaskId, TaskId},
@@ -306,6 +308,7 @@ impl From<Usage> for v1::Usage {
             egress_now_bps,
             ingress_now_bps,
             egress_granted_bps,
+            cpu_throttled_ns,
         } = usage;
         v1::Usage {
             at_monotonic_ns,
@@ -318,6 +321,7 @@ impl From<Usage> for v1::Usage {
             egress_now_bps,
             ingress_now_bps,
             egress_granted_bps,
+            cpu_throttled_ns,
         }
     }
 }
@@ -335,6 +339,7 @@ impl From<v1::Usage> for Usage {
             egress_now_bps: wire.egress_now_bps,
             ingress_now_bps: wire.ingress_now_bps,
             egress_granted_bps: wire.egress_granted_bps,
+            cpu_throttled_ns: wire.cpu_throttled_ns,
         }
     }
 }

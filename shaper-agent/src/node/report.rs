@@ -210,7 +210,8 @@ impl Node {
             Err(error) if error.is_gone() => None,
             other => other?.map(|bytes| bytes.0),
         };
-        Ok(usage_of(&counters, self.meter.counters_before(target.slot), memory_bytes))
+        let usage = usage_of(&counters, self.meter.counters_before(target.slot), memory_bytes);
+        Ok(Usage { cpu_throttled_ns: self.meter.throttled_seen_ns(target.slot), ..usage })
     }
 }
 
@@ -225,6 +226,7 @@ pub(super) fn usage_of(now: &Counters, before: Option<&Counters>, memory_bytes: 
     Usage {
         at_monotonic_ns: now.at_ns,
         cpu_time_ns: now.cpu_ns,
+        cpu_throttled_ns: None,
         egress: now.egress,
         ingress: now.ingress,
         uplink_egress: now.uplink_egress,

@@ -334,6 +334,10 @@ impl Turn<'_> {
             Phase::Starting { node } => Some(node.clone()),
             _ => None,
         };
+        if phase == RunPhase::Running {
+            self.watch(id, &status);
+        }
+        let Some(TaskRow { task, .. }) = self.state.tasks.get(id).map(Box::as_ref) else { return };
         let before = task.on_node.as_deref();
         if before != Some(&status) {
             // What it has used is not news for those who watch, and is told anew after each loss of a session.
@@ -411,12 +415,14 @@ impl Turn<'_> {
     /// Adds what it used to the history of its name.
     fn record(&mut self, id: &TaskId, at: UnixNanos) {
         let Some(TaskRow { task, .. }) = self.state.tasks.get(id).map(Box::as_ref) else { return };
-        let Some(status) = &task.on_node else { return };
+        let Some(status) = task.on_node.clone() else { return };
+        self.watch_end(id, &status, at);
+        let Some(TaskRow { task, .. }) = self.state.tasks.get(id).map(Box::as_ref) else { return };
         let spec = task.spec();
         let key = (spec.namespace.clone(), spec.name.clone());
         let empty = || History::new(key.0.clone(), key.1.clone(), *task.demand());
         let history = self.state.histories.entry(key.clone()).or_insert_with(empty);
-        history.add(Sample::of(status, at), *task.demand(), task.owner().uid);
+        history.add(Sample::of(&status, at), *task.demand(), task.owner().uid);
         self.rows.push(Row::History(key.0, key.1));
     }
 

@@ -4,7 +4,8 @@ use std::collections::{BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 use shaper_core::{
-    spec::Demand,
+    profile::{Advice, Expected, Resource},
+    spec::{Demand, Priority},
     task::{TaskStatus, Traffic, UnixNanos},
     units::{BitsPerSec, Bytes, Millicores},
 };
@@ -20,6 +21,8 @@ const MARGIN_PERCENT: u64 = 15;
 const DECAY: u64 = 8;
 /// Users that are remembered as having run a task of this name.
 const USERS: usize = 64;
+/// What was measured for less is not believed against what finished tasks used.
+const CONFIDENT_HOURS: f64 = 1.0;
 const NANOS: u128 = 1_000_000_000;
 
 /// What one execution used.
@@ -104,7 +107,7 @@ pub struct History {
 }
 
 /// A demand that was measured.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Measured {
     /// The demand.
     pub demand: Demand,
@@ -114,6 +117,50 @@ pub struct Measured {
     pub executions: u64,
     /// What was learnt how.
     pub notes: Vec<String>,
+    /// Of each resource that was measured while tasks ran: how much of it a new task should request, and why.
+    pub estimates: Vec<Estimate>,
+}
+
+/// How much of a resource a new task should request, and why.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Estimate {
+    /// Of what.
+    pub resource: Resource,
+    /// How much, in the unit of the resource.
+    pub request: u64,
+    /// How long tasks were seen to use it, h; what was seen long ago counts for less.
+    pub hours: f64,
+    /// What is to be expected of a limit at the request.
+    pub expected: Expected,
+}
+
+impl Measured {
+    /// Takes what was learnt of a resource while tasks ran in the place of what those that finished used on average; as long as
+    /// that is little, the higher of both.
+    pub(super) fn learn(&mut self, resource: Resource, advice: &Advice, hours: f64, priority: Priority) {
+        let Advice { limit: request, expected, .. } = *advice;
+        self.estimates.push(Estimate { resource, request, hours, expected });
+        let demand = &mut self.demand;
+        match resource {
+            Resource::Cpu if hours < CONFIDENT_HOURS => demand.cpu = demand.cpu.max(Millicores(request)),
+            Resource::Cpu => demand.cpu = Millicores(request).max(Millicores::MIN),
+            Resource::Memory if self.executions == 0 => demand.memory = Bytes(request).max(MEMORY_FLOOR),
+            // A peak that was seen once counts, however short it was.
+            Resource::Memory => demand.memory = demand.memory.max(Bytes(request)),
+            Resource::NetworkIn | Resource::NetworkOut if BitsPerSec(request) >= BitsPerSec::MIN => {
+                demand.network = demand.network.max(Some(BitsPerSec(request)));
+            }
+            _ => return,
+        }
+        let Expected { touched: _, unserved, unused } = expected;
+        self.notes.push(format!(
+            "{}: measured for {hours:.1} h; for a task of {priority} priority {:.1} % of its use is expected above, and {:.0} % of \
+             it unused",
+            resource.name(),
+            unserved * 100.0,
+            unused * 100.0
+        ));
+    }
 }
 
 impl History {
@@ -144,17 +191,31 @@ impl History {
         if let Some(memory) = sample.memory {
             self.memory.add(memory.0, self.memory == Measure::default());
         }
-        if self.users.len() < USERS {
-            self.users.insert(user);
-        }
+        self.knows(user);
         if self.recent.len() == RECENT {
             self.recent.pop_front();
         }
         self.recent.push_back(sample);
     }
 
+    /// Notes whose tasks these are. True: it was not known.
+    pub(super) fn knows(&mut self, user: u32) -> bool {
+        self.users.len() < USERS && self.users.insert(user)
+    }
+
     /// The highest of the recent executions and a margin.
     pub fn measured(&self) -> Measured {
+        if self.recent.is_empty() {
+            return Measured {
+                demand: Demand { network: None, ..self.requested },
+                runtime_seconds: 0,
+                executions: self.executions,
+                notes: vec![
+                    "none has finished yet: what was not measured is what the first asked for".to_owned(),
+                ],
+                estimates: Vec::new(),
+            };
+        }
         let with_margin = |value: u64| {
             let value = u128::from(value) * u128::from(100 + MARGIN_PERCENT);
             u64::try_from(value.div_ceil(100)).unwrap_or(u64::MAX)
@@ -193,6 +254,7 @@ impl History {
             runtime_seconds: runtime_millis.div_ceil(1000),
             executions: self.executions,
             notes,
+            estimates: Vec::new(),
         }
     }
 }

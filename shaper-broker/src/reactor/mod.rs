@@ -14,6 +14,7 @@
 mod agent;
 mod client;
 pub mod history;
+pub mod learn;
 mod lost;
 mod places;
 pub mod policies;
@@ -24,6 +25,8 @@ mod schedule;
 pub mod state;
 mod waiting;
 
+#[cfg(test)]
+mod learn_tests;
 #[cfg(test)]
 mod lost_tests;
 #[cfg(test)]
@@ -516,11 +519,15 @@ impl Turn<'_> {
         self.state.leave(id);
         let Some(row) = self.change(id) else { return };
         let before = std::mem::replace(&mut row.task.phase, phase);
-        if row.task.phase.node().is_none() {
+        let is_on_a_node = row.task.phase.node().is_some();
+        if !is_on_a_node {
             row.task.preempted = None;
         }
         if let Some(node) = before.booked_on().filter(|node| row.task.phase.booked_on() != Some(node)) {
             self.freed.insert(node.to_owned());
+        }
+        if !is_on_a_node {
+            self.state.watches.remove(id);
         }
         let entered = self.state.enter(id);
         debug_assert!(entered, "task `{id}` was placed on a node that is not there");

@@ -3,13 +3,14 @@
 use shaper_core::{
     id::TaskId,
     place::{self, Candidate},
-    spec::{Credentials, Decision, DecisionKind, NodeVerdict},
+    spec::{Credentials, Decision, DecisionKind, NodeVerdict, Priority},
     task::UnixNanos,
 };
 
 use super::{
     Phase, Refusal, State, Task,
-    history::Measured,
+    history::{History, Measured},
+    learn::{self, Kind},
     state::{Node, TaskRow, VERDICTS},
 };
 
@@ -79,17 +80,30 @@ fn judge(node: &Node, task: &Task, now: UnixNanos) -> NodeVerdict {
     verdict
 }
 
+/// The names of which something is known: for those who ran a task of theirs.
+pub fn profiles<'a>(
+    state: &'a State,
+    caller: &'a Credentials,
+) -> impl Iterator<Item = (&'a History, Option<&'a Kind>)> {
+    let visible = state
+        .histories
+        .iter()
+        .filter(|(_, history)| is_operator(caller) || history.users.contains(&caller.uid));
+    visible.map(|(key, history)| (history, state.kinds.get(key)))
+}
+
 /// What finished tasks of this name used: for those who ran one.
 pub fn profile(
     state: &State,
     caller: &Credentials,
     namespace: &str,
     name: &str,
+    priority: Priority,
 ) -> Result<Measured, Refusal> {
     state
         .histories
         .get(&(namespace.to_owned(), name.to_owned()))
         .filter(|history| is_operator(caller) || history.users.contains(&caller.uid))
-        .map(|history| history.measured())
+        .map(|history| learn::measured(history, state.kind(namespace, name), priority))
         .ok_or_else(|| Refusal::NoHistory { namespace: namespace.to_owned(), name: name.to_owned() })
 }

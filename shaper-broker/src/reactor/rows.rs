@@ -15,6 +15,7 @@ use shaper_core::{id::TaskId, spec::Decision, task::TaskStatus};
 
 use super::{
     history::History,
+    learn::Kind,
     places::Places,
     policies::PolicyRevision,
     state::{Avoid, Cancel, Holder, Node, NodeRow, Phase, PolicyRow, State, Submission, Task, TaskRow},
@@ -47,6 +48,8 @@ pub enum Row {
     PolicyRevision(u64),
     /// What finished tasks used, by namespace and name.
     History(String, String),
+    /// What was learnt of tasks, by namespace and name.
+    Kind(String, String),
 }
 
 /// One row to be written.
@@ -67,6 +70,7 @@ const NODE: &str = "node/";
 const POLICY: &str = "policy/";
 const POLICY_REVISION: &str = "policy-revision/";
 const HISTORY: &str = "history/";
+const KIND: &str = "kind/";
 
 /// What became of a task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -254,6 +258,10 @@ fn run_key(sequence: u64) -> String {
     format!("{RUN}{sequence:016x}")
 }
 
+fn kind_key(namespace: &str, name: &str) -> String {
+    format!("{KIND}{namespace}/{name}")
+}
+
 fn history_key(namespace: &str, name: &str) -> String {
     format!("{HISTORY}{namespace}/{name}")
 }
@@ -288,6 +296,8 @@ pub enum Content {
     PolicyRevision(PolicyRevision),
     /// What finished tasks of one name used.
     History(History),
+    /// What was learnt of tasks of one name.
+    Kind(Kind),
 }
 
 impl Content {
@@ -326,6 +336,10 @@ impl Content {
             let row: History = parse(key, value)?;
             let belongs = history_key(&row.namespace, &row.name);
             (Content::History(row), belongs)
+        } else if key.starts_with(KIND) {
+            let row: Kind = parse(key, value)?;
+            let belongs = kind_key(&row.namespace, &row.name);
+            (Content::Kind(row), belongs)
         } else {
             return Err(LoadError::Unknown { key: key.to_owned() });
         };
@@ -363,6 +377,9 @@ impl Loading {
             Ok(Content::PolicyRevision(row)) => drop(state.policy_revisions.insert(row.revision, row)),
             Ok(Content::History(row)) => {
                 state.histories.insert((row.namespace.clone(), row.name.clone()), row);
+            }
+            Ok(Content::Kind(row)) => {
+                drop(state.kinds.insert((row.namespace.clone(), row.name.clone()), row))
             }
             Err(error) => self.problems.push(error),
         }
@@ -422,6 +439,7 @@ impl State {
                 let history = self.histories.get(&(namespace.clone(), name.clone()));
                 (history_key(namespace, name), history.map(encode))
             }
+            Row::Kind(namespace, name) => (kind_key(namespace, name), self.kind(namespace, name).map(encode)),
         };
         RowChange { key, value }
     }

@@ -18,6 +18,7 @@ use shaper_core::{
 use super::{
     SessionId,
     history::History,
+    learn::{Kind, Watch},
     lost::Leases,
     places::Places,
     policies::PolicyRevision,
@@ -403,6 +404,10 @@ pub struct State {
     pub policy_revisions: BTreeMap<u64, PolicyRevision>,
     /// What finished tasks used, by namespace and name.
     pub histories: BTreeMap<(String, String), History>,
+    /// What was learnt of tasks, by namespace and name.
+    pub kinds: BTreeMap<(String, String), Kind>,
+    /// Tasks that run, as they are measured.
+    pub(super) watches: HashMap<TaskId, Watch>,
     /// Of the latest change of a task.
     pub revision: u64,
     /// Of the latest change of the policies.

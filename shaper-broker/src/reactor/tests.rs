@@ -14,7 +14,7 @@ pub(super) const GIB: u64 = 1 << 30;
 pub(super) const SECOND: u64 = 1_000_000_000;
 pub(super) const OPERATOR: Credentials = Credentials { uid: 0, gid: 0, groups: Vec::new() };
 pub(crate) const USER: Credentials = Credentials { uid: 1000, gid: 1000, groups: Vec::new() };
-const OTHER: Credentials = Credentials { uid: 1001, gid: 1001, groups: Vec::new() };
+pub(super) const OTHER: Credentials = Credentials { uid: 1001, gid: 1001, groups: Vec::new() };
 
 pub(crate) fn id(text: &str) -> TaskId {
     text.parse().unwrap()
@@ -93,7 +93,7 @@ pub(super) fn hello(node: &str, boot: &str, cpu: u64, inventory: Vec<NodeTask>) 
 /// A broker under test: its state, its rows, its clock.
 pub(super) struct Broker {
     pub(super) state: State,
-    now: u64,
+    pub(super) now: u64,
     sessions: u64,
 }
 
@@ -606,11 +606,11 @@ fn users_see_their_own_tasks_and_profiles() {
     let seen = |caller| query::tasks(&broker.state, &caller).count();
     assert_eq!((seen(USER), seen(OTHER), seen(OPERATOR)), (1, 0, 1));
     assert!(query::explain(&broker.state, &OTHER, &id("t"), 0).is_err());
-    let measured = query::profile(&broker.state, &USER, "default", "sleep").unwrap();
+    let measured = query::profile(&broker.state, &USER, "default", "sleep", Priority::Medium).unwrap();
     assert_eq!(measured.demand.cpu, Millicores(2300), "2 cores and 15 %");
     assert_eq!(measured.demand.network.map(|it| it.0), Some(1_150_000), "1 Mbit/s and 15 %");
-    assert!(query::profile(&broker.state, &OTHER, "default", "sleep").is_err());
-    assert!(query::profile(&broker.state, &OPERATOR, "default", "other").is_err());
+    assert!(query::profile(&broker.state, &OTHER, "default", "sleep", Priority::Medium).is_err());
+    assert!(query::profile(&broker.state, &OPERATOR, "default", "other", Priority::Medium).is_err());
 }
 
 #[test]

@@ -111,7 +111,7 @@ async fn a_task_from_submission_to_its_end() {
     agent.forget(&session.directive().await);
     assert!(agent.inventory.is_empty());
     assert_eq!(kinds(&mut client, "t").await, ["pending", "scale_out", "placed", "ended"]);
-    let profile = v1::GetProfileRequest { name: "sleep".into(), namespace: "default".into() };
+    let profile = v1::GetProfileRequest { name: "sleep".into(), namespace: "default".into(), priority: 0 };
     let profile = client.get_profile(profile).await.unwrap().into_inner();
     assert_eq!(profile.executions, 1);
     assert_eq!(profile.profile.unwrap().demand.unwrap().cpu_millicores, 1150);

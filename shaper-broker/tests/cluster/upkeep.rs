@@ -71,11 +71,11 @@ async fn a_file_is_checked_copied_and_restored() {
 
     let out = said(&broker.store(&["verify"], &[]), &known).0;
     let (first, rest) = out.split_once('\n').unwrap();
-    assert!(first.starts_with("STORE: 9 rows with ") && first.ends_with(", schema 2"), "{first}");
+    assert!(first.starts_with("STORE: 10 rows with ") && first.ends_with(", schema 2"), "{first}");
     assert_eq!(rest, format!("{COUNTS}nothing is wrong with them\n"));
 
     let out = said(&broker.store(&["backup", file_text], &[]), &known).0;
-    assert!(out.ends_with("nothing is wrong with them\n9 rows are in FILE\n"), "{out}");
+    assert!(out.ends_with("nothing is wrong with them\n10 rows are in FILE\n"), "{out}");
     let error = said(&broker.store(&["backup", file_text], &[]), &known).1;
     assert_eq!(error, "shaper-broker: FILE exists: choose another name, or say --force to replace it\n");
     done(&broker.store(&["backup", file_text, "--force"], &[]));
@@ -96,7 +96,7 @@ async fn a_file_is_checked_copied_and_restored() {
     assert_eq!(refused(&unsure), "nothing was restored; say --yes when that is what you want");
     let out = said(&unsure, &known).0;
     let (first, rest) = out.split_once('\n').unwrap();
-    assert!(first.starts_with("FILE: 9 rows of STORE, schema 2, copied at 20"), "{first}");
+    assert!(first.starts_with("FILE: 10 rows of STORE, schema 2, copied at 20"), "{first}");
     assert_eq!(rest, format!("{COUNTS}they go to INTO, which is empty\n{MEANING}"));
     assert!(!into.exists(), "nothing was made");
 
@@ -114,7 +114,7 @@ async fn a_file_is_checked_copied_and_restored() {
     let error = refused(&other.store(&["restore", file_text, "--yes"], &[]));
     assert!(error.contains("is not empty; choose an empty store, or say --force"), "{error}");
     let out = done(&other.store(&["restore", file_text, "--yes", "--force"], &[]));
-    assert!(out.contains("in place of the 9 rows that are there:\n"), "{out}");
+    assert!(out.contains("in place of the 10 rows that are there:\n"), "{out}");
     assert!(out.ends_with("restored: the broker goes on above epoch 4\n"), "{out}");
 }
 

@@ -2,7 +2,11 @@
 
 use std::path::PathBuf;
 
-use shaper_core::{document::MAX_RETRIES, id::TaskId, spec::DEFAULT_NAMESPACE};
+use shaper_core::{
+    document::MAX_RETRIES,
+    id::TaskId,
+    spec::{DEFAULT_NAMESPACE, Priority},
+};
 
 use super::{DryRun, Format, ListFormat};
 use crate::users::UserSpec;
@@ -109,11 +113,47 @@ pub(crate) struct Apply {
     pub(crate) dry_run: Option<DryRun>,
 }
 
+/// A priority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum PriorityArg {
+    High,
+    Medium,
+    Low,
+}
+
+impl From<PriorityArg> for Priority {
+    fn from(priority: PriorityArg) -> Priority {
+        match priority {
+            PriorityArg::High => Priority::High,
+            PriorityArg::Medium => Priority::Medium,
+            PriorityArg::Low => Priority::Low,
+        }
+    }
+}
+
+/// What tasks have used.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum ProfileCommand {
+    /// Show what tasks of a name need, as the profile of the next one, in JSON
+    Get(ProfileOf),
+    /// Show where each figure of a profile comes from
+    Explain(ProfileOf),
+    /// List the names of which something is known
+    List {
+        /// How they are shown
+        #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+        output: ListFormat,
+    },
+}
+
 #[derive(Debug, clap::Args)]
-pub(crate) struct Profile {
+pub(crate) struct ProfileOf {
     /// Name of the tasks; where none was given, that of their command
     pub(crate) name: String,
     /// Their namespace
     #[arg(long, default_value = DEFAULT_NAMESPACE)]
     pub(crate) namespace: String,
+    /// The priority of the task that it is for: high, medium or low
+    #[arg(long, value_name = "PRIORITY", default_value = "medium")]
+    pub(crate) priority: PriorityArg,
 }

@@ -15,7 +15,7 @@ use shaper_core::{
 };
 
 pub(crate) use self::{
-    cluster::{Apply, Explain, GetNodes, GetPolicies, NodeCommand, Profile, Submit},
+    cluster::{Apply, Explain, GetNodes, GetPolicies, NodeCommand, ProfileCommand, ProfileOf, Submit},
     pki::{Pki, PkiCommand, PkiInit, PkiIssue, PkiJoin, PkiRenew, PkiRotate, PkiShow, PkiToken, Validity},
     policy::{DryRun, PolicyCommand, PolicyGet},
     top::{SortKey, Top},
@@ -128,8 +128,9 @@ pub(crate) enum Command {
     /// Say what became of a node
     #[command(subcommand)]
     Node(NodeCommand),
-    /// Print what tasks of a name have used, as a profile for the next one
-    Profile(Profile),
+    /// Show what tasks need, by what those of the same name have used
+    #[command(subcommand)]
+    Profile(ProfileCommand),
     /// Show what this node and its tasks use, each second
     Top(Top),
     /// Show what was done to tasks of this node: who changed what, why, and what came of it

@@ -4,7 +4,7 @@ use std::{collections::HashMap, path::Path, time::Duration};
 
 use shaper_core::{
     id::TaskId,
-    spec::{Decision, Policy, TaskSpec},
+    spec::{Decision, Policy, Priority, TaskSpec},
 };
 use shaper_identity::address::Address;
 use shaper_proto::v1::{self, broker_client::BrokerClient};
@@ -14,7 +14,9 @@ use tonic_health::pb::{
 };
 
 use super::{CallError, ConnectError, Failure, Link, Outage, Peer};
-use crate::cluster::{ClusterTask, MeasuredProfile, NodeStatus, PolicyRevision, PolicyStatus, TaskPolicies};
+use crate::cluster::{
+    ClusterTask, KnownProfile, MeasuredProfile, NodeStatus, PolicyRevision, PolicyStatus, TaskPolicies,
+};
 
 /// One of several brokers that does not say by then whether it serves is passed over.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -186,10 +188,23 @@ impl Broker {
         &self,
         name: &str,
         namespace: &str,
+        priority: Priority,
     ) -> Result<MeasuredProfile, CallError> {
-        let request = v1::GetProfileRequest { name: name.to_owned(), namespace: namespace.to_owned() };
+        let request = v1::GetProfileRequest {
+            name: name.to_owned(),
+            namespace: namespace.to_owned(),
+            priority: v1::Priority::from(priority).into(),
+        };
         let operation = format!("get the profile of `{name}` in namespace `{namespace}`");
         self.link.read(&operation, self.broker().get_profile(request).await)
+    }
+
+    /// The names of which something is known.
+    pub(crate) async fn list_profiles(&self) -> Result<Vec<KnownProfile>, CallError> {
+        const OPERATION: &str = "list profiles";
+        let response = self.broker().list_profiles(v1::ListProfilesRequest {}).await;
+        let v1::ListProfilesResponse { profiles } = self.link.answer(OPERATION, response)?;
+        profiles.into_iter().map(|profile| self.link.domain(OPERATION, profile)).collect()
     }
 
     /// A task, or all of them, as they are and then at every change.

@@ -306,6 +306,7 @@ fn usage_table(usage: &Usage) -> String {
         egress_now_bps,
         ingress_now_bps,
         egress_granted_bps,
+        cpu_throttled_ns: _,
     } = usage;
     let columns =
         [Column::Text("RESOURCE"), Column::Number("NOW"), Column::Number("TOTAL"), Column::Number("PACKETS")];

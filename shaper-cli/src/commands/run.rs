@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, env, io, path::Path, process::ExitCode, time::D
 use shaper_core::{
     id::TaskId,
     limits::{Limit, Limits, LimitsChange},
-    spec::{DEFAULT_NAMESPACE, Demand},
+    spec::{DEFAULT_NAMESPACE, Demand, Priority},
     task::TaskStatus,
 };
 use shaper_proto::v1;
@@ -103,7 +103,7 @@ async fn measured(servers: &Servers, command: &[String]) -> Option<Limits> {
             return None;
         }
     };
-    let profile = match broker.get_profile(name, DEFAULT_NAMESPACE).await {
+    let profile = match broker.get_profile(name, DEFAULT_NAMESPACE, Priority::Medium).await {
         Ok(MeasuredProfile { profile, .. }) => profile,
         // Nobody has run it yet.
         Err(error) if error.code() == Some(Code::NotFound) => return None,

@@ -464,11 +464,24 @@ fn a_measured_profile_can_be_submitted() {
     let _broker = host.start_broker();
     let said = "shaper: cannot get the profile of `train` in namespace `default`: no task of name `train` has finished in \
                 namespace `default`\n";
-    assert_eq!(texts(&host.shaper(&["profile", "train"])), ("", said, Some(2)));
+    assert_eq!(texts(&host.shaper(&["profile", "get", "train"])), ("", said, Some(2)));
     let measured = spec("train").profile;
     let notes = vec!["memory: the peak and a tenth".into()];
-    host.cluster.measure(v1::GetProfileResponse { profile: measured.clone(), executions: 3, notes });
-    let output = host.shaper(&["profile", "train"]);
+    let estimate = v1::ResourceEstimate {
+        resource: "cpu".into(),
+        request: 1500,
+        hours: 2.25,
+        touched: 0.015,
+        unserved: 0.004,
+        unused: 0.35,
+    };
+    host.cluster.measure(v1::GetProfileResponse {
+        profile: measured.clone(),
+        executions: 3,
+        notes,
+        estimates: vec![estimate],
+    });
+    let output = host.shaper(&["profile", "get", "train"]);
     let expected = r#"{
   "task_id": "train",
   "resource_demand": {
@@ -485,6 +498,25 @@ fn a_measured_profile_can_be_submitted() {
     assert_eq!(document::profile("p", &output.stdout), Ok(measured.unwrap().try_into().unwrap()));
     let file = host.file("p.json", &output.stdout);
     assert_eq!(host.shaper(&["submit", &file, "--", "train"]).status.code(), Some(0));
+
+    let explained = "RESOURCE  REQUEST  MEASURED FOR  ABOVE IT  OF ITS USE  UNUSED\n\
+                     cpu           1.5         2.2 h     1.5 %       0.4 %  35.0 %\n";
+    let output = host.shaper(&["profile", "explain", "train", "--priority", "high"]);
+    assert_eq!(texts(&output), (explained, said, Some(0)));
+
+    assert_eq!(texts(&host.shaper(&["profile", "list"])), ("", "no profiles\n", Some(0)));
+    let demand = spec("train").profile.and_then(|profile| profile.demand);
+    host.cluster.know(v1::ProfileSummary {
+        namespace: "default".into(),
+        name: "train".into(),
+        executions: 3,
+        hours: 2.25,
+        demand,
+        seen_at_unix_nanos: None,
+    });
+    let listed = "NAMESPACE  NAME   CPU  MEMORY  NETWORK  FINISHED  MEASURED FOR  LAST\n\
+                  default    train  1.5    2GiB   10Mbit         3          2.2h     -\n";
+    assert_eq!(texts(&host.shaper(&["profile", "list"])), (listed, "", Some(0)));
 }
 
 #[test]
@@ -506,7 +538,12 @@ fn run_without_limits_takes_those_of_the_measured_profile() {
     assert_eq!(unmeasured, (v1::Limits::default(), String::new()));
 
     let profile = spec("train").profile;
-    host.cluster.measure(v1::GetProfileResponse { profile, executions: 3, notes: Vec::new() });
+    host.cluster.measure(v1::GetProfileResponse {
+        profile,
+        executions: 3,
+        notes: Vec::new(),
+        estimates: Vec::new(),
+    });
     let (measured, said) = limits(&["run", "-d", "--id", "b", "--", "/opt/train"]);
     assert_eq!((measured.cpu_millicores, measured.memory_bytes), (Some(1500), Some(2 << 30)));
     assert_eq!(said, "limits from the measured profile of train: 1.5 cores, 2 GiB\n");
@@ -524,9 +561,13 @@ fn without_a_broker_the_remedy_is_said() {
         "shaper: there is no broker at `{}`: start `shaper-broker`, or name its socket with --broker\n",
         socket.display()
     );
-    for command in
-        [&["get", "nodes"][..], &["get", "tasks"], &["explain", "a"], &["profile", "a"], &["wait", "a"]]
-    {
+    for command in [
+        &["get", "nodes"][..],
+        &["get", "tasks"],
+        &["explain", "a"],
+        &["profile", "get", "a"],
+        &["wait", "a"],
+    ] {
         let output = host.shaper(&[command, &broker].concat());
         assert_eq!(texts(&output), ("", said.as_str(), Some(1)), "{command:?}");
     }

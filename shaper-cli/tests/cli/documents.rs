@@ -150,7 +150,7 @@ fn wrong_usage_of_the_broker_is_told_before_anybody_is_asked() {
         ),
         (&["apply"], "--file <FILE|->..."),
         (&["explain", "../x"], "`../x` is not a valid task id"),
-        (&["profile"], "<NAME>"),
+        (&["profile", "get"], "<NAME>"),
         (&["get", "nodes", "--broker", "http://localhost"], "both sides show a certificate"),
         (&["get", "tasks", "--watch", "--broker", ""], "--watch needs a broker"),
     ] {

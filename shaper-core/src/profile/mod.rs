@@ -22,7 +22,8 @@
 //!
 //! `P` is not what the task uses at any time, but what it uses *next*, given what it uses *now*. A [`Model`] counts, for each
 //! **level** (the most of the last [`RECENT`] samples, in steps of about a fifth), how often each use followed it; counts
-//! fade with a half-life. Beside what was seen at this level weighs, as if it had been seen for half an hour, a guess for
+//! fade with a half-life, by the time that was seen or the time that has passed, whichever is less: what is run once a week is not
+//! forgotten between, and what is run a hundred times at once does not fade a hundred times as fast. Beside what was seen at this level weighs, as if it had been seen for half an hour, a guess for
 //! what was never seen: half of it that use goes up by a fifth, half that it does what it does at any time.
 //!
 //! # When a limit changes
@@ -50,13 +51,16 @@ mod tests;
 pub use model::{Expected, Model};
 pub use tracker::{Advice, Reason, Tracker};
 
-use crate::{spec::Priority, units::Micros};
+use serde::{Deserialize, Serialize};
+
+use crate::{spec::Priority, task::UnixNanos, units::Micros};
 
 /// How many samples make a level: the most that was used in them.
 pub const RECENT: usize = 3;
 
 /// What is learnt about. Each has its own unit, in which all figures of it are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Resource {
     /// Millicores, a mean over the sample.
     Cpu,
@@ -120,6 +124,8 @@ pub struct Sample {
     pub used: u64,
     /// How long the stretch was. About a minute is meant.
     pub over: Micros,
+    /// When it ended.
+    pub at: UnixNanos,
     /// Whether it wanted more.
     pub unmet: Unmet,
 }

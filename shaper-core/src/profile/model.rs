@@ -2,7 +2,10 @@
 
 use std::sync::LazyLock;
 
-use super::Prices;
+use serde::{Deserialize, Serialize};
+
+use super::{Prices, Sample};
+use crate::task::UnixNanos;
 
 /// Buckets of use: each ends 5 % above the one before it, the first at the least limit. 500 reach 4 × 10¹⁰ times as far.
 pub(super) const BUCKETS: usize = 500;
@@ -41,7 +44,7 @@ pub(super) fn bucket(value: f64) -> u16 {
 }
 
 /// How often a use followed a level.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Cell {
     level: u16,
     bucket: u16,
@@ -55,17 +58,59 @@ impl Cell {
 }
 
 /// What one resource of one kind of task was seen to do. At most 2 KiB.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Kept", into = "Kept")]
 pub struct Model {
     /// By level, then by bucket.
     cells: Vec<Cell>,
     /// What an hour that is seen now weighs. It grows, instead of everything else fading.
     hour: f64,
+    /// When the last sample ended.
+    seen_at: UnixNanos,
 }
 
 impl Default for Model {
     fn default() -> Model {
-        Model { cells: Vec::new(), hour: 1.0 }
+        Model { cells: Vec::new(), hour: 1.0, seen_at: 0 }
+    }
+}
+
+/// A model as it is kept: cells as (level, bucket, weight).
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Kept {
+    cells: Vec<(u16, u16, f32)>,
+    hour: f64,
+    seen_at: UnixNanos,
+}
+
+/// What was kept is not a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a model of use: its counts are out of order or out of bounds")]
+pub struct NotAModel;
+
+impl From<Model> for Kept {
+    fn from(Model { cells, hour, seen_at }: Model) -> Kept {
+        let cells = cells.into_iter().map(|Cell { level, bucket, weight }| (level, bucket, weight)).collect();
+        Kept { cells, hour, seen_at }
+    }
+}
+
+impl TryFrom<Kept> for Model {
+    type Error = NotAModel;
+
+    fn try_from(Kept { cells, hour, seen_at }: Kept) -> Result<Model, NotAModel> {
+        let cells: Vec<Cell> =
+            cells.into_iter().map(|(level, bucket, weight)| Cell { level, bucket, weight }).collect();
+        let are_in_order = cells.is_sorted_by(|one, next| one.key() < next.key());
+        let is_sound =
+            |cell: &Cell| usize::from(cell.bucket) < BUCKETS && cell.weight.is_finite() && cell.weight > 0.0;
+        let is_model = are_in_order && cells.len() <= CELLS && cells.iter().all(is_sound);
+        if is_model && hour.is_finite() && hour >= 1.0 {
+            Ok(Model { cells, hour, seen_at })
+        } else {
+            Err(NotAModel)
+        }
     }
 }
 
@@ -104,8 +149,20 @@ impl Model {
         self.cells.is_empty()
     }
 
+    /// Lets what was seen fade for a sample.
+    pub(super) fn fade_for(&mut self, sample: &Sample, half_life: f64) {
+        let passed = if self.seen_at == 0 { sample.hours() } else { hours_between(self.seen_at, sample.at) };
+        self.fade(passed.min(sample.hours()), half_life);
+        self.seen_at = self.seen_at.max(sample.at);
+    }
+
+    /// When the last sample ended; 0 if there was none.
+    pub fn seen_at(&self) -> UnixNanos {
+        self.seen_at
+    }
+
     /// Lets what was seen fade for `hours`.
-    pub fn fade(&mut self, hours: f64, half_life: f64) {
+    pub(super) fn fade(&mut self, hours: f64, half_life: f64) {
         self.hour *= (hours / half_life).exp2();
         if self.hour > HEAVY {
             for cell in &mut self.cells {
@@ -118,14 +175,17 @@ impl Model {
 
     /// Books that for `hours` use was in `bucket` after it had been at the level of `recent`.
     pub(super) fn learn(&mut self, recent: u16, bucket: u16, hours: f64) {
-        let (level, weight) = (recent / LEVEL, hours * self.hour);
+        let (level, weight) = (recent / LEVEL, narrowed(hours * self.hour));
+        if weight <= 0.0 {
+            return;
+        }
         match self.cells.binary_search_by_key(&(level, bucket), Cell::key) {
-            Ok(at) => self.cells[at].weight = narrowed(f64::from(self.cells[at].weight) + weight),
+            Ok(at) => self.cells[at].weight += weight,
             Err(_) => {
                 if self.cells.len() >= CELLS {
                     self.forget_one();
                 }
-                let cell = Cell { level, bucket, weight: narrowed(weight) };
+                let cell = Cell { level, bucket, weight };
                 let at = self.cells.partition_point(|other| other.key() < cell.key());
                 self.cells.insert(at, cell);
             }
@@ -231,6 +291,11 @@ impl Outlook {
 fn middle(index: usize) -> f64 {
     let from = if index == 0 { 0.0 } else { ENDS[index - 1] };
     f64::midpoint(from, ENDS[index])
+}
+
+#[expect(clippy::cast_precision_loss, reason = "fading needs no precision")]
+fn hours_between(from: UnixNanos, to: UnixNanos) -> f64 {
+    to.saturating_sub(from) as f64 / 3.6e12
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "a weight of seven digits is enough")]

@@ -6,7 +6,7 @@ const MINUTE: Micros = Micros(60_000_000);
 const HOUR: f64 = 1.0 / 60.0;
 
 fn sample(used: u64) -> Sample {
-    Sample { used, over: MINUTE, unmet: Unmet::Nothing }
+    Sample { used, over: MINUTE, at: 0, unmet: Unmet::Nothing }
 }
 
 /// One task and the model of its kind, asked after each sample.
@@ -16,6 +16,7 @@ struct Task {
     prices: Prices,
     in_force: Option<u64>,
     changes: usize,
+    minutes: u64,
 }
 
 impl Task {
@@ -26,11 +27,14 @@ impl Task {
             prices: Prices::of(resource, priority),
             in_force: None,
             changes: 0,
+            minutes: 0,
         }
     }
 
     fn sees(&mut self, sample: &Sample) -> Advice {
-        self.tracker.observe(&mut self.model, &self.prices, sample);
+        self.minutes += 1;
+        let sample = Sample { at: self.minutes * 60_000_000_000, ..*sample };
+        self.tracker.observe(&mut self.model, &self.prices, &sample);
         let advice = self.tracker.advise(&self.model, &self.prices, self.in_force, HOUR).unwrap();
         self.changes += usize::from(advice.reason == Reason::Change);
         self.in_force = Some(advice.limit);
@@ -117,7 +121,7 @@ fn who_is_held_is_given_more_until_it_is_not() {
         assert!(turn < 30, "still at {limit} after {turn} minutes");
         // All that is seen is the limit, and that it was held for the rest of the time.
         let waited = 1.0 - limit as f64 / wanted as f64;
-        task.sees(&Sample { used: limit, over: MINUTE, unmet: Unmet::Waited(waited) });
+        task.sees(&Sample { used: limit, over: MINUTE, at: 0, unmet: Unmet::Waited(waited) });
     }
 }
 
@@ -126,9 +130,9 @@ fn after_a_kill_there_is_more_than_was_used() {
     let mut task = Task::new(Resource::Memory, Priority::Medium);
     let used = 1 << 30;
     task.uses([used; 600]);
-    let advice = task.sees(&Sample { used, over: MINUTE, unmet: Unmet::Killed });
+    let advice = task.sees(&Sample { used, over: MINUTE, at: 0, unmet: Unmet::Killed });
     assert!(advice.limit >= used * 6 / 5, "{advice:?}");
-    let small = Sample { used: 1 << 20, over: MINUTE, unmet: Unmet::Killed };
+    let small = Sample { used: 1 << 20, over: MINUTE, at: 0, unmet: Unmet::Killed };
     assert!((small.demand() - 101.0 * 1_048_576.0).abs() < 1.0);
 }
 
@@ -149,6 +153,40 @@ fn what_was_seen_fades() {
     assert!((task.model.hours() - 10.0).abs() < 2.0, "{}", task.model.hours());
     task.model.fade(240.0, 24.0);
     assert!(task.model.hours() < 0.02, "{}", task.model.hours());
+}
+
+#[test]
+fn many_at_once_and_seldom_ones_fade_alike() {
+    let prices = Prices::of(Resource::Cpu, Priority::Medium);
+    let hours = |tasks: usize, minutes_between: u64| {
+        let mut model = Model::default();
+        let mut trackers = vec![Tracker::new(Resource::Cpu); tasks];
+        for minute in 1..=60 {
+            let sample = Sample { at: minute * minutes_between * 60_000_000_000, ..sample(1000) };
+            trackers.iter_mut().for_each(|tracker| tracker.observe(&mut model, &prices, &sample));
+        }
+        model.hours()
+    };
+    assert!((hours(1, 1) - 1.0).abs() < 0.03, "{}", hours(1, 1));
+    assert!((hours(100, 1) - 100.0).abs() < 3.0, "{}", hours(100, 1));
+    assert!((hours(1, 10_000) - 1.0).abs() < 0.03, "{}", hours(1, 10_000));
+}
+
+#[test]
+fn a_model_is_kept_and_a_damaged_one_refused() {
+    let mut task = Task::new(Resource::Cpu, Priority::Medium);
+    task.uses((0..500).map(|minute| 100 + minute * 7));
+    let text = serde_json::to_string(&task.model).unwrap();
+    assert_eq!(serde_json::from_str::<Model>(&text).unwrap(), task.model);
+    for damaged in [
+        r#"{"cells":[[1,2,0.5],[1,2,0.5]],"hour":1.0,"seen_at":0}"#,
+        r#"{"cells":[[1,500,0.5]],"hour":1.0,"seen_at":0}"#,
+        r#"{"cells":[[1,2,-0.5]],"hour":1.0,"seen_at":0}"#,
+        r#"{"cells":[],"hour":0.0,"seen_at":0}"#,
+    ] {
+        let error = serde_json::from_str::<Model>(damaged).unwrap_err();
+        assert!(error.to_string().starts_with("not a model of use"), "{error}");
+    }
 }
 
 #[test]
@@ -173,7 +211,7 @@ fn vpa_is_the_90th_percentile_and_15_per_cent() {
 #[test]
 fn vpa_s_samples_count_half_after_a_day() {
     let mut rule = Recommender::new(Resource::Cpu);
-    let day = Sample { used: 4000, over: Micros(86_400_000_000), unmet: Unmet::Nothing };
+    let day = Sample { used: 4000, over: Micros(86_400_000_000), at: 0, unmet: Unmet::Nothing };
     rule.observe(&day);
     // 1/2, 1/4, 1/8: after four days the first weighs 1/16 of the last, and 1/31 of all.
     (0..4).for_each(|_| rule.observe(&Sample { used: 1000, ..day }));
@@ -228,7 +266,7 @@ proptest! {
         let mut task = Task::new(Resource::Cpu, Priority::High);
         let mut most = 0.0_f64;
         for (&used, &waited) in used.iter().zip(&waited) {
-            let sample = Sample { used, over: MINUTE, unmet: Unmet::Waited(waited) };
+            let sample = Sample { used, over: MINUTE, at: 0, unmet: Unmet::Waited(waited) };
             most = most.max(sample.demand());
             let advice = task.sees(&sample);
             prop_assert!(advice.limit >= Resource::Cpu.least());

@@ -8,7 +8,7 @@ const FORGIVEN: f64 = 0.5;
 const AS_GOOD: f64 = 1.02;
 
 /// Where one resource of one task stands.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Tracker {
     resource: Resource,
     /// The buckets of the last samples.
@@ -53,11 +53,16 @@ impl Tracker {
         Tracker { resource, recent: [0; RECENT], samples: 0, used: 0.0, hours: 0.0, lost: 0.0 }
     }
 
+    /// How many samples were booked.
+    pub fn samples(&self) -> u32 {
+        self.samples
+    }
+
     /// Books a sample, here and in the model of the task's kind.
     pub fn observe(&mut self, model: &mut Model, prices: &Prices, sample: &Sample) {
         let (demand, hours) = (sample.demand() / self.least(), sample.hours());
         let bucket = bucket(demand);
-        model.fade(hours, prices.half_life);
+        model.fade_for(sample, prices.half_life);
         // The first sample follows nothing: it is its own level.
         model.learn(self.level().unwrap_or(bucket), bucket, hours);
         let faded = (-hours / prices.half_life).exp2();

@@ -102,14 +102,14 @@ fn what_two_runs_used_is_a_profile_for_the_third() {
             cluster.broker.shaper().call_with(&["submit", "--wait", "-"], spec.to_string().as_bytes());
         assert_eq!(answer.code, 0, "{}", answer.stderr);
     }
-    let answer = cluster.broker.shaper().call(&["profile", "job"]);
+    let answer = cluster.broker.shaper().call(&["profile", "get", "job"]);
     assert_eq!(answer.code, 0, "{}", answer.stderr);
     assert!(answer.stderr.contains("2 executions of job"), "{}", answer.stderr);
     let profile = document::task("profile", answer.stdout.clone().into_bytes()).unwrap().profile;
     assert_eq!(profile.task_id.as_str(), "job");
     let cores = profile.demand.cpu.0 as f64 / 1000.0;
-    // The limit and the margin of 15 %; less where this machine is busy.
-    assert!((0.1..=0.26).contains(&cores), "{}", answer.stdout);
+    // Its limit and what it wanted beyond it: it was stopped most of the time. Less where this machine is busy.
+    assert!((0.1..=0.5).contains(&cores), "{}", answer.stdout);
     let seconds = profile.estimated_runtime_seconds.unwrap();
     assert!((2..=5).contains(&seconds), "{}", answer.stdout);
     assert!(profile.demand.memory.0 < 1 << 30, "{}", answer.stdout);
@@ -117,6 +117,6 @@ fn what_two_runs_used_is_a_profile_for_the_third() {
     let third = ["submit", "--wait", "--user", "65534:65534", "-", "--", "/bin/sh", "-c", "exit 4"];
     let third = cluster.broker.shaper().call_with(&third, answer.stdout.as_bytes());
     assert_eq!(third.code, 4, "{}", third.stderr);
-    let unknown = cluster.broker.shaper().refused(&["profile", "no-such-job"]);
+    let unknown = cluster.broker.shaper().refused(&["profile", "get", "no-such-job"]);
     assert!(unknown.contains("no-such-job"), "{unknown}");
 }

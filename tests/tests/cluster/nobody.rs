@@ -89,7 +89,7 @@ fn nobody_submits_as_nobody_sees_no_other_tasks_sets_no_policy_and_is_no_agent()
         &["explain", "roots"],
         &["cancel", "roots", "--now"],
         &["wait", "roots"],
-        &["profile", "true"],
+        &["profile", "get", "true"],
     ] {
         let said = nobody.refused(arguments);
         assert!(said.contains("of yours"), "{arguments:?}: {said}");

@@ -4,11 +4,12 @@ mod cluster_tasks;
 mod node_tasks;
 mod nodes;
 mod policies;
+mod profiles;
 
 use serde::Serialize;
 use shaper_core::units::{BitsPerSec, Bytes, Iops, Millicores};
 
-pub(super) use self::{nodes::nodes, policies::policies};
+pub(super) use self::{nodes::nodes, policies::policies, profiles::profiles};
 use crate::{
     args::{GetTasks, ListFormat},
     error::Error,

@@ -42,6 +42,7 @@ struct State {
     nodes: Vec<v1::NodeStatus>,
     decisions: Vec<v1::Decision>,
     profile: Option<v1::GetProfileResponse>,
+    profiles: Vec<v1::ProfileSummary>,
     /// Watchers are told once that they were too slow.
     too_slow: bool,
     not_operator: bool,
@@ -117,6 +118,10 @@ impl Cluster {
 
     pub(crate) fn measure(&self, profile: v1::GetProfileResponse) {
         self.update(|state| state.profile = Some(profile));
+    }
+
+    pub(crate) fn know(&self, profile: v1::ProfileSummary) {
+        self.update(|state| state.profiles.push(profile));
     }
 
     pub(crate) fn outrun_watchers(&self) {
@@ -376,11 +381,19 @@ impl broker_server::Broker for Service {
         &self,
         request: Request<v1::GetProfileRequest>,
     ) -> Result<Response<v1::GetProfileResponse>, Status> {
-        let v1::GetProfileRequest { name, namespace } = request.into_inner();
+        let v1::GetProfileRequest { name, namespace, priority: _ } = request.into_inner();
         let found = self.0.state().profile.clone();
         found.map(Response::new).ok_or_else(|| {
             Status::not_found(format!("no task of name `{name}` has finished in namespace `{namespace}`"))
         })
+    }
+
+    async fn list_profiles(
+        &self,
+        _: Request<v1::ListProfilesRequest>,
+    ) -> Result<Response<v1::ListProfilesResponse>, Status> {
+        let profiles = self.0.state().profiles.clone();
+        Ok(Response::new(v1::ListProfilesResponse { profiles }))
     }
 }
 

@@ -25,9 +25,16 @@ pub(crate) fn measure(plan: Plan, report: &mut Report) -> Result<()> {
     let prices = Prices::of(Resource::Cpu, Priority::Medium);
     let mut random = Random(1);
     // Anything from a hundredth of a core to a hundred: more different uses than any task has.
+    let mut minute = 0;
     let mut sample = move || {
+        minute += 1;
         let used = 10_u64 << random.below(14);
-        Sample { used: used + random.below(used), over: MINUTE, unmet: Unmet::Nothing }
+        Sample {
+            used: used + random.below(used),
+            over: MINUTE,
+            at: minute * 60_000_000_000,
+            unmet: Unmet::Nothing,
+        }
     };
     let mut kinds: Vec<(Model, Tracker)> = (0..KINDS)
         .map(|_| {

@@ -135,7 +135,8 @@ fn live(wish: &Wish, prices: &Prices) -> Result<Outcome> {
                 outcome.request_slack += held.saturating_sub(used) as f64 / held as f64;
             }
         }
-        let sample = Sample { used: peak, over: Micros(MINUTE * 1_000_000), unmet };
+        let at = (minute + 1) * MINUTE * 1_000_000_000;
+        let sample = Sample { used: peak, over: Micros(MINUTE * 1_000_000), at, unmet };
         tracker.observe(&mut model, prices, &sample);
         if minute + 1 >= WARM
             && let Some(advice) = tracker.advise(&model, prices, request, 1.0 / 60.0)
@@ -185,7 +186,7 @@ fn vpa(wish: &Wish) -> (u32, f64) {
             slack += limit.saturating_sub(wants) as f64 / limit as f64;
             minutes += 1;
         }
-        rule.observe(&Sample { used: wants, over: Micros(MINUTE * 1_000_000), unmet: Unmet::Nothing });
+        rule.observe(&Sample { used: wants, over: Micros(MINUTE * 1_000_000), at: 0, unmet: Unmet::Nothing });
     }
     (kills, 100.0 * slack / f64::from(minutes.max(1)))
 }

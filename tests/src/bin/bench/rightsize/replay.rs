@@ -101,7 +101,9 @@ fn replay(series: &Series, rule: &mut dyn Rule, sight: Sight) -> Outcome {
     let (mut in_force, mut changes, mut total) = (None::<u64>, 0_u32, 0.0);
     let mut outcome = Outcome::default();
     for (step, &used) in series.used.iter().enumerate() {
-        let mut seen = Sample { used, over: Micros(series.step * 1_000_000), unmet: Unmet::Nothing };
+        let over = Micros(series.step * 1_000_000);
+        let at = (step as u64 + 1) * series.step * 1_000_000_000;
+        let mut seen = Sample { used, over, at, unmet: Unmet::Nothing };
         if step >= warm {
             let next = rule.limit(in_force, hours).unwrap_or(u64::MAX);
             match in_force {
