@@ -131,35 +131,6 @@ def test_a_request_that_is_not_understood_starts_no_worker(agent: str) -> None:
             cluster.close()
 
 
-def test_without_the_preload_nothing_is_changed(agent: str) -> None:
-    with local_cluster(n_workers=1) as cluster, Client(cluster) as client:
-        assert set(shaper.dask.task_ids(client).values()) == {None}
-
-
-def test_overhead_of_a_task_and_of_a_worker(agent: str) -> None:
-    """Prints what it costs, beside Dask alone; asserts nothing about it."""
-
-    def measured(enabled: bool) -> tuple[float, float]:
-        began = time.monotonic()
-        with local_cluster(n_workers=1) as cluster, Client(cluster) as client:
-            assert (None in shaper.dask.task_ids(client).values()) is not enabled
-            started = time.monotonic() - began
-            client.submit(inc, 0, pure=False).result()
-            count = 300
-            began = time.monotonic()
-            for number in range(count):
-                client.submit(inc, number, pure=False).result()
-            return started, (time.monotonic() - began) / count
-
-    alone = measured(enabled=False)
-    with shaper.dask.enable({"name": "overhead"}):
-        ours = measured(enabled=True)
-    print(
-        f"dask: a cluster of one worker {alone[0] * 1e3:.0f} ms alone, {ours[0] * 1e3:.0f} ms in a task; "
-        f"each task {alone[1] * 1e3:.2f} ms alone, {ours[1] * 1e3:.2f} ms in a task"
-    )
-
-
 def test_a_worker_of_the_command_line_is_in_a_task_of_its_own(client: Client) -> None:
     environment = {**os.environ, "DASK_SHAPER__WORKER__NAME": "by-hand", "DASK_SHAPER__WORKER__CPU": "1"}
     address = client.scheduler.address

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -91,11 +92,21 @@ def test_the_limit_of_a_busy_worker_holds_and_its_use_is_its_own(cluster: None) 
     assert used[0]["cpu"]["now"] <= 250 * TOLERANCE
 
 
-def test_a_worker_that_is_cancelled_is_seen_by_ray(cluster: None) -> None:
-    victim = shaper.ray.profiled(name="victim", max_retries=0)(spin)
-    running = victim.remote(600.0)
-    found = eventually("it runs", lambda: in_snapshot("victim"))
-    subprocess.run([os.environ["SHAPER_CLI"], "cancel", found[0]["task_id"], "--grace", "0s"], check=True)
+def say_and_stay(path: str) -> None:
+    """Says which task it is in, whole or not at all, and stays."""
+    with open(f"{path}.new", "w") as said:
+        said.write(os.environ["SHAPER_TASK_ID"])
+    os.rename(f"{path}.new", path)
+    time.sleep(600)
+
+
+def test_a_worker_that_is_cancelled_is_seen_by_ray(cluster: None, tmp_path: Path) -> None:
+    said = tmp_path / "task"
+    victim = shaper.ray.profiled(name="victim", max_retries=0)(say_and_stay)
+    running = victim.remote(str(said))
+    # One that is killed before it runs its task is started again, and that is no failure.
+    eventually("it runs", said.exists)
+    subprocess.run([os.environ["SHAPER_CLI"], "cancel", said.read_text(), "--grace", "0s"], check=True)
     with pytest.raises(ray.exceptions.WorkerCrashedError):
         ray.get(running)
 
