@@ -19,7 +19,7 @@ use crate::kernels::{self, Build};
 use crate::qemu::{Accel, Machine};
 use crate::setup::{self, Need};
 use crate::vm::{self, Both, Profile, Transcript};
-use crate::{bins, ebpf, workspace};
+use crate::{bins, ebpf, frameworks, workspace};
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -43,6 +43,8 @@ enum Subject {
     Place(Options),
     /// How well GPUs are packed: the trace openb by its published protocol, every workload
     Openb(Options),
+    /// What a worker of Ray or Dask costs more in a task of its own, and what a task of such a worker; installs both
+    Frameworks,
     /// How well block IO is kept in bounds, in the VM: ceilings, weights, promised latencies
     Io(IoOptions),
 }
@@ -118,6 +120,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         }
         Subject::Broker(OfBroker { options, parts }) => here("broker", options, parts),
         Subject::Place(options) => here("place", options, &[]),
+        Subject::Frameworks => frameworks::bench(),
         Subject::Openb(options) => here("openb", options, &[]),
         Subject::Io(options) => io(options),
     }
