@@ -108,6 +108,7 @@ pub const CALLS: &[Call] = &[
     changes("/shaper.v1.Enrolment/Join",                  [N,   N,   N,   N,   N,   N,   N,   O]),
     changes("/shaper.v1.Enrolment/Renew",                 [N,   N,   O,   O,   O,   O,   O,   N]),
     changes("/shaper.v1.Agent/RunTask",                   [Y,   O,   N,   Y,   N,   N,   N,   N]),
+    changes("/shaper.v1.Agent/EnterTask",                 [Y,   O,   N,   N,   N,   N,   N,   N]),
     changes("/shaper.v1.Agent/AdoptCgroup",               [Y,   N,   N,   Y,   N,   N,   N,   N]),
     reads(  "/shaper.v1.Agent/ListTasks",                 [Y,   O,   N,   Y,   N,   Y,   N,   N]),
     reads(  "/shaper.v1.Agent/GetTask",                   [Y,   O,   N,   Y,   N,   Y,   N,   N]),

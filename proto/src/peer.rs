@@ -1,5 +1,5 @@
 //! A Unix socket whose server knows its callers, as the kernel names them (SO_PEERCRED,
-//! SO_PEERGROUPS). Behind the feature `server`: a client needs none of it.
+//! SO_PEERGROUPS, SO_PEERPIDFD). Behind the feature `server`: a client needs none of it.
 
 use std::{
     collections::HashMap,
@@ -7,7 +7,7 @@ use std::{
     hash::Hash,
     io,
     os::{
-        fd::{AsFd, AsRawFd},
+        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
         unix::fs::{FileTypeExt, PermissionsExt, chown},
     },
     path::{Path, PathBuf},
@@ -83,6 +83,65 @@ fn peer_groups(stream: &impl AsFd) -> io::Result<Vec<u32>> {
     Ok(groups)
 }
 
+/// A process that has connected, or what was one: the descriptor never means another.
+#[derive(Debug)]
+pub struct PeerProcess {
+    /// Its process id when it connected.
+    pub pid: u32,
+    /// It.
+    pub pidfd: OwnedFd,
+}
+
+impl PeerProcess {
+    /// `None`: the kernel does not know that (before 6.5), or the process is gone already.
+    fn of_peer(stream: &UnixStream) -> io::Result<Option<PeerProcess>> {
+        let pid = stream.peer_cred()?.pid().and_then(|pid| u32::try_from(pid).ok());
+        // 0: it is in a process namespace that this one does not contain.
+        let Some(pid) = pid.filter(|pid| *pid != 0) else { return Ok(None) };
+        Ok(peer_pidfd(stream).ok().map(|pidfd| PeerProcess { pid, pidfd }))
+    }
+
+    /// Whether the kernel can say who has connected.
+    pub fn probe() -> io::Result<bool> {
+        let (one, _other) = std::os::unix::net::UnixStream::pair()?;
+        match peer_pidfd(&one) {
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[allow(unsafe_code, reason = "no safe wrapper knows SO_PEERPIDFD")]
+fn peer_pidfd(stream: &impl AsFd) -> io::Result<OwnedFd> {
+    let mut pidfd: libc::c_int = -1;
+    let mut length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the buffer is as long as said, and the kernel writes one descriptor there.
+    let result = unsafe {
+        libc::getsockopt(
+            stream.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERPIDFD,
+            (&raw mut pidfd).cast(),
+            &raw mut length,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel made this descriptor for us (close-on-exec, as every pidfd).
+    Ok(unsafe { OwnedFd::from_raw_fd(pidfd) })
+}
+
+/// Who is at the other end of a Unix socket.
+#[derive(Clone, Debug)]
+pub struct LocalPeer {
+    /// As which user.
+    pub caller: Caller,
+    /// Which process, where the kernel says so.
+    pub process: Option<Arc<PeerProcess>>,
+}
+
 /// How many of something each user, or whoever else `K` tells apart, may have at once.
 pub struct Admission<K = u32> {
     most: usize,
@@ -133,7 +192,7 @@ fn lock<K>(held: &Mutex<HashMap<K, usize>>) -> MutexGuard<'_, HashMap<K, usize>>
 /// A connection that knows its caller from the moment it was accepted.
 pub struct PeerStream {
     stream: UnixStream,
-    caller: Caller,
+    peer: LocalPeer,
     _permit: Option<Permit>,
 }
 
@@ -145,15 +204,16 @@ impl PeerStream {
         if permit.is_none() && !caller.is_operator() {
             return Ok(None);
         }
-        Ok(Some(PeerStream { stream, caller, _permit: permit }))
+        let process = PeerProcess::of_peer(&stream)?.map(Arc::new);
+        Ok(Some(PeerStream { stream, peer: LocalPeer { caller, process }, _permit: permit }))
     }
 }
 
 impl Connected for PeerStream {
-    type ConnectInfo = Caller;
+    type ConnectInfo = LocalPeer;
 
-    fn connect_info(&self) -> Caller {
-        self.caller.clone()
+    fn connect_info(&self) -> LocalPeer {
+        self.peer.clone()
     }
 }
 

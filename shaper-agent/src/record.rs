@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use shaper_core::{
     id::ExecutionId,
     limits::Limits,
-    task::{OomKill, Origin, Owner, Phase, UnixNanos, Usage},
+    task::{OomKill, Origin, Owner, Phase, UnixNanos, Usage, Workload},
     units::Bytes,
 };
 
@@ -29,6 +29,9 @@ pub struct Record {
     pub runs_as: Owner,
     /// How it came here.
     pub origin: Origin,
+    /// What it is an execution of, where somebody has said.
+    #[serde(default)]
+    pub workload: Option<Workload>,
     /// Its slot in the kernel programs' tables, while it runs.
     pub slot: u32,
     /// Its cgroup v2 directory.
@@ -204,6 +207,7 @@ mod tests {
             owner,
             runs_as: owner,
             origin: Origin::Adopted,
+            workload: None,
             slot: 3,
             cgroup: "/sys/fs/cgroup/a".into(),
             cgroup_id: None,

@@ -25,7 +25,7 @@ use crate::{
         log::{LogReader, LogRecord, Stream as LogStream},
     },
     ledger,
-    node::{Node, NodeError, RunRequest},
+    node::{EnterRequest, Node, NodeError, RunRequest},
 };
 
 /// The service.
@@ -58,6 +58,9 @@ impl AgentService {
         Ok(Response::new(self.ask(job).await?.into()))
     }
 }
+
+const NO_PROCESS: &str = "the kernel does not say which process of yours connected: that takes Linux 6.5 \
+                          (SO_PEERPIDFD), and that the process still runs; `shaper run` and `shaper adopt` work without";
 
 fn unavailable(error: ActorError) -> Status {
     Status::unavailable(error.to_string())
@@ -144,6 +147,22 @@ impl Agent for AgentService {
         let answer = self.ask(move |node| node.run(&caller, run)).await?;
         let status = answer.await.map_err(|_| unavailable(ActorError::Stopped))?.map_err(refused)?;
         Ok(Response::new(status.into()))
+    }
+
+    async fn enter_task(&self, request: Request<v1::EnterTaskRequest>) -> Result<Response<v1::Task>, Status> {
+        let caller = caller(&request)?;
+        let process = Asking::of(&request)?.process.clone();
+        let process = process.ok_or_else(|| Status::failed_precondition(NO_PROCESS))?;
+        let v1::EnterTaskRequest { task_id: id, workload, limits: wire_limits, command } =
+            request.into_inner();
+        let workload = workload.ok_or_else(|| invalid(WireError::Missing("workload")))?;
+        let enter = EnterRequest {
+            task_id: if id.is_empty() { None } else { Some(task_id(&id)?) },
+            workload: workload.try_into().map_err(invalid)?,
+            limits: limits(wire_limits)?,
+            command,
+        };
+        self.task(move |node| node.enter(&caller, &process, enter)).await
     }
 
     async fn adopt_cgroup(

@@ -60,6 +60,9 @@ pub(crate) enum Error {
          `command: [\"python3\", \"train.py\"]` to a task spec"
     )]
     NoCommand(String),
+    /// Nothing to become.
+    #[error("no command was given: add one after `--`")]
+    NoProgram,
     /// Only a broker tells of changes.
     #[error("--watch needs a broker: name its socket with --broker")]
     WatchWithoutBroker,

@@ -57,6 +57,7 @@ fn code(error: &Error) -> u8 {
         | Error::Document(_)
         | Error::Read { .. }
         | Error::NoCommand(_)
+        | Error::NoProgram
         | Error::NoSuchPolicy(_)
         | Error::WatchWithoutBroker
         | Error::NotATerminal

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     id::TaskId,
     limits::Limits,
-    task::{Owner, Traffic, UnixNanos},
+    task::{Owner, Traffic, UnixNanos, Workload},
     units::{BitsPerSec, Bytes, Millicores},
 };
 
@@ -198,6 +198,9 @@ pub struct TaskSnapshot {
     pub attempt: u32,
     /// Whom it belongs to.
     pub owner: Owner,
+    /// What it is an execution of, where somebody has said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload: Option<Workload>,
     /// What it may use.
     pub limits: Limits,
     /// CPU.

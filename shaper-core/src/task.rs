@@ -1,14 +1,16 @@
 //! What is known of a task: the shape in which the agent reports it and every client shows it.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    id::{ExecutionId, TaskId},
+    document::fits_label,
+    id::{ExecutionId, InvalidTaskId, TaskId},
     idle,
     limits::{Limit, Limits},
     shrink,
+    spec::DEFAULT_NAMESPACE,
     units::Bytes,
 };
 
@@ -35,6 +37,72 @@ pub enum Origin {
     },
     /// It ran before; shaper was asked to manage its cgroup.
     Adopted,
+    /// A process had itself put into a cgroup of its own, to go on there as this command (`shaper exec`).
+    Entered {
+        /// Program and arguments, as that process said.
+        command: Vec<String>,
+    },
+}
+
+/// What a task is an execution of: the key under which history can be kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Workload {
+    /// What is executed, such as the name of a function.
+    pub name: TaskId,
+    /// In which namespace.
+    pub namespace: TaskId,
+    /// Labels; `framework` says whose name it is.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Most labels of a workload.
+const LABELS_MAX: usize = 32;
+
+/// Why a workload was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidWorkload {
+    /// The name or the namespace.
+    #[error("as the {field} of a workload: {source}")]
+    Name {
+        /// Which of them.
+        field: &'static str,
+        /// What is wrong with it.
+        source: InvalidTaskId,
+    },
+    /// A label.
+    #[error(
+        "`{}` cannot be in a label: use up to 63 characters out of a-z, A-Z, 0-9, `-`, `_`, `.` and `/`; a name has \
+         at least one", .0.escape_default()
+    )]
+    Label(String),
+    /// Too many of them.
+    #[error("{0} labels are too many: {LABELS_MAX} is the most")]
+    Labels(usize),
+}
+
+impl Workload {
+    /// Checks what somebody says; an empty namespace is the usual one.
+    pub fn new(
+        name: &str,
+        namespace: &str,
+        labels: BTreeMap<String, String>,
+    ) -> Result<Workload, InvalidWorkload> {
+        let namespace = if namespace.is_empty() { DEFAULT_NAMESPACE } else { namespace };
+        let named =
+            |field, text: &str| text.parse().map_err(|source| InvalidWorkload::Name { field, source });
+        if labels.len() > LABELS_MAX {
+            return Err(InvalidWorkload::Labels(labels.len()));
+        }
+        for (name, value) in &labels {
+            for (text, fits) in [(name, fits_label(name) && !name.is_empty()), (value, fits_label(value))] {
+                if !fits {
+                    return Err(InvalidWorkload::Label(text.chars().take(64).collect()));
+                }
+            }
+        }
+        Ok(Workload { name: named("name", name)?, namespace: named("namespace", namespace)?, labels })
+    }
 }
 
 /// How a process ended.
@@ -54,7 +122,7 @@ pub enum ExitStatus {
         /// The code that a shell would report: 127 for a command that was not found, else 126.
         code: i32,
     },
-    /// Its supervisor was killed, so nobody saw how it ended.
+    /// Nobody saw how it ended: its supervisor was killed, or it never had one.
     Unknown,
 }
 
@@ -176,6 +244,9 @@ pub struct TaskStatus {
     pub runs_as: Owner,
     /// How it came under management.
     pub origin: Origin,
+    /// What it is an execution of, where somebody has said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload: Option<Workload>,
     /// Where it is in its life.
     pub phase: Phase,
     /// Its main process, while it runs.
@@ -204,5 +275,30 @@ impl TaskStatus {
     /// The run that this is.
     pub fn execution(&self) -> ExecutionId {
         ExecutionId { task: self.task_id.clone(), attempt: self.attempt }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(name: &str, value: &str) -> BTreeMap<String, String> {
+        BTreeMap::from([(name.to_owned(), value.to_owned())])
+    }
+
+    #[test]
+    fn a_workload_has_names_that_are_safe_anywhere() {
+        let workload = Workload::new("etl.load", "", labels("framework", "ray")).unwrap();
+        assert_eq!((workload.name.as_str(), workload.namespace.as_str()), ("etl.load", DEFAULT_NAMESPACE));
+        for (name, namespace) in [("", "a"), ("../a", "a"), ("a", "a/b"), ("a\n", "a")] {
+            let refused = Workload::new(name, namespace, BTreeMap::new());
+            assert!(matches!(refused, Err(InvalidWorkload::Name { .. })), "{refused:?}");
+        }
+        for (name, value) in [("", "ray"), ("a b", "ray"), ("a", "\u{1b}[2J")] {
+            let refused = Workload::new("a", "", labels(name, value));
+            assert!(matches!(refused, Err(InvalidWorkload::Label(_))), "{refused:?}");
+        }
+        let many = (0..=LABELS_MAX).map(|number| (format!("l{number}"), String::new())).collect();
+        assert_eq!(Workload::new("a", "", many), Err(InvalidWorkload::Labels(LABELS_MAX + 1)));
     }
 }

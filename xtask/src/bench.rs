@@ -19,7 +19,7 @@ use crate::kernels::{self, Build};
 use crate::qemu::{Accel, Machine};
 use crate::setup::{self, Need};
 use crate::vm::{self, Both, Profile, Transcript};
-use crate::{bins, ebpf, workspace};
+use crate::{bins, ebpf, frameworks, workspace};
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -45,6 +45,8 @@ enum Subject {
     Openb(Options),
     /// How well limits follow use, on recorded series, beside the rule of Kubernetes' Vertical Pod Autoscaler
     Rightsize(Options),
+    /// What a worker of Ray or Dask costs more in a task of its own, and what a task of such a worker; installs both
+    Frameworks,
     /// How well block IO is kept in bounds, in the VM: ceilings, weights, promised latencies
     Io(IoOptions),
 }
@@ -120,6 +122,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         }
         Subject::Broker(OfBroker { options, parts }) => here("broker", options, parts),
         Subject::Place(options) => here("place", options, &[]),
+        Subject::Frameworks => frameworks::bench(),
         Subject::Openb(options) => here("openb", options, &[]),
         Subject::Rightsize(options) => here("rightsize", options, &[]),
         Subject::Io(options) => io(options),

@@ -11,6 +11,7 @@ mod cpio;
 mod demo;
 mod ebpf;
 mod etcd;
+mod frameworks;
 mod fuzz;
 mod guards;
 mod host_root;

@@ -16,7 +16,7 @@ use crate::relay::relay;
 use crate::setup::{self, Need};
 use crate::tally::Tally;
 use crate::vm::{Job, Profile};
-use crate::{ebpf, process, support, vm, workspace};
+use crate::{ebpf, frameworks, process, support, vm, workspace};
 
 /// The package of the tests that need a kernel, its target that only makes sense inside the VM, and those for this machine.
 const KERNEL_TESTS: &str = "shaper-tests";
@@ -57,7 +57,7 @@ const LONGEST: [&str; 12] = [
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Also the longest tests in the VM, and the long ones on its other kernels; the tests below systemd and with container
-    /// runtimes, in a VM with this machine's own root; and, once there are some, those against frameworks and a browser
+    /// runtimes, in a VM with this machine's own root; those against Ray and Dask; and, once there are some, against a browser
     #[arg(long)]
     all: bool,
     /// Arguments for cargo-nextest, or for `cargo test` where that is missing
@@ -132,7 +132,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             let name = format!("vm {}, systemd", verdict.series);
             stages.push(Stage { name, tally: Some(verdict.tally), took: verdict.total });
         }
-        println!("--all: there are no tests against frameworks or a browser yet");
+        stages.push(frameworks::test(&contents.bins)?);
+        println!("--all: there are no tests against a browser yet");
     }
     Ok(conclude(&stages))
 }
@@ -200,7 +201,10 @@ fn cargo_test_selections() -> Result<[Vec<String>; 2]> {
     let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
     let others = words(&["--workspace", "--exclude", KERNEL_TESTS]);
     let mut kernel = words(&["--package", KERNEL_TESTS, "--lib"]);
-    for target in kernel_test_targets()?.into_iter().filter(|target| target != VM_TARGET) {
+    for target in kernel_test_targets()?
+        .into_iter()
+        .filter(|target| target != VM_TARGET && target != frameworks::TARGET)
+    {
         kernel.extend(["--test".to_owned(), target]);
     }
     kernel.extend(words(&["--", "--test-threads=1"]));

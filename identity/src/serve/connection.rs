@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use shaper_proto::peer::{Caller, PeerStream, Permit};
+use shaper_proto::peer::{LocalPeer, PeerStream, Permit};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -33,7 +33,7 @@ pub(super) type Permits = (OwnedSemaphorePermit, Permit<String>);
 #[derive(Clone, Debug)]
 pub enum Peer {
     /// As the kernel says.
-    Local(Caller),
+    Local(LocalPeer),
     /// As a certificate says.
     Certified(Arc<Holder>),
     /// Nobody says, where those may come who want a certificate.

@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use shaper_proto::peer::Caller;
+use shaper_proto::peer::{Caller, LocalPeer, PeerProcess};
 use tokio::sync::watch;
 use tonic::{Code, Request, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -32,6 +32,8 @@ pub struct Asking {
     pub who: String,
     /// As which user. Nodes and brokers are none.
     pub caller: Option<Caller>,
+    /// Of somebody on a Unix socket: the process that connected, where the kernel says so.
+    pub process: Option<Arc<PeerProcess>>,
     /// Of a submitter: its bounds.
     pub grant: Option<Arc<Grant>>,
     /// Of a node: which.
@@ -81,15 +83,17 @@ impl Guard {
     fn judge(&self, peer: &Peer, path: &str) -> Result<Admitted, (String, Status)> {
         let access = Arc::clone(&self.access.borrow());
         let (asker, asking) = match peer {
-            Peer::Local(caller) => {
+            Peer::Local(LocalPeer { caller, process }) => {
                 let asker = if caller.is_operator() { Asker::Root } else { Asker::User };
                 let who = format!("uid {}", caller.uid);
-                (asker, Asking { who, caller: Some(caller.clone()), grant: None, node: None, identity: None })
+                let (caller, process) = (Some(caller.clone()), process.clone());
+                (asker, Asking { who, caller, process, grant: None, node: None, identity: None })
             }
             Peer::Certified(holder) => {
                 let (role, who) = (holder.identity.role(), holder.identity.to_string());
                 let identity = Some(holder.identity.clone());
-                let mut asking = Asking { who, caller: None, grant: None, node: None, identity };
+                let mut asking =
+                    Asking { who, caller: None, process: None, grant: None, node: None, identity };
                 match role {
                     Role::Operator | Role::Reader => asking.caller = Some(root()),
                     Role::Node => asking.node = Some(holder.identity.name().to_owned()),
@@ -107,7 +111,9 @@ impl Guard {
             }
             Peer::Stranger(from) => {
                 let who = format!("a stranger at {from}");
-                (Asker::Stranger, Asking { who, caller: None, grant: None, node: None, identity: None })
+                let nobody =
+                    Asking { who, caller: None, process: None, grant: None, node: None, identity: None };
+                (Asker::Stranger, nobody)
             }
         };
         let no = |reason, text: String| {
@@ -250,7 +256,7 @@ mod tests {
     fn request(path: &str) -> http::Request<()> {
         let mut request = http::Request::new(());
         *request.uri_mut() = path.parse().unwrap();
-        request.extensions_mut().insert(Peer::Local(root()));
+        request.extensions_mut().insert(Peer::Local(LocalPeer { caller: root(), process: None }));
         request
     }
 

@@ -12,7 +12,9 @@ use shaper_core::{
     doctor::{Availability, Report, Rung},
     id::{ExecutionId, InvalidTaskId, TaskId},
     limits::{Limit, Limits, LimitsChange},
-    task::{Enforcement, ExitStatus, Origin, Owner, Phase, TaskStatus, Traffic, Usage},
+    task::{
+        Enforcement, ExitStatus, InvalidWorkload, Origin, Owner, Phase, TaskStatus, Traffic, Usage, Workload,
+    },
     units::{BitsPerSec, Bytes, Iops, Micros, Millicores, Weight},
 };
 
@@ -45,6 +47,9 @@ pub enum WireError {
     /// A task id that is not one.
     #[error(transparent)]
     TaskId(#[from] InvalidTaskId),
+    /// What a task is an execution of.
+    #[error(transparent)]
+    Workload(#[from] InvalidWorkload),
 }
 
 /// One run of a task.
@@ -375,6 +380,21 @@ impl TryFrom<v1::Exit> for Phase {
     }
 }
 
+impl From<Workload> for v1::Workload {
+    fn from(Workload { name, namespace, labels }: Workload) -> v1::Workload {
+        v1::Workload { name: name.into(), namespace: namespace.into(), labels: labels.into_iter().collect() }
+    }
+}
+
+impl TryFrom<v1::Workload> for Workload {
+    type Error = WireError;
+
+    fn try_from(wire: v1::Workload) -> Result<Workload, WireError> {
+        let v1::Workload { name, namespace, labels } = wire;
+        Ok(Workload::new(&name, &namespace, labels.into_iter().collect())?)
+    }
+}
+
 impl From<TaskStatus> for v1::Task {
     fn from(task: TaskStatus) -> v1::Task {
         let TaskStatus {
@@ -383,6 +403,7 @@ impl From<TaskStatus> for v1::Task {
             owner,
             runs_as,
             origin,
+            workload,
             phase,
             pid,
             cgroup,
@@ -402,10 +423,12 @@ impl From<TaskStatus> for v1::Task {
             attempt,
             owner: Some(owner.into()),
             runs_as: Some(runs_as.into()),
+            entered: matches!(origin, Origin::Entered { .. }),
             command: match origin {
-                Origin::Launched { command } => command,
+                Origin::Launched { command } | Origin::Entered { command } => command,
                 Origin::Adopted => Vec::new(),
             },
+            workload: workload.map(Into::into),
             exit: exit(&phase),
             pid,
             cgroup,
@@ -432,11 +455,12 @@ impl TryFrom<v1::Task> for TaskStatus {
             attempt: wire.attempt,
             owner: owner("owner", wire.owner)?,
             runs_as: owner("runs_as", wire.runs_as)?,
-            origin: if wire.command.is_empty() {
-                Origin::Adopted
-            } else {
-                Origin::Launched { command: wire.command }
+            origin: match (wire.entered, wire.command) {
+                (true, command) => Origin::Entered { command },
+                (false, command) if command.is_empty() => Origin::Adopted,
+                (false, command) => Origin::Launched { command },
             },
+            workload: wire.workload.map(TryInto::try_into).transpose()?,
             phase: wire.exit.map_or(Ok(Phase::Running), Phase::try_from)?,
             pid: wire.pid,
             cgroup: wire.cgroup,
@@ -504,6 +528,9 @@ mod tests {
             owner: Owner { uid: 1000, gid: 100 },
             runs_as: Owner { uid: 65534, gid: 65534 },
             origin: Origin::Launched { command: vec!["sleep".into(), "1".into()] },
+            workload: Some(
+                Workload::new("etl.load", "batch", [("framework".into(), "ray".into())].into()).unwrap(),
+            ),
             phase: Phase::Ended { status: ExitStatus::Signal(9), at: 5 },
             pid: None,
             cgroup: "/sys/fs/cgroup/shaper/etl.load.2".into(),

@@ -4,6 +4,7 @@
 use std::{fs, io, path::Path};
 
 use shaper_core::doctor::{Availability, Rung};
+use shaper_proto::peer::PeerProcess;
 
 use super::{
     bpf::Measure,
@@ -137,6 +138,18 @@ pub const LADDER: &[Feature] = &[
         used_for: "pacing sockets that are older than a task's management (6.12)",
         degrades_to: "such sockets get the share of the last change of the limit, and keep it",
         probe: |_| at_least(6, 12),
+    },
+    Feature {
+        name: "peer-pidfd",
+        used_for: "`shaper exec`: which process it is that asks (SO_PEERPIDFD, 6.5)",
+        degrades_to: "`shaper exec` is refused; `shaper run` and `shaper adopt` work",
+        probe: |_| match PeerProcess::probe() {
+            Ok(true) => Availability::Available,
+            Ok(false) => {
+                Availability::Missing { evidence: "getsockopt for SO_PEERPIDFD: ENOPROTOOPT".into() }
+            }
+            Err(error) => unusable(&error),
+        },
     },
     Feature {
         name: "psi",

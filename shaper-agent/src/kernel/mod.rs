@@ -11,6 +11,7 @@ pub mod mapped;
 mod netlink;
 pub mod netns;
 pub mod pace_table;
+pub mod process;
 pub mod qdisc;
 mod sys;
 pub mod v1;

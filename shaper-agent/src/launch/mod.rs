@@ -223,7 +223,7 @@ fn hear(from: &mut (impl Read + AsFd), deadline: Duration) -> io::Result<Heard> 
 /// Waits until the process behind `pidfd` has ended, and reaps it if it is a child.
 pub async fn ended(pidfd: OwnedFd) -> io::Result<()> {
     // Readable from the end of the process on, for good.
-    async_fd(pidfd.as_fd())?.readable().await?.retain_ready();
+    async_fd(pidfd.as_fd(), Interest::READABLE)?.readable().await?.retain_ready();
     match rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
     {
         // ECHILD: an earlier agent was its parent.
@@ -232,11 +232,11 @@ pub async fn ended(pidfd: OwnedFd) -> io::Result<()> {
     }
 }
 
-/// `fd` in tokio's reactor, to wait until it can be read.
-fn async_fd(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<BorrowedFd<'_>>> {
+/// `fd` in tokio's reactor, to wait until it can be read, or whatever `interest` is in.
+pub(crate) fn async_fd(fd: BorrowedFd<'_>, interest: Interest) -> io::Result<AsyncFd<BorrowedFd<'_>>> {
     // SAFETY: a `BorrowedFd` is one open descriptor, the same one for all its life, and the
     // `AsyncFd` cannot outlive it.
-    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
+    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
 }
 
 /// What an attempt has come to.
@@ -354,6 +354,11 @@ pub fn abandon(attempt_dir: &Path, reason: &str) -> Result<Attachment, AttachErr
     }
     drop(lock);
     attach(attempt_dir)
+}
+
+/// Writes down the main process of an attempt that nobody supervises.
+pub fn note_started(attempt_dir: &Path, started: &Started) -> Result<(), durable::Error> {
+    AttemptDir::new(attempt_dir).write_started(started)
 }
 
 /// The main process of an attempt, and a pidfd of it while it lives; `None` if none was started.

@@ -138,6 +138,7 @@ impl Meter {
             task_id: record.execution.task.clone(),
             attempt: record.execution.attempt,
             owner: record.owner,
+            workload: record.workload.clone(),
             limits: record.limits,
             cpu: CpuUsage {
                 time_ns: now.cpu_ns,

@@ -126,7 +126,7 @@ impl Node {
             // Recorded, and then the agent died before it had a cgroup: it never ran, and never will.
             let attachment = match record.origin {
                 Origin::Launched { .. } => launch::abandon(&directory, NEVER_STARTED),
-                Origin::Adopted => launch::attach(&directory),
+                Origin::Adopted | Origin::Entered { .. } => launch::attach(&directory),
             };
             record.phase = match attachment {
                 Ok(Attachment::Ended(exit)) => {
@@ -227,6 +227,9 @@ impl Node {
         };
         if let Err(error) = self.watch_quota(&id) {
             tracing::warn!(task = %id, error = %launch::chain(&error), "cannot watch a CPU quota");
+        }
+        if matches!(origin, Origin::Entered { .. }) {
+            self.watch_entered(&execution)?;
         }
         if matches!(origin, Origin::Launched { .. }) {
             match launch::attach(&directory)? {

@@ -122,12 +122,12 @@ impl Node {
     /// `kill`: processes that are left are killed, and the cgroup stays until they are gone. Else
     /// they are moved out of ours.
     pub(super) fn take_down(&mut self, task: &mut Task, kill: bool) -> Result<(), NodeError> {
-        let launched = matches!(task.record.origin, Origin::Launched { .. });
+        let is_ours = !matches!(task.record.origin, Origin::Adopted);
         if let Some(target) = &task.target {
             if let Some(lending) = &self.lending {
                 lending.withdraw(target.slot);
             }
-            if kill && launched {
+            if kill && is_ours {
                 match target.cgroup.is_populated() {
                     Ok(true) => {
                         target.cgroup.kill()?;
@@ -146,7 +146,7 @@ impl Node {
             failpoint::hit("end-after-slot");
             self.meter.remove(target.slot);
             self.writers.forget(target);
-            if launched && let Some(ground) = &self.ground {
+            if is_ours && let Some(ground) = &self.ground {
                 let groups = [&target.v1_cpu, &target.v1_memory, &target.v1_io];
                 let groups = groups.into_iter().flatten();
                 let gone = if self.is_in_unit(&task.record) {
@@ -241,7 +241,7 @@ impl Node {
             Origin::Launched { .. } if self.is_in_unit(&task.record) => {
                 done.push(format!("{id}: its processes go on in {}", task.record.cgroup.display()))
             }
-            Origin::Launched { .. } => {
+            Origin::Launched { .. } | Origin::Entered { .. } => {
                 done.push(format!("{id}: its processes go on, outside {}", task.record.cgroup.display()))
             }
             Origin::Adopted => {
@@ -266,7 +266,8 @@ impl Node {
     /// Forgets a task that was let go.
     pub(super) fn forget(&self, record: &Record) -> Result<(), NodeError> {
         record.forget(self.state_dir())?;
-        if record.origin == Origin::Adopted {
+        // Of the others the supervisor goes on writing there.
+        if !matches!(record.origin, Origin::Launched { .. }) {
             record::erase(self.state_dir(), &record.execution)?;
         }
         Ok(())

@@ -7,6 +7,7 @@ mod burst;
 mod change;
 pub mod cluster;
 mod end;
+mod enter;
 mod events;
 mod idle;
 mod io_latency;
@@ -38,8 +39,8 @@ use tokio::{
     sync::{mpsc, watch},
 };
 
-pub use self::change::Hold;
 use self::cluster::{Assignment, News};
+pub use self::{change::Hold, enter::EnterRequest};
 use shaper_proto::peer::Caller;
 
 use crate::{

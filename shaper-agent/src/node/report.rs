@@ -23,6 +23,10 @@ use crate::{
     record::{self, Record},
 };
 
+/// A note on a task that a process entered.
+const FROM_BEFORE: &str =
+    "what its process had before it came here stays charged where it was: its memory and its connections";
+
 impl Node {
     /// The caller's tasks.
     pub fn list(&self, caller: &Caller) -> Result<Vec<TaskStatus>, NodeError> {
@@ -81,12 +85,14 @@ impl Node {
     pub fn log_directory(&self, caller: &Caller, id: &TaskId) -> Result<PathBuf, NodeError> {
         self.visible(caller, id)?;
         let task = self.task(id)?;
-        if matches!(task.record.origin, Origin::Adopted) {
-            return Err(NodeError::Precondition(format!(
-                "task `{id}` was adopted: shaper does not have its output"
-            )));
-        }
-        Ok(record::directory(self.state_dir(), &task.record.execution))
+        let how = match task.record.origin {
+            Origin::Launched { .. } => {
+                return Ok(record::directory(self.state_dir(), &task.record.execution));
+            }
+            Origin::Adopted => "was adopted",
+            Origin::Entered { .. } => "is a process of its caller's (`shaper exec`)",
+        };
+        Err(NodeError::Precondition(format!("task `{id}` {how}: shaper does not have its output")))
     }
 
     /// What this node offers.
@@ -125,7 +131,7 @@ impl Node {
 
     pub(super) fn status(&self, id: &TaskId) -> Result<TaskStatus, NodeError> {
         let task = self.task(id)?;
-        let Record { execution, owner, runs_as, origin, cgroup, limits, created_at, phase, .. } =
+        let Record { execution, owner, runs_as, origin, workload, cgroup, limits, created_at, phase, .. } =
             &task.record;
         let mut enforcement: Vec<Enforcement> = match (&task.target, &self.bpf) {
             (Some(target), Some(bpf)) if task.is_running() => {
@@ -154,6 +160,7 @@ impl Node {
             owner: *owner,
             runs_as: *runs_as,
             origin: origin.clone(),
+            workload: workload.clone(),
             phase: phase.clone(),
             pid: task.started.filter(|_| task.is_running()).map(|started| started.pid),
             cgroup: cgroup.display().to_string(),
@@ -181,6 +188,9 @@ impl Node {
         notes.extend(task.record.oom_kill.map(|kill| kill.to_string()));
         if let Idling::Not(why) = &task.idling {
             notes.push(format!("memory that it does not use is not taken away: {why}"));
+        }
+        if matches!(task.record.origin, Origin::Entered { .. }) && task.is_running() {
+            notes.push(FROM_BEFORE.into());
         }
         if task.record.limits.net_egress.at().is_some() && task.is_running() {
             notes.push(

@@ -53,6 +53,7 @@ impl Node {
             owner: request.owner.unwrap_or(caller.as_owner()),
             runs_as: run_as.as_owner(),
             origin: Origin::Launched { command: request.command.clone() },
+            workload: None,
             slot: 0,
             cgroup: PathBuf::new(),
             cgroup_id: None,
@@ -159,6 +160,12 @@ impl Node {
                     .into(),
             ));
         }
+        self.has_room_for(caller)?;
+        Ok(run_as)
+    }
+
+    /// One user cannot take all the slots.
+    pub(super) fn has_room_for(&self, caller: &Caller) -> Result<(), NodeError> {
         let running =
             self.tasks.values().filter(|task| task.is_running() && task.record.owner.uid == caller.uid);
         if !caller.is_operator() && running.count() >= self.config.max_tasks_per_user {
@@ -167,11 +174,11 @@ impl Node {
                 caller.uid, self.config.max_tasks_per_user
             )));
         }
-        Ok(run_as)
+        Ok(())
     }
 
     /// The command's name and the first number that is free.
-    fn make_id(&self, command: &[String]) -> Result<TaskId, NodeError> {
+    pub(super) fn make_id(&self, command: &[String]) -> Result<TaskId, NodeError> {
         let name = Path::new(&command[0]).file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
         let plain: String =
             name.chars().filter(|letter| letter.is_ascii_alphanumeric() || *letter == '-').take(40).collect();
@@ -189,7 +196,12 @@ impl Node {
 
     /// The number of the next run of a task. The numbers of released ones, which have a directory but no
     /// record, are not given out again.
-    fn next_attempt(&self, caller: &Caller, id: &TaskId, wanted: Option<u32>) -> Result<u32, NodeError> {
+    pub(super) fn next_attempt(
+        &self,
+        caller: &Caller,
+        id: &TaskId,
+        wanted: Option<u32>,
+    ) -> Result<u32, NodeError> {
         if let Some(task) = self.tasks.get(id)
             && (task.is_held() || !caller.may_use(&task.record.owner))
         {
@@ -208,7 +220,7 @@ impl Node {
     }
 
     /// Makes everything in the kernel for a task and puts its limits in force, intent first.
-    fn begin(&mut self, mut record: Record, cause: Cause) -> Result<(), NodeError> {
+    pub(super) fn begin(&mut self, mut record: Record, cause: Cause) -> Result<(), NodeError> {
         self.establish()?;
         let Some(slot) = self.free_slots.pop_first() else {
             return Err(NodeError::Exhausted(format!(
@@ -217,14 +229,16 @@ impl Node {
             )));
         };
         record.slot = slot;
-        if matches!(record.origin, Origin::Launched { .. }) {
-            record.cgroup = match self.config.tasks_in {
-                TasksIn::Units => {
-                    let unit = Service::cgroup(&self.unit(&record.execution));
-                    self.config.hierarchies.v2.join(unit).join(ground::TASK)
-                }
-                TasksIn::CgroupRoot => self.config.cgroup_root.join(record.execution.to_string()),
-            };
+        match (&record.origin, &self.config.tasks_in) {
+            (Origin::Adopted, _) => {}
+            (Origin::Launched { .. }, TasksIn::Units) => {
+                let unit = Service::cgroup(&self.unit(&record.execution));
+                record.cgroup = self.config.hierarchies.v2.join(unit).join(ground::TASK);
+            }
+            // A process that is there already has a unit of its own, or somebody else's.
+            (Origin::Launched { .. }, TasksIn::CgroupRoot) | (Origin::Entered { .. }, _) => {
+                record.cgroup = self.config.cgroup_root.join(record.execution.to_string());
+            }
         }
         let execution = record.execution.clone();
         failpoint::hit("agent-before-record");
@@ -477,14 +491,15 @@ impl Node {
         }
     }
 
-    /// Takes back everything that was made for a task whose start failed. What cannot be taken back now
+    /// Takes back everything that was made for a task whose start failed. A process that wanted to enter goes on. What cannot be taken back now
     /// is tried again by the ticks, as for any task that has ended.
-    fn abort(&mut self, execution: &ExecutionId, why: &str) {
+    pub(super) fn abort(&mut self, execution: &ExecutionId, why: &str) {
         let Some(mut task) = self.tasks.remove(&execution.task) else { return };
         let status = ExitStatus::NotStarted { stage: "preparation".into(), error: why.into(), code: 126 };
         task.record.phase = Phase::Ended { status, at: now() };
         task.ended.send_replace(true);
-        let result = self.take_down(&mut task, true);
+        let kill = !matches!(task.record.origin, Origin::Entered { .. });
+        let result = self.take_down(&mut task, kill);
         if result.is_ok() && task.target.is_none() {
             if let Err(error) = record::erase(self.state_dir(), execution) {
                 tracing::warn!(%execution, %error, "cannot remove the record of a failed start");
@@ -515,6 +530,7 @@ impl Node {
             owner: caller.as_owner(),
             runs_as: caller.as_owner(),
             origin: Origin::Adopted,
+            workload: None,
             slot: 0,
             cgroup: path,
             cgroup_id: None,

@@ -65,6 +65,7 @@ pub(super) fn status(task: &str, attempt: u32, phase: RunPhase) -> TaskStatus {
         owner: Owner { uid: 1000, gid: 1000 },
         runs_as: Owner { uid: 1000, gid: 1000 },
         origin: Origin::Launched { command: vec!["sleep".into()] },
+        workload: None,
         phase,
         pid: None,
         cgroup: "/x".into(),

@@ -1,6 +1,7 @@
 //! The command line: what can be said, and its help.
 
 mod cluster;
+mod exec;
 mod pki;
 mod policy;
 mod top;
@@ -16,6 +17,7 @@ use shaper_core::{
 
 pub(crate) use self::{
     cluster::{Apply, Explain, GetNodes, GetPolicies, NodeCommand, ProfileCommand, ProfileOf, Submit},
+    exec::Exec,
     pki::{Pki, PkiCommand, PkiInit, PkiIssue, PkiJoin, PkiRenew, PkiRotate, PkiShow, PkiToken, Validity},
     policy::{DryRun, PolicyCommand, PolicyGet},
     top::{SortKey, Top},
@@ -99,6 +101,8 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Run a command as a task; without limits, those of its measured profile are used, where a broker has one
     Run(Run),
+    /// Become a task of its own, and then a command: the same process, in its own cgroup with these limits
+    Exec(Exec),
     /// Have the broker place a task on a node
     Submit(Submit),
     /// List objects

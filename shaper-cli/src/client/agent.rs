@@ -40,6 +40,20 @@ impl Client {
         self.link.read(&operation, self.agent().run_task(request).await)
     }
 
+    /// Puts this very process into a task. Outlives the agent: asked again, the process is there already.
+    pub(crate) async fn enter_task(&self, request: v1::EnterTaskRequest) -> Result<TaskStatus, CallError> {
+        let operation = match request.task_id.as_str() {
+            "" => "enter a task".to_owned(),
+            id => format!("enter task `{id}`"),
+        };
+        self.link
+            .insist(operation, |channel| {
+                let request = request.clone();
+                async move { AgentClient::new(channel).enter_task(request).await }
+            })
+            .await
+    }
+
     pub(crate) async fn adopt(
         &self,
         id: &TaskId,

@@ -11,7 +11,7 @@ use shaper_core::{
     policy::{self, Given, Overruled, Subject},
     shrink::Status,
     spec::{Demand, OnNodeLost, Profile, TaskSpec},
-    task::{Enforcement, ExitStatus, Origin, Owner, Phase, TaskStatus, Traffic, UnixNanos, Usage},
+    task::{Enforcement, ExitStatus, Origin, Owner, Phase, TaskStatus, Traffic, UnixNanos, Usage, Workload},
     units::{BitsPerSec, Bytes, Millicores},
 };
 
@@ -170,6 +170,7 @@ fn text(task: &TaskStatus, now: UnixNanos) -> String {
         owner,
         runs_as,
         origin,
+        workload,
         phase,
         pid,
         cgroup,
@@ -188,6 +189,9 @@ fn text(task: &TaskStatus, now: UnixNanos) -> String {
     field("Task", &format!("{task_id} (attempt {attempt})"));
     field("Phase", &ended(phase, now));
     field("Origin", &origin_of(origin));
+    if let Some(workload) = workload {
+        field("Workload", &workload_of(workload));
+    }
     field("Runs as", &credentials(runs_as));
     field("Owner", &credentials(owner));
     if let Some(pid) = pid {
@@ -250,7 +254,13 @@ fn origin_of(origin: &Origin) -> String {
     match origin {
         Origin::Launched { command } => command_line(command),
         Origin::Adopted => "adopted".into(),
+        Origin::Entered { command } => format!("entered by itself: {}", command_line(command)),
     }
+}
+
+fn workload_of(Workload { name, namespace, labels }: &Workload) -> String {
+    let labels: String = labels.iter().map(|(name, value)| format!(", {name}={value}")).collect();
+    format!("{namespace}/{name}{labels}")
 }
 
 fn command_line(command: &[String]) -> String {

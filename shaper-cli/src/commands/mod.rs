@@ -6,6 +6,7 @@ mod cancel;
 mod describe;
 mod doctor;
 mod document;
+mod exec;
 mod explain;
 mod get;
 mod ledger;
@@ -38,6 +39,7 @@ pub(crate) async fn execute(args: Args) -> Result<ExitCode, Error> {
     let servers = Servers::new(socket, broker, tls_dir);
     match command {
         Command::Run(args) => return run::run(&servers, args).await,
+        Command::Exec(args) => return exec::exec(&servers, args).await,
         Command::Submit(args) => return submit::submit(&servers, args).await,
         Command::Top(args) => return top::top(&servers, &args).await,
         Command::Wait(args) => return wait::wait(&servers, &args).await,

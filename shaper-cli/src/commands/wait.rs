@@ -50,7 +50,9 @@ fn code_of(id: &TaskId, status: &ExitStatus) -> ExitCode {
             output::warn(&format!("task {id} was not started: {stage}: {error}"));
         }
         ExitStatus::Unknown => {
-            output::warn(&format!("how task {id} ended is not known: its supervisor was killed"));
+            output::warn(&format!(
+                "how task {id} ended is not known: its supervisor was killed, or it never had one"
+            ));
         }
     }
     exit::of_shell_code(status.shell_code())

@@ -95,7 +95,11 @@ fn run_ends_as_a_shell_would_say_it() {
             126,
             "shaper: task t was not started: exec: Permission denied\n",
         ),
-        (ExitStatus::Unknown, 125, "shaper: how task t ended is not known: its supervisor was killed\n"),
+        (
+            ExitStatus::Unknown,
+            125,
+            "shaper: how task t ended is not known: its supervisor was killed, or it never had one\n",
+        ),
     ] {
         let host = Host::new();
         let _agent = host.start_agent();
@@ -436,6 +440,33 @@ fn cancel_waits_for_the_end_unless_told_not_to() {
     assert_eq!(cancel.end(), ("web Signaled(9)\n".into(), String::new(), 0));
     let graces = [Call::Cancel { grace_millis: 500 }, Call::Cancel { grace_millis: 0 }, Call::Wait];
     assert_eq!(host.node.calls(), graces);
+}
+
+#[test]
+fn who_enters_a_task_becomes_the_command() {
+    let host = Host::new();
+    let _agent = host.start_agent();
+    let script = "echo $$ $SHAPER_TASK_ID; exit 7";
+    let arguments =
+        ["exec", "--id", "w1", "--namespace", "ml", "--label", "framework=ray", "--cpu", "0.5", "--"];
+    let output = host.shaper(&[&arguments[..], &["/bin/sh", "-c", script]].concat());
+    let (stdout, stderr, code) = texts(&output);
+    assert_eq!((stderr, code), ("", Some(7)));
+    assert!(stdout.ends_with(" w1\n"), "{stdout}");
+    let expected = v1::EnterTaskRequest {
+        task_id: "w1".into(),
+        workload: Some(v1::Workload {
+            name: "sh".into(),
+            namespace: "ml".into(),
+            labels: [("framework".into(), "ray".into())].into(),
+        }),
+        limits: Some(v1::Limits { cpu_millicores: Some(500), ..Default::default() }),
+        command: ["/bin/sh", "-c", script].map(String::from).into(),
+    };
+    assert_eq!(host.node.calls(), [Call::Enter(expected)]);
+    let output = host.shaper(&["exec", "--", "/nowhere/at/all"]);
+    let said = "shaper: cannot execute `/nowhere/at/all`: No such file or directory (os error 2)\n";
+    assert_eq!(texts(&output), ("", said, Some(127)));
 }
 
 #[test]

@@ -12,6 +12,7 @@ use std::{
 };
 
 use rustix::fs::{CWD, Mode, OFlags, inotify};
+use tokio::io::Interest;
 
 use super::{LogError, LogRecord, MAX_RECORD, decode, segment_path, segments};
 use crate::launch::async_fd;
@@ -117,7 +118,8 @@ impl LogReader {
             let _ = self.inotify.set(watch);
             return Ok(());
         };
-        let inotify = async_fd(inotify.as_fd()).map_err(|source| failed("register the watch of", source))?;
+        let inotify = async_fd(inotify.as_fd(), Interest::READABLE)
+            .map_err(|source| failed("register the watch of", source))?;
         let mut guard = inotify.readable().await.map_err(|source| failed("await a change of", source))?;
         let mut buffer = [0; 4096];
         loop {

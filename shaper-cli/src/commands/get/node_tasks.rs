@@ -81,6 +81,7 @@ mod tests {
             owner: Owner { uid: 0, gid: 0 },
             runs_as: Owner { uid: 0, gid: 0 },
             origin: Origin::Launched { command: vec!["etl".into()] },
+            workload: None,
             phase: Phase::Running,
             pid: Some(4711),
             cgroup: "/sys/fs/cgroup/shaper/etl.load.2".into(),

@@ -5,7 +5,7 @@ use shaper_core::{
         CpuUsage, DeviceUsage, Health, IoCount, Latency, MemoryUsage, NetCount, NetUsage, NodeSnapshot,
         Pressure, Source, TaskSnapshot,
     },
-    task::{Owner, Traffic},
+    task::{Owner, Traffic, Workload},
     units::{Bytes, Millicores},
 };
 
@@ -26,6 +26,7 @@ pub(super) fn task(snapshot: &NodeSnapshot, task: &TaskSnapshot) -> Vec<Topic> {
         task_id,
         attempt,
         owner: Owner { uid, gid },
+        workload,
         limits,
         cpu,
         memory,
@@ -40,7 +41,9 @@ pub(super) fn task(snapshot: &NodeSnapshot, task: &TaskSnapshot) -> Vec<Topic> {
     let reading = Reading::new(snapshot, task);
     let mut topics = Vec::new();
     let mut field = |name: &str, items: &[String]| topics.push(Topic::new(name, items.to_vec()));
-    field("Task", &[format!("{task_id} (attempt {attempt})"), format!("uid {uid}, gid {gid}")]);
+    let mut whose = vec![format!("{task_id} (attempt {attempt})"), format!("uid {uid}, gid {gid}")];
+    whose.extend(workload.as_ref().map(|Workload { name, namespace, .. }| format!("{namespace}/{name}")));
+    field("Task", &whose);
     let limits: Vec<String> = show::limits(limits)
         .into_iter()
         .map(|show::NamedLimit { resource, limit }| format!("{resource} {limit}"))

@@ -43,6 +43,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Call {
     Run(v1::RunTaskRequest),
+    Enter(v1::EnterTaskRequest),
     Adopt(v1::AdoptCgroupRequest),
     ReadLogs { cursor: u64 },
     Wait,
@@ -184,6 +185,18 @@ impl agent_server::Agent for Service {
             TaskStatus { origin: Origin::Launched { command: request.command }, limits, ..task(id) };
         self.0.add(started.clone());
         answer(started)
+    }
+
+    async fn enter_task(&self, request: Request<v1::EnterTaskRequest>) -> Result<Response<v1::Task>, Status> {
+        let request = request.into_inner();
+        self.0.called(Call::Enter(request.clone()));
+        let id = if request.task_id.is_empty() { "made-1" } else { &request.task_id };
+        let refused = |error: shaper_proto::convert::WireError| Status::invalid_argument(error.to_string());
+        let workload = request.workload.map(TryInto::try_into).transpose().map_err(refused)?;
+        let origin = Origin::Entered { command: request.command };
+        let entered = TaskStatus { origin, workload, ..task(id) };
+        self.0.add(entered.clone());
+        answer(entered)
     }
 
     async fn adopt_cgroup(
@@ -400,6 +413,7 @@ pub(crate) fn task(id: &str) -> TaskStatus {
         owner: Owner { uid: 0, gid: 0 },
         runs_as: Owner { uid: 0, gid: 0 },
         origin: Origin::Launched { command: vec!["sh".into(), "-c".into(), "echo it's".into()] },
+        workload: None,
         phase: Phase::Running,
         pid: Some(42),
         cgroup: format!("/sys/fs/cgroup/shaper/{id}.1"),

@@ -108,6 +108,7 @@ fn etl() -> TaskSnapshot {
         task_id: "etl".parse().unwrap(),
         attempt: 2,
         owner: Owner { uid: 1000, gid: 100 },
+        workload: None,
         limits: Limits {
             cpu: Limit::At(Millicores(2000)),
             cpu_weight: Weight::new(300),
@@ -181,6 +182,7 @@ fn idle() -> TaskSnapshot {
         task_id: "idle".parse().unwrap(),
         attempt: 1,
         owner: Owner { uid: 0, gid: 0 },
+        workload: None,
         limits: Limits::default(),
         cpu: CpuUsage {
             throttled_permille: Some(0),

@@ -55,6 +55,7 @@ pub(crate) fn measure(plan: Plan, report: &mut Report) -> Result<()> {
         owner,
         runs_as: owner,
         origin: Origin::Launched { command: vec!["sleep".into(), "1000".into()] },
+        workload: None,
         slot: 3,
         cgroup: "/sys/fs/cgroup/shaper/task.1".into(),
         cgroup_id: None,

@@ -24,7 +24,7 @@ use std::{
 };
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-use rustix::net::{netdevice, sockopt};
+use rustix::net::{self, netdevice, sockopt};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
@@ -52,6 +52,7 @@ usage: test-load spin                 uses one CPU
        test-load receive ADDRESS COUNT
                                       takes what comes to that address by TCP and UDP, and keeps count of its payload
                                       in the file COUNT, of either (twice 64 bits, of this machine's order)
+       test-load connect PATH         connects its standard input, a socket, to the one at PATH, and stays
        test-load eat MIB              takes memory, says so, and keeps it
        test-load hold PROGRESS HOT COLD [RATE MORE]
                                       holds two sets of memory and touches all of HOT every 50 ms, COLD never; a set
@@ -75,6 +76,14 @@ usage: test-load spin                 uses one CPU
                                       the same, after so long";
 
 const PIECE_KIB: u32 = 4;
+
+/// Whoever else has the socket speaks on it then as this process.
+fn connect(path: &str) -> io::Result<ExitCode> {
+    net::connect(io::stdin(), &net::SocketAddrUnix::new(path)?)?;
+    loop {
+        thread::park();
+    }
+}
 
 const TICK: Duration = Duration::from_millis(100);
 
@@ -156,6 +165,7 @@ fn main() -> ExitCode {
             Err(_) => return usage(),
         },
         ["probe", path, log] => probe(path, log),
+        ["connect", path] => connect(path),
         ["tick", count, code] => match (count.parse(), code.parse::<u8>()) {
             (Ok(count), Ok(code)) => tick(count).map(|()| ExitCode::from(code)),
             _ => return usage(),
