@@ -154,7 +154,8 @@ impl Authority {
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        if matches!(identity.role(), Role::Broker | Role::Authority) {
+        // A node serves its metrics. Whoever wants a broker asks for its role, besides.
+        if matches!(identity.role(), Role::Broker | Role::Authority | Role::Node) {
             params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
         }
         params.use_authority_key_identifier_extension = true;

@@ -146,6 +146,21 @@ impl Material {
         Ok(Arc::new(config))
     }
 
+    /// For a listener of HTTP on which nobody shows a certificate: they have tokens.
+    pub fn server_of_tokens(&self) -> Result<Arc<ServerConfig>, TlsError> {
+        let unusable = self.unusable();
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(|error| unusable(error.into()))?
+            .with_no_client_auth()
+            .with_single_cert(self.chain.clone(), self.key.clone_key())
+            .map_err(|error| unusable(error.into()))?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(Arc::new(config))
+    }
+
     /// For a connection to a server of one of these roles, of our own trust domain.
     pub fn client(&self, roles: &'static [Role]) -> Result<Arc<ClientConfig>, TlsError> {
         let unusable = self.unusable();

@@ -85,6 +85,9 @@ pub struct Options {
     /// pki issue` makes it for spiffe://TRUST-DOMAIN/node/NAME. It is read with each connection
     #[arg(long, value_name = "DIR", env = "SHAPER_TLS_DIR")]
     pub tls_dir: Option<PathBuf>,
+    /// Where metrics are served.
+    #[command(flatten)]
+    pub metrics: shaper_metrics::listen::Options,
     /// What this node has for the broker's tasks, such as cpu=2,memory=4Gi,network=1gbit [default: the
     /// machine's CPUs and memory; the network is then not known]
     #[arg(long, value_name = "LIST")]
@@ -228,6 +231,9 @@ pub enum ConfigError {
          pki issue --ca-dir CA spiffe://cluster.local/node/NAME DIR"
     )]
     NoCertificate(Address),
+    /// Where metrics are served.
+    #[error(transparent)]
+    Metrics(#[from] shaper_metrics::listen::OptionsError),
     /// A capacity that is not one.
     #[error("--capacity: {0}; say, for example, cpu=2,memory=4Gi,network=1gbit")]
     Capacity(String),
@@ -309,6 +315,8 @@ pub struct Config {
     pub uplinks: Vec<String>,
     /// Where the broker is, or those are of which one leads.
     pub brokers: Vec<Broker>,
+    /// Where metrics are served.
+    pub metrics: Option<shaper_metrics::listen::Config>,
     /// What this node has.
     pub capacity: Capacity,
     /// Whether somebody said so.
@@ -378,6 +386,7 @@ impl Options {
             (address, None) => Err(ConfigError::NoCertificate(address)),
         });
         let brokers = brokers.collect::<Result<_, _>>()?;
+        let metrics = self.metrics.check(self.tls_dir.as_deref())?;
         let capacity_is_configured = self.capacity.is_some();
         let capacity = capacity(self.capacity.as_deref().unwrap_or_default())?;
         let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
@@ -401,6 +410,7 @@ impl Options {
             reclaim_idle: self.reclaim_idle,
             uplinks: self.uplinks,
             brokers,
+            metrics,
             capacity,
             capacity_is_configured,
             allow_root_tasks: self.allow_root_tasks,

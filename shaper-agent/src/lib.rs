@@ -17,6 +17,7 @@ pub mod lease;
 pub mod ledger;
 pub mod manager;
 pub mod meter;
+pub mod metrics;
 pub mod node;
 pub mod open_files;
 pub mod opener;

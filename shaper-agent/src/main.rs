@@ -12,7 +12,7 @@ use shaper_agent::{
     calibrate,
     config::{Config, OnExit, Options},
     kernel::features,
-    launch,
+    launch, metrics,
     node::Node,
     open_files,
     opener::Opener,
@@ -21,6 +21,7 @@ use shaper_agent::{
 };
 use shaper_core::doctor::Availability;
 use shaper_identity::serve::{self, Guard, Limits};
+use shaper_metrics::listen::Listener;
 use shaper_proto::{
     peer::{self, Caller},
     v1::agent_server::AgentServer,
@@ -147,6 +148,14 @@ async fn listen(config: &Config, handle: Handle) -> Result<(), Error> {
     let (incoming, accept) = serve::local(peer::bind(&config.socket, config.socket_gid)?);
     // Nobody has a certificate on this socket.
     let (access, _) = serve::follow_access(None)?;
+    let metrics = match &config.metrics {
+        Some(metrics) => {
+            let (node, opener, ladder) = (handle.clone(), config.opener.clone(), metrics::Ladder::default());
+            let scrape = move || metrics::scrape(node.clone(), ladder.clone(), opener.clone());
+            Some(tokio::spawn(Listener::bind(metrics).await?.serve(scrape)))
+        }
+        None => None,
+    };
     let ticks = tokio::spawn(actor::tick(handle.clone()));
     let session = (!config.brokers.is_empty())
         .then(|| tokio::spawn(session::keep(config.brokers.clone(), handle.clone())));
@@ -167,8 +176,8 @@ async fn listen(config: &Config, handle: Handle) -> Result<(), Error> {
     };
     accept.abort();
     ticks.abort();
-    if let Some(session) = session {
-        session.abort();
+    for helper in [session, metrics].into_iter().flatten() {
+        helper.abort();
     }
     let _ = fs::remove_file(&config.socket);
     served

@@ -20,6 +20,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::{
     failpoint,
+    metrics::Commits,
     reactor::{
         self, Answer, Bounds, Directive, Effect, Event, Hello, Phase, Refusal, Row, RowChange, SessionId,
         State, Task,
@@ -85,6 +86,8 @@ pub struct View<'a> {
     pub state: &'a State,
     /// The time.
     pub now: UnixNanos,
+    /// What is counted of commits.
+    pub commits: &'a Commits,
     changes: &'a Changes,
 }
 
@@ -233,6 +236,11 @@ impl Handle {
         })
     }
 
+    /// Jobs that wait.
+    pub fn queued(&self) -> usize {
+        self.jobs.max_capacity() - self.jobs.capacity()
+    }
+
     /// What an agent says: waits for its turn, however long the queue.
     pub async fn tell(&self, events: Vec<Event>) -> Result<(), ActorError> {
         self.jobs.send(Job::Tell(events)).await.map_err(|_| ActorError::Stopped)
@@ -274,6 +282,7 @@ pub struct Actor {
     outboxes: HashMap<SessionId, mpsc::Sender<ToAgent>>,
     changes: Changes,
     wakeup: watch::Sender<Wakeup>,
+    commits: Commits,
     /// When it had taken over the store.
     began: Instant,
 }
@@ -339,6 +348,7 @@ impl Actor {
             outboxes: HashMap::new(),
             changes: Changes { live: broadcast::channel(CHANGES).0, recent: VecDeque::new(), compacted },
             wakeup,
+            commits: Commits::default(),
             began: Instant::now(),
         };
         actor.wakeup.send_replace(actor.next_wakeup());
@@ -397,7 +407,7 @@ impl Actor {
             }
         }
         self.settle(&mut pending)?;
-        let view = View { state: &self.state, now: now(), changes: &self.changes };
+        let view = View { state: &self.state, now: now(), commits: &self.commits, changes: &self.changes };
         for look in reads {
             look(&view);
         }
@@ -469,7 +479,10 @@ impl Actor {
             failpoint::hit("on-task-ended-before-commit");
         }
         let fence = Compare::WrittenAt { key: EPOCH.as_bytes().to_vec(), revision: self.epoch_revision };
+        let begun = Instant::now();
         commit(self.store.as_mut(), fence, rows.iter().map(|row| op(self.state.row(row))))?;
+        self.commits.took.add(begun.elapsed());
+        self.commits.rows += rows.len() as u64;
         if rows.contains(&Row::Epoch) {
             self.epoch_revision = epoch_revision(self.store.as_ref())?;
         }

@@ -30,6 +30,9 @@ pub struct Options {
     /// looked at each second. Without it no submitter may do anything
     #[arg(long, value_name = "FILE")]
     pub identities: Option<PathBuf>,
+    /// Where metrics are served.
+    #[command(flatten)]
+    pub metrics: shaper_metrics::listen::Options,
     /// Tasks that have not ended; more are refused
     #[arg(long, value_name = "TASKS", default_value_t = Bounds::default().open_tasks)]
     pub max_open_tasks: usize,
@@ -171,6 +174,9 @@ pub enum ConfigError {
          them: shaper pki init --ca-dir CA; shaper pki issue --ca-dir CA --host HOST spiffe://cluster.local/broker/b DIR"
     )]
     NoCertificate(String),
+    /// Where metrics are served.
+    #[error(transparent)]
+    Metrics(#[from] shaper_metrics::listen::OptionsError),
     /// Not an address.
     #[error("--listen {0}: say an address and a port, such as tcp://127.0.0.1:7070 or tcp://[::]:7070")]
     NotAnAddress(String),
@@ -196,6 +202,8 @@ pub struct Config {
     pub identities: Option<PathBuf>,
     /// Its group.
     pub socket_gid: u32,
+    /// Where metrics are served.
+    pub metrics: Option<shaper_metrics::listen::Config>,
     /// How much there may be.
     pub bounds: Bounds,
     /// State.
@@ -246,6 +254,7 @@ impl Options {
             socket_group,
             tls_dir,
             identities,
+            metrics,
             max_open_tasks,
             keep_ended,
             task_lease_seconds,
@@ -271,7 +280,8 @@ impl Options {
             }
         }
         let socket_gid = group_id(&socket_group)?;
-        Ok(Config { socket, tcp, identities, socket_gid, bounds, store })
+        let metrics = metrics.check(tls_dir.as_deref())?;
+        Ok(Config { socket, tcp, identities, socket_gid, metrics, bounds, store })
     }
 }
 

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{self, IsTerminal},
     process::ExitCode,
+    sync::Arc,
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -12,6 +13,7 @@ use clap::Parser;
 use shaper_broker::{
     actor::{self, Actor, FatalError, Handle, Seat},
     config::{Command, Config, EtcdConfig, Options, Stores},
+    metrics,
     service::BrokerService,
     session::SessionService,
     standing::{Gate, Standing},
@@ -27,6 +29,7 @@ use shaper_identity::{
     Role,
     serve::{self, Guard, Incoming, Limits, Tcp},
 };
+use shaper_metrics::listen::Listener;
 use shaper_proto::{
     FILE_DESCRIPTOR_SET, peer,
     v1::{agent_session_server::AgentSessionServer, broker_server::BrokerServer},
@@ -216,6 +219,13 @@ async fn listen(
         let (certified, accept) = tcp.incoming();
         incoming = Box::pin(incoming.merge(certified));
         helpers.push(accept);
+    }
+    if let Some(wanted) = &config.metrics {
+        let (broker, standing, left_out) = (handle.clone(), standing.clone(), Arc::default());
+        let store = metrics::store(&config.store.rows);
+        let scrape =
+            move || metrics::scrape(broker.clone(), standing.borrow().clone(), store, Arc::clone(&left_out));
+        helpers.push(tokio::spawn(Listener::bind(wanted).await?.serve(scrape)));
     }
     let ticks = tokio::spawn(actor::tick(handle.clone()));
     let (health, health_service) = tonic_health::server::health_reporter();

@@ -17,9 +17,14 @@ pub fn bpf_object() -> PathBuf {
 
 /// etcd: on PATH, or where `cargo xtask setup` puts it.
 pub fn etcd() -> PathBuf {
+    tool("etcd")
+}
+
+/// A program that tests need: on PATH, or where `cargo xtask` puts it.
+pub fn tool(name: &str) -> PathBuf {
     let path = env::var_os("PATH").unwrap_or_default();
-    let found = env::split_paths(&path).map(|folder| folder.join("etcd")).find(|file| file.is_file());
-    there(found.unwrap_or_else(|| target("tools/bin/etcd")))
+    let found = env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file());
+    there(found.unwrap_or_else(|| target(&format!("tools/bin/{name}"))))
 }
 
 fn target(below: &str) -> PathBuf {

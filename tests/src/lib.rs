@@ -27,6 +27,7 @@ pub mod pins;
 pub mod process;
 pub mod random;
 pub mod runtimes;
+pub mod scrape;
 pub mod second_writer;
 pub mod shaper;
 pub mod sink;

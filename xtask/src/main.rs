@@ -8,9 +8,9 @@ mod bench;
 mod bins;
 mod corner_cases;
 mod cpio;
+mod dashboards;
 mod demo;
 mod ebpf;
-mod etcd;
 mod frameworks;
 mod fuzz;
 mod guards;
@@ -29,6 +29,7 @@ mod tally;
 mod test;
 mod tidy;
 mod toolchain;
+mod unpacked;
 mod up;
 mod vm;
 mod workspace;
@@ -51,6 +52,8 @@ enum Command {
     Bench(bench::Args),
     /// Build the kernel programs and check their atomics
     BuildEbpf(ebpf::Args),
+    /// Write the dashboards for Grafana, deploy/grafana
+    Dashboards,
     /// Show two real tasks being shaped: granted against measured
     Demo(demo::Args),
     /// Install what other commands need from the system's packages
@@ -81,6 +84,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Bench(args) => bench::run(&args),
         Command::BuildEbpf(args) => ebpf::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Dashboards => dashboards::run().map(|()| ExitCode::SUCCESS),
         Command::Demo(args) => demo::run(&args),
         Command::Setup(args) => setup::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Soak(args) => soak::run(&args),

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::{etcd, process, toolchain};
+use crate::{process, toolchain, unpacked};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -146,7 +146,7 @@ pub(crate) fn ensure(need: Need) -> Result<()> {
     }
     // What is not a matter of these tests may go on without; those that need it fail and say so.
     if need == Need::Native
-        && let Err(error) = etcd::prepare()
+        && let Err(error) = unpacked::ETCD.prepare()
     {
         eprintln!("the broker cannot be tested with etcd: {error:#}");
     }

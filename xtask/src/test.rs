@@ -16,13 +16,15 @@ use crate::relay::relay;
 use crate::setup::{self, Need};
 use crate::tally::Tally;
 use crate::vm::{Job, Profile};
-use crate::{ebpf, frameworks, process, support, vm, workspace};
+use crate::{ebpf, frameworks, process, support, unpacked, vm, workspace};
 
 /// The package of the tests that need a kernel, its target that only makes sense inside the VM, and those for this machine.
 const KERNEL_TESTS: &str = "shaper-tests";
 pub(crate) const VM_TARGET: &str = "vm";
 pub(crate) const NATIVE_TARGET: &str = "native";
 pub(crate) const FAULTS_TARGET: &str = "faults";
+/// Of a real Prometheus, with `--all` alone.
+const PROMETHEUS_TARGET: &str = "prometheus";
 /// Modules of it whose tests take minutes, of rates, of deaths and of what a task goes on doing: without `--all` only the
 /// first kernel runs them.
 const LONG: [&str; 9] = [
@@ -57,7 +59,8 @@ const LONGEST: [&str; 12] = [
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Also the longest tests in the VM, and the long ones on its other kernels; the tests below systemd and with container
-    /// runtimes, in a VM with this machine's own root; those against Ray and Dask; and, once there are some, against a browser
+    /// runtimes, in a VM with this machine's own root; those of dashboards and alerts, with a real Prometheus; those against Ray
+    /// and Dask; and, once there are some, against a browser
     #[arg(long)]
     all: bool,
     /// Arguments for cargo-nextest, or for `cargo test` where that is missing
@@ -84,6 +87,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let bins = built(&mut stages, "build binaries", bins::build)?;
 
     stages.extend(host_tests(&bpf_object, &bins, &args.nextest)?);
+    if args.all {
+        stages.push(prometheus_tests(&bpf_object, &bins)?);
+    }
 
     let tests = built(&mut stages, "build VM tests", || bins::build_tests(VM_TARGET))?;
     let contents = Contents { bins, program: tests, bpf_object };
@@ -195,15 +201,22 @@ fn host_tests(bpf_object: &Path, bins: &BinDir, extra: &[String]) -> Result<Vec<
     Ok(stages)
 }
 
+/// Those of a real Prometheus, which is fetched for them.
+fn prometheus_tests(bpf_object: &Path, bins: &BinDir) -> Result<Stage> {
+    unpacked::PROMETHEUS.prepare()?;
+    let mut command = Command::new(bins::build_tests(PROMETHEUS_TARGET)?);
+    command.arg("--test-threads=1").env("SHAPER_BPF_OBJECT", bpf_object).env("SHAPER_BIN_DIR", bins.path());
+    counted("host, Prometheus", command, Output::Stdout)
+}
+
 /// `cargo test` cannot leave out one target, so it selects all the others: first every package but the one with the
 /// VM's tests, then the targets of that one, a thread at a time because they share the kernel.
 fn cargo_test_selections() -> Result<[Vec<String>; 2]> {
     let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
     let others = words(&["--workspace", "--exclude", KERNEL_TESTS]);
     let mut kernel = words(&["--package", KERNEL_TESTS, "--lib"]);
-    for target in kernel_test_targets()?
-        .into_iter()
-        .filter(|target| target != VM_TARGET && target != frameworks::TARGET)
+    let apart = [VM_TARGET, PROMETHEUS_TARGET, frameworks::TARGET];
+    for target in kernel_test_targets()?.into_iter().filter(|target| !apart.contains(&target.as_str()))
     {
         kernel.extend(["--test".to_owned(), target]);
     }

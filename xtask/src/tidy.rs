@@ -38,15 +38,20 @@ const ARROWS: &[Arrows] = &[
     Arrows { package: "shaper-core", ours: &[], others: KERNEL },
     Arrows { package: "shaper-proto", ours: &["shaper-core"], others: KERNEL },
     Arrows { package: "shaper-identity", ours: &["shaper-core", "shaper-proto"], others: KERNEL },
+    Arrows {
+        package: "shaper-metrics",
+        ours: &["shaper-core", "shaper-identity", "shaper-proto"],
+        others: KERNEL,
+    },
     Arrows { package: "shaper-ebpf", ours: &["shaper-common"], others: ANY },
     Arrows {
         package: "shaper-agent",
-        ours: &["shaper-core", "shaper-common", "shaper-identity", "shaper-proto"],
+        ours: &["shaper-core", "shaper-common", "shaper-identity", "shaper-metrics", "shaper-proto"],
         others: ANY,
     },
     Arrows {
         package: "shaper-broker",
-        ours: &["shaper-core", "shaper-identity", "shaper-proto"],
+        ours: &["shaper-core", "shaper-identity", "shaper-metrics", "shaper-proto"],
         others: KERNEL,
     },
     Arrows {
@@ -63,6 +68,7 @@ const ARROWS: &[Arrows] = &[
             "shaper-common",
             "shaper-core",
             "shaper-identity",
+            "shaper-metrics",
             "shaper-proto",
         ],
         others: ANY,

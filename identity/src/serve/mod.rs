@@ -1,6 +1,7 @@
 //! Listeners that know who is at the other end: the kernel says so of a Unix socket, a certificate over TCP. Behind the
 //! feature `server`.
 
+mod certificate;
 mod connection;
 mod guard;
 mod limits;
@@ -26,6 +27,7 @@ use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 
 use self::connection::{Certified, Stranger};
 pub use self::{
+    certificate::Certificate,
     connection::{Connection, Peer},
     guard::{Asking, Guard, Guarded},
     limits::{Excess, Limits},

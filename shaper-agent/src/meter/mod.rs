@@ -19,7 +19,10 @@ use std::{
     collections::{BTreeMap, HashMap},
 };
 
-use shaper_common::abi::{IoKey, IoStat};
+use shaper_common::{
+    abi::{IoKey, IoStat},
+    hist::{BUCKETS, Histogram},
+};
 use shaper_core::{id::BlockDevice, units::Bytes};
 
 use crate::{
@@ -44,6 +47,25 @@ struct Stock {
     histograms: Histograms,
 }
 
+/// How long a task waited for CPUs since this agent measures it, by the buckets of the programs: what each holds.
+#[derive(Clone, Debug)]
+pub struct Waits(pub Box<[u64; BUCKETS]>);
+
+impl Default for Waits {
+    fn default() -> Waits {
+        Waits(Box::new([0; BUCKETS]))
+    }
+}
+
+impl Waits {
+    /// The programs' own counts wrap.
+    fn add(&mut self, now: &Histogram, before: &Histogram) {
+        for (sum, grown) in self.0.iter_mut().zip(now.since(before).counts) {
+            *sum += u64::from(grown);
+        }
+    }
+}
+
 /// What is known of one task.
 struct Metered {
     files: Files,
@@ -55,6 +77,7 @@ struct Metered {
     active: bool,
     stock: Stock,
     before: Option<Stock>,
+    waits: Waits,
     reading: Reading,
     read_at_ns: u64,
     /// How often its CPU quota was about to be used up.
@@ -117,6 +140,7 @@ impl Meter {
             active: true,
             stock,
             before: None,
+            waits: Waits::default(),
             reading,
             read_at_ns: monotonic_ns(),
             quota_warnings: 0,
@@ -227,6 +251,17 @@ impl Meter {
         self.tasks.get(&slot)?.files.throttled_ns()
     }
 
+    /// The same as of when its files were read last.
+    pub fn throttled_ns_read(&self, slot: u32) -> Option<u64> {
+        self.tasks.get(&slot)?.reading.throttled_ns
+    }
+
+    /// How long a task waited for CPUs, as of the last stock; `None` where that is not measured.
+    pub fn waits(&self, slot: u32, bpf: &Bpf) -> Option<Waits> {
+        let task = self.tasks.get(&slot).filter(|_| bpf.trusts(Measure::RunQueue))?;
+        Some(task.waits.clone())
+    }
+
     /// The same for a node that measures nothing yet.
     pub fn take_stock_of_machine(&mut self) {
         self.machine_before = self.machine.replace(Machine::read());
@@ -243,6 +278,9 @@ impl Meter {
         for (slot, task) in &mut self.tasks {
             let is_its_turn = u64::from(*slot) % TURNS == turn;
             let histograms = if task.active { bpf.histograms(*slot) } else { task.stock.histograms };
+            if task.active {
+                task.waits.add(&histograms.run_queue, &task.stock.histograms.run_queue);
+            }
             let at_ns = task.counters.at_ns.max(looked_at_ns);
             let stock = Stock { counters: Counters { at_ns, ..task.counters }, histograms };
             task.before = Some(std::mem::replace(&mut task.stock, stock));

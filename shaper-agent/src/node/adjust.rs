@@ -95,6 +95,7 @@ impl Node {
                 match self.regrant(&execution, &change, &reason) {
                     Ok(()) => self.tell_decision(&execution, kind.into(), reason),
                     Err(error) => {
+                        self.counts.failures += 1;
                         tracing::warn!(%execution, error = %launch::chain(&error), "cannot change a grant");
                     }
                 }
@@ -112,6 +113,7 @@ impl Node {
                 match evicted {
                     Ok(_) => self.tell_decision(&execution, DecisionKind::Evicted, reason),
                     Err(error) => {
+                        self.counts.failures += 1;
                         tracing::warn!(%execution, error = %launch::chain(&error), "cannot evict a task");
                     }
                 }

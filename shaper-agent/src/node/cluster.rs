@@ -357,6 +357,7 @@ impl Node {
 
     pub(super) fn tell_decision(&mut self, execution: &ExecutionId, kind: DecisionKind, reason: String) {
         tracing::info!(%execution, %kind, reason, "decided");
+        self.counts.decided(kind);
         let decision = Decision { at: now(), by: self.config.node.clone(), kind, reason, nodes: Vec::new() };
         self.tell(News::Decision { execution: execution.clone(), decision });
     }

@@ -367,6 +367,7 @@ impl Node {
         if self.task(&execution.task).is_ok_and(|task| task.record.assignment.is_some()) {
             self.tell_decision(execution, kind, reason);
         } else {
+            self.counts.decided(kind);
             tracing::info!(%execution, %kind, reason, "decided");
         }
     }

@@ -15,13 +15,14 @@ mod memory;
 mod report;
 mod second_writer;
 mod start;
+pub mod telemetry;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use shaper_common::abi::SLOT_FIRST;
@@ -262,6 +263,7 @@ pub struct Node {
     warden_at_ns: Option<u64>,
     cpu_utilisation_permille: u32,
     ticks: u64,
+    counts: telemetry::Counts,
     stopping: bool,
     // Held for as long as the node lives.
     _lock: fs::File,
@@ -322,6 +324,7 @@ impl Node {
             warden_at_ns: None,
             cpu_utilisation_permille: 0,
             ticks: 0,
+            counts: telemetry::Counts::default(),
             stopping: false,
             _lock: lock,
         };
@@ -463,6 +466,7 @@ impl Node {
     /// promised latencies of block IO and divides its ceilings, kills what is overdue and takes away what is left of ended tasks; every tenth, takes stock and reports to the
     /// broker.
     pub fn tick(&mut self) {
+        let begun = Instant::now();
         self.ticks += 1;
         self.look_at_shrinks();
         self.turn_loans();
@@ -484,6 +488,7 @@ impl Node {
             self.tell_all();
             self.keep_ledger();
         }
+        self.counts.turned(begun.elapsed());
     }
 
     fn take_stock(&mut self) {

@@ -233,6 +233,7 @@ impl Node {
 
     fn write_down(&mut self, id: &TaskId, found: &[Change], who: &Actor) {
         let Some(task) = self.tasks.get(id) else { return };
+        self.counts.second_writes += 1;
         let reason = match self.config.second_writer {
             SecondWriter::Hold => "a second writer; it is turned back",
             SecondWriter::Yield => "a second writer; it is left to them",

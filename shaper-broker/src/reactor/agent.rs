@@ -268,6 +268,7 @@ impl Turn<'_> {
             return;
         }
         self.acknowledge(&execution.task);
+        self.state.tally.decided(decision.kind);
         let Some(row) = self.change(&execution.task) else { return };
         row.task.evicted |= decision.kind == DecisionKind::Evicted;
         row.decide(Decision { by: node, ..decision });

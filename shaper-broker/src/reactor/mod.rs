@@ -52,6 +52,7 @@ pub use self::{
     rows::{Row, RowChange},
     schedule::next_wakeup,
     state::{Bounds, Phase, State, Submission, Task},
+    waiting::Lacks,
 };
 
 /// A connection of an agent. A later one has a higher number.
@@ -543,6 +544,7 @@ impl Turn<'_> {
         reason: impl Into<String>,
         nodes: Vec<NodeVerdict>,
     ) {
+        self.state.tally.decided(kind);
         let decision = Decision { at: self.now, by: "broker".to_owned(), kind, reason: reason.into(), nodes };
         if let Some(row) = self.change(id) {
             row.decide(decision);

@@ -92,6 +92,7 @@ impl Turn<'_> {
             let Some(TaskRow { task, .. }) = self.change(&victim) else { continue };
             task.generation += 1;
             task.preempted = Some(task.generation);
+            self.state.tally.preemptions += 1;
             let reason = format!(
                 "to make room for `{id}` of priority {priority}, by policy `{policy}`: asked {node} to end it"
             );

@@ -1,6 +1,6 @@
 //! Which waiting task goes where, and why another waits.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use shaper_core::{
     id::TaskId,
@@ -203,6 +203,7 @@ impl Turn<'_> {
     }
 
     pub(super) fn assign(&mut self, id: &TaskId, node: String) {
+        let now = self.now;
         let Some(TaskRow { task, .. }) = self.state.tasks.get(id).map(Box::as_ref) else { return };
         // Where it was nominated, nothing was chosen now.
         let (verdicts, cleared) = match task.phase {
@@ -220,7 +221,11 @@ impl Turn<'_> {
         task.evicted = false;
         task.lost = false;
         task.on_node = None;
+        let waited = (task.attempt == 1).then(|| now.saturating_sub(task.submission.submitted_at));
         let reason = format!("attempt {} on {node}{cleared}", task.attempt);
+        if let Some(waited) = waited {
+            self.state.tally.placement.add(Duration::from_nanos(waited));
+        }
         self.state.hold(id, &node);
         self.decide(id, DecisionKind::Placed, reason, verdicts);
         self.direct_start(id);

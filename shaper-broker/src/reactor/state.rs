@@ -22,8 +22,9 @@ use super::{
     lost::Leases,
     places::Places,
     policies::PolicyRevision,
-    waiting::{Place, Waiting, place_of},
+    waiting::{Lacks, Place, Waiting, place_of},
 };
+use crate::metrics::Tally;
 
 /// Decisions that are kept of a task.
 pub const DECISIONS: usize = 64;
@@ -424,6 +425,10 @@ pub struct State {
     pub(super) leases: Leases,
     /// How many are assigned to nodes or nominated.
     pub(super) assigned: usize,
+    /// Of those: how many run.
+    pub(super) running: usize,
+    /// What is counted for the metrics alone.
+    pub tally: Tally,
     /// Tasks that are over and that no node knows any more, in the order in which that came to be.
     pub(super) released: VecDeque<TaskId>,
     pub(super) next_sequence: u64,
@@ -455,6 +460,17 @@ impl State {
         self.waiting.len()
     }
 
+    /// What the tasks that wait lack.
+    pub fn lacks(&self) -> Lacks {
+        self.waiting.lacks_of_all()
+    }
+
+    /// How many tasks are nominated, starting, and running.
+    pub fn assigned_tasks(&self) -> [usize; 3] {
+        let nominated = self.nodes.values().map(|node| node.nominees.len()).sum();
+        [nominated, self.assigned.saturating_sub(nominated + self.running), self.running]
+    }
+
     /// Puts a task where its phase says. False: the node of its phase is not there.
     #[must_use]
     pub(super) fn enter(&mut self, id: &TaskId) -> bool {
@@ -478,6 +494,7 @@ impl State {
             Phase::Starting { node } | Phase::Running { node } => match self.nodes.get_mut(node) {
                 Some(node) => {
                     if node.tasks.insert(id.clone()) {
+                        self.running += usize::from(matches!(task.phase, Phase::Running { .. }));
                         node.reserve(task.demand(), u64::saturating_add);
                         self.places.take(&node.row, task.demand());
                         self.assigned += 1;
@@ -517,6 +534,7 @@ impl State {
                 if let Some(node) = self.nodes.get_mut(node)
                     && node.tasks.remove(id)
                 {
+                    self.running -= usize::from(matches!(task.phase, Phase::Running { .. }));
                     node.reserve(task.demand(), u64::saturating_sub);
                     self.places.give(&node.row, task.demand());
                     self.assigned -= 1;

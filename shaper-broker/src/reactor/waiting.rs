@@ -89,7 +89,37 @@ pub(super) struct Waiting {
 /// The first of lines, each with the kind of its line, and those that stand alone.
 pub(super) type Heads = BTreeMap<Place, Option<Kind>>;
 
+/// How many tasks wait for what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lacks {
+    /// For a node.
+    pub nodes: usize,
+    /// For a larger one than there is.
+    pub large_nodes: usize,
+    /// For room.
+    pub room: usize,
+    /// Until they may go back to a node.
+    pub backoff: usize,
+    /// Nobody has looked.
+    pub unknown: usize,
+}
+
 impl Waiting {
+    /// What they wait for.
+    pub(super) fn lacks_of_all(&self) -> Lacks {
+        let mut lacks = Lacks { backoff: self.alone.len(), ..Lacks::default() };
+        for line in self.lines.values() {
+            let lack = match line.lack {
+                Some(Lack::Nodes) => &mut lacks.nodes,
+                Some(Lack::LargeNodes) => &mut lacks.large_nodes,
+                Some(Lack::Room) => &mut lacks.room,
+                None => &mut lacks.unknown,
+            };
+            *lack += line.tasks.len();
+        }
+        lacks
+    }
+
     /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.len

@@ -8,6 +8,7 @@ mod etcd_process;
 mod hog;
 mod input;
 mod leader;
+mod metrics;
 mod nobody;
 mod nodes;
 mod room;
