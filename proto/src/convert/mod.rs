@@ -1,6 +1,7 @@
 //! Wire types to domain types and back. What comes from the wire is checked here, once.
 
 mod broker;
+mod gpu;
 mod ledger;
 mod memory;
 mod shrink;
@@ -450,7 +451,7 @@ impl TryFrom<v1::Task> for TaskStatus {
 impl From<Report> for v1::DoctorReport {
     fn from(report: Report) -> v1::DoctorReport {
         use v1::doctor_report::{Rung as Wire, rung::Availability as WireAvailability};
-        let Report { kernel, node, cgroups, cgroup_root, bpffs_dir, uplinks, rungs } = report;
+        let Report { kernel, node, cgroups, cgroup_root, bpffs_dir, uplinks, gpus, rungs } = report;
         let wire = |Rung { feature, used_for, availability, degrades_to }| Wire {
             feature,
             used_for,
@@ -462,7 +463,7 @@ impl From<Report> for v1::DoctorReport {
             degrades_to,
         };
         let rungs = rungs.into_iter().map(wire).collect();
-        v1::DoctorReport { kernel, node, cgroups, cgroup_root, bpffs_dir, uplinks, rungs }
+        v1::DoctorReport { kernel, node, cgroups, cgroup_root, bpffs_dir, uplinks, gpus, rungs }
     }
 }
 
@@ -479,9 +480,9 @@ impl TryFrom<v1::DoctorReport> for Report {
             };
             Ok(Rung { feature, used_for, availability, degrades_to })
         };
-        let v1::DoctorReport { kernel, node, cgroups, cgroup_root, bpffs_dir, uplinks, rungs } = wire;
+        let v1::DoctorReport { kernel, node, cgroups, cgroup_root, bpffs_dir, uplinks, gpus, rungs } = wire;
         let rungs = rungs.into_iter().map(domain).collect::<Result<_, WireError>>()?;
-        Ok(Report { kernel, node, cgroups, cgroup_root, bpffs_dir, uplinks, rungs })
+        Ok(Report { kernel, node, cgroups, cgroup_root, bpffs_dir, uplinks, gpus, rungs })
     }
 }
 

@@ -4,6 +4,7 @@ mod adjust;
 mod adopt;
 mod block_io;
 mod burst;
+mod cards;
 mod change;
 pub mod cluster;
 mod end;
@@ -239,6 +240,7 @@ pub struct Node {
     tasks: BTreeMap<TaskId, Task>,
     ledger: Ledger,
     meter: Meter,
+    cards: cards::Cards,
     /// How often stock was taken: whoever follows the snapshots waits for the next.
     stocks: watch::Sender<u64>,
     free_slots: BTreeSet<u32>,
@@ -291,6 +293,7 @@ impl Node {
         let contact = Contact::begin(&config.state_dir, &boot_id)
             .map_err(|source| NodeError::System { verb: "note when the broker was heard of", source })?;
         let (ledger, decided) = Ledger::open(&config.state_dir, now())?;
+        let cards = cards::Cards::open(&config, &boot_id)?;
         let mut node = Node {
             config,
             handle,
@@ -303,6 +306,7 @@ impl Node {
             tasks: BTreeMap::new(),
             ledger,
             meter: Meter::default(),
+            cards,
             stocks: watch::Sender::new(0),
             free_slots: (SLOT_FIRST..slots).collect(),
             news: None,
@@ -468,6 +472,7 @@ impl Node {
         self.adjust();
         if self.ticks.is_multiple_of(10) {
             self.take_stock();
+            self.look_at_cards();
             self.look_at_memory();
             self.reclaim_idle();
         }

@@ -6,6 +6,7 @@ mod burst;
 mod ceiling;
 mod corners;
 mod cpu;
+mod gpu;
 mod identity;
 mod ingress;
 mod input;

@@ -46,6 +46,7 @@ pub(crate) fn snapshot() -> NodeSnapshot {
             agent_memory: Bytes(45 << 20),
         },
         cpu_pool: None,
+        gpus: Vec::new(),
         tasks: vec![etl(), idle(), web()],
     }
 }
@@ -168,6 +169,7 @@ fn etl() -> TaskSnapshot {
             retransmits: Some(7),
             round_trip: latency(50, 400_000, 2_100_000),
         },
+        gpu_memory: Vec::new(),
         preempted_by: None,
         quota_warnings: 0,
         pressure_alarms: 0,
@@ -203,6 +205,7 @@ fn idle() -> TaskSnapshot {
             round_trip: latency(0, 0, 0),
             ..NetUsage::default()
         },
+        gpu_memory: Vec::new(),
         preempted_by: None,
         quota_warnings: 0,
         pressure_alarms: 0,
