@@ -1,12 +1,24 @@
 //! GPU cards.
 
 use shaper_core::{
-    gpu::{Card, CardMemory, CardUsage, CharDevice},
+    gpu::{Card, CardMemory, CardSet, CardUsage, CharDevice},
     units::Bytes,
 };
 
 use super::WireError;
 use crate::v1;
+
+impl From<CardSet> for v1::CardSet {
+    fn from(cards: CardSet) -> v1::CardSet {
+        v1::CardSet { numbers: cards.into() }
+    }
+}
+
+pub(super) fn cards(wire: Option<v1::CardSet>) -> Result<Option<CardSet>, WireError> {
+    let set = wire.map(|v1::CardSet { numbers }| numbers.try_into());
+    set.transpose()
+        .map_err(|_| WireError::Invalid { field: "gpu_cards", expected: "numbers of cards, below 64" })
+}
 
 impl From<CardUsage> for v1::CardUsage {
     fn from(usage: CardUsage) -> v1::CardUsage {

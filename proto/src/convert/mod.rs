@@ -158,6 +158,7 @@ impl TryFrom<v1::Limits> for Limits {
             net_egress_guarantee_bps,
             net_egress_weight,
             net_ingress_bps,
+            gpu_cards,
         } = wire;
         Ok(Limits {
             cpu: limit(cpu_millicores, cpu)?,
@@ -171,6 +172,7 @@ impl TryFrom<v1::Limits> for Limits {
             net_egress_guarantee: guarantee(net_egress_guarantee_bps)?,
             net_egress_weight: net_egress_weight.map(|it| weight("net_egress_weight", it)).transpose()?,
             net_ingress: limit(net_ingress_bps, |bits| bandwidth("net_ingress_bps", bits))?,
+            gpu_cards: gpu::cards(gpu_cards)?,
         })
     }
 }
@@ -189,6 +191,7 @@ impl From<Limits> for v1::Limits {
             net_egress_guarantee,
             net_egress_weight,
             net_ingress,
+            gpu_cards,
         } = limits;
         v1::Limits {
             cpu_millicores: cpu.at().map(|cpu| cpu.0),
@@ -202,6 +205,7 @@ impl From<Limits> for v1::Limits {
             net_egress_guarantee_bps: net_egress_guarantee.map(|it| it.0),
             net_egress_weight: net_egress_weight.map(Weight::get),
             net_ingress_bps: net_ingress.at().map(|bandwidth| bandwidth.0),
+            gpu_cards: gpu_cards.map(Into::into),
         }
     }
 }
@@ -222,6 +226,7 @@ impl TryFrom<v1::LimitsChange> for LimitsChange {
             net_egress_guarantee_bps,
             net_egress_weight,
             net_ingress_bps,
+            gpu_cards,
         } = wire;
         Ok(LimitsChange {
             cpu: ceiling("cpu_millicores", cpu_millicores, cpu)?,
@@ -237,6 +242,7 @@ impl TryFrom<v1::LimitsChange> for LimitsChange {
             net_ingress: ceiling("net_ingress_bps", net_ingress_bps, |bits| {
                 bandwidth("net_ingress_bps", bits)
             })?,
+            gpu_cards: gpu::cards(gpu_cards)?,
         })
     }
 }
@@ -255,6 +261,7 @@ impl From<LimitsChange> for v1::LimitsChange {
             net_egress_guarantee,
             net_egress_weight,
             net_ingress,
+            gpu_cards,
         } = change;
         v1::LimitsChange {
             cpu_millicores: to_ceiling(cpu, |cpu| cpu.0),
@@ -268,6 +275,7 @@ impl From<LimitsChange> for v1::LimitsChange {
             net_egress_guarantee_bps: net_egress_guarantee.map(|it| it.0),
             net_egress_weight: net_egress_weight.map(Weight::get),
             net_ingress_bps: to_ceiling(net_ingress, |bandwidth| bandwidth.0),
+            gpu_cards: gpu_cards.map(Into::into),
         }
     }
 }
@@ -488,7 +496,7 @@ impl TryFrom<v1::DoctorReport> for Report {
 
 #[cfg(test)]
 mod tests {
-    use shaper_core::{idle, task::OomKill};
+    use shaper_core::{gpu::CardSet, idle, task::OomKill};
 
     use super::*;
 
@@ -516,6 +524,7 @@ mod tests {
                 net_egress_guarantee: Some(BitsPerSec(500_000)),
                 net_egress_weight: Weight::new(300),
                 net_ingress: Limit::At(BitsPerSec(2_000_000)),
+                gpu_cards: Some(CardSet::from_bits(5)),
             },
             enforcement: vec![Enforcement {
                 resource: "cpu".into(),
@@ -560,6 +569,7 @@ mod tests {
             net_egress_guarantee: Some(BitsPerSec(0)),
             net_egress_weight: Weight::new(300),
             net_ingress: Some(Limit::Unlimited),
+            gpu_cards: Some(CardSet::NONE),
             ..LimitsChange::default()
         };
         assert_eq!(LimitsChange::try_from(v1::LimitsChange::from(change)), Ok(change));

@@ -2,24 +2,31 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use shaper_core::{
     doctor::{Availability, Rung},
-    gpu::{CardMemory, CardUsage, CharDevice},
+    gpu::{CardMemory, CardSet, CardUsage, CharDevice},
     id::TaskId,
+    limits::LimitsChange,
     units::Bytes,
 };
 
-use super::{Node, NodeError};
+use super::{Node, NodeError, RunRequest, Task};
 use crate::{
     config::Config,
     gpu::{self, CardReading, Library, LibraryState, Reader, Table},
     kernel::mapped::monotonic_ns,
     launch,
 };
+
+/// Which cards CUDA shows to a program.
+const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
+/// Of a task that has more processes, the open files of so many are looked at.
+const PROCESSES_LOOKED_AT: usize = 256;
 
 /// What the node has of its cards.
 pub(super) struct Cards {
@@ -83,11 +90,18 @@ impl Node {
         if std::mem::replace(&mut self.cards.looked_at_ns, reading.at_ns) == reading.at_ns {
             return;
         }
+        let mut any_is_new = false;
         for card in &reading.cards {
             if let Some(device) = card.device {
-                self.cards.note(&card.id, &card.model, device);
+                any_is_new |= self.cards.note(&card.id, &card.model, device);
             }
             self.cards.notice_trouble(card);
+        }
+        if any_is_new
+            && let Some(bpf) = &mut self.bpf
+            && let Err(error) = bpf.govern(self.cards.table.cards())
+        {
+            tracing::error!(error = %launch::chain(&error), "new GPU cards are open to every task");
         }
         let of_tasks: HashMap<&Path, &TaskId> = self
             .tasks
@@ -112,6 +126,102 @@ impl Node {
             }
         }
         self.cards.uses = uses;
+    }
+
+    /// Refuses cards that are not there, and those that another task has.
+    pub(super) fn may_have_cards(&self, id: &TaskId, change: &LimitsChange) -> Result<(), NodeError> {
+        let Some(wanted) = change.gpu_cards else { return Ok(()) };
+        let known = self.cards.table.cards();
+        if let Some(number) = wanted.numbers().find(|number| known.iter().all(|card| card.number != *number))
+        {
+            let there = CardSet::try_from(known.iter().map(|card| card.number).collect::<Vec<_>>());
+            return Err(NodeError::Invalid(format!(
+                "gpu_cards: this node has no card {number}; it has {} (see `shaper doctor`)",
+                there.unwrap_or_default()
+            )));
+        }
+        let taken = wanted.numbers().find_map(|number| Some((number, self.holder(number, Some(id))?)));
+        taken.map_or(Ok(()), |(number, holder)| {
+            Err(NodeError::Precondition(format!(
+                "gpu_cards: card {number} is granted to task `{holder}`; a card has one task at a time"
+            )))
+        })
+    }
+
+    /// Which task other than this one was granted a card.
+    fn holder(&self, number: u32, but: Option<&TaskId>) -> Option<&TaskId> {
+        let has_it = |id: &TaskId, task: &Task| {
+            let cards = task.record.limits.gpu_cards.unwrap_or_default();
+            task.is_held() && but != Some(id) && cards.contains(number)
+        };
+        self.tasks.iter().find(|(id, task)| has_it(id, task)).map(|(id, _)| id)
+    }
+
+    /// Chooses as many cards as a task is to have, and tells it which.
+    pub(super) fn choose_cards(&self, request: &mut RunRequest) -> Result<(), NodeError> {
+        let RunRequest { gpus, gpu_model, limits, env, .. } = request;
+        if *gpus > 0 {
+            if limits.gpu_cards.is_some() {
+                return Err(NodeError::Invalid("name cards, or how many: not both".into()));
+            }
+            let usages = self.card_usages();
+            let fits = |usage: &&CardUsage| {
+                usage.card.model.contains(gpu_model.as_str())
+                    && usage.trouble.is_none()
+                    && self.holder(usage.card.number, None).is_none()
+            };
+            let free: Vec<u32> = usages.iter().filter(fits).map(|usage| usage.card.number).collect();
+            let wanted = *gpus as usize;
+            if free.len() < wanted {
+                let model =
+                    if gpu_model.is_empty() { String::new() } else { format!(" of a model `{gpu_model}`") };
+                return Err(NodeError::Exhausted(format!(
+                    "of the {} GPU cards of this node {} are free{model}, and {wanted} are wanted (see `shaper top`)",
+                    usages.len(),
+                    free.len()
+                )));
+            }
+            let chosen = CardSet::try_from(free[..wanted].to_vec());
+            limits.gpu_cards = Some(chosen.map_err(|error| NodeError::Invalid(error.to_string()))?);
+        } else if !gpu_model.is_empty() {
+            return Err(NodeError::Invalid("a model of GPU cards needs a count of them".into()));
+        }
+        let cards = limits.gpu_cards.unwrap_or_default();
+        let granted = self.cards.table.cards().iter().filter(|card| cards.contains(card.number));
+        let visible: Vec<&str> =
+            granted.map(|card| card.id.as_str()).filter(|id| !id.starts_with('/')).collect();
+        if !visible.is_empty() && env.iter().all(|(name, _)| name != VISIBLE) {
+            env.push((VISIBLE.into(), visible.join(",")));
+        }
+        Ok(())
+    }
+
+    /// Cards that processes of a task have open without a grant: they were opened before.
+    pub(super) fn open_before(&self, task: &Task) -> Vec<String> {
+        let (Some(cards), Some(target)) = (task.record.limits.gpu_cards, &task.target) else {
+            return Vec::new();
+        };
+        let mut found = BTreeMap::<u32, Vec<u32>>::new();
+        for pid in target.cgroup.all_processes().unwrap_or_default().into_iter().take(PROCESSES_LOOKED_AT) {
+            for device in open_devices(pid) {
+                let card = self.cards.table.cards().iter().find(|card| card.device == device);
+                if let Some(card) = card.filter(|card| !cards.contains(card.number)) {
+                    let pids = found.entry(card.number).or_default();
+                    if pids.last() != Some(&pid) {
+                        pids.push(pid);
+                    }
+                }
+            }
+        }
+        let told = |(number, pids): (u32, Vec<u32>)| {
+            let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
+            format!(
+                "card {number} was opened before the grant by process {}, which keeps it until it closes it: only a new \
+                 open is refused. End the process to take the card from it",
+                pids.join(", ")
+            )
+        };
+        found.into_iter().map(told).collect()
     }
 
     /// What a task has of the memory of cards.
@@ -168,6 +278,12 @@ impl Node {
             degrades_to: "no such card is known; others are named with --gpu-device".into(),
         })
     }
+}
+
+/// The character devices that a process has open.
+fn open_devices(pid: u32) -> BTreeSet<CharDevice> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| gpu::char_device(&entry.path()).ok()).collect()
 }
 
 fn silence(silent: Duration) -> String {

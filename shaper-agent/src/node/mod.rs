@@ -160,6 +160,10 @@ pub struct RunRequest {
     pub owner: Option<Owner>,
     /// What makes it the broker's.
     pub assignment: Option<Assignment>,
+    /// So many GPU cards that no other task has …
+    pub gpus: u32,
+    /// … whose model contains this.
+    pub gpu_model: String,
 }
 
 /// How long a supervisor may take to say that its task runs.
@@ -411,6 +415,7 @@ impl Node {
                 let v1_io = v1_io.map(|group| group.id()).transpose()?;
                 bpf.self_test(cgroup.id(), v1_io, &self.config.state_dir)?;
             }
+            bpf.govern(self.cards.table.cards())?;
             let events = bpf.take_events()?;
             self.bpf = Some(bpf);
             self.set_alarms();

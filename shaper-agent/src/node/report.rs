@@ -183,6 +183,7 @@ impl Node {
             notes.push(format!("its cgroup is managed by {manager}: what stands is told to it"));
         }
         notes.extend(task.differs.iter().map(|(knob, differs)| differs.note(*knob)));
+        notes.extend(self.open_before(task));
         notes.extend(task.record.oom_kill.map(|kill| kill.to_string()));
         if let Idling::Not(why) = &task.idling {
             notes.push(format!("memory that it does not use is not taken away: {why}"));

@@ -39,6 +39,7 @@ fn busy_task() -> TaskStatus {
             net_egress_guarantee: None,
             net_egress_weight: None,
             net_ingress: Limit::Unlimited,
+            gpu_cards: None,
         },
         usage: Usage {
             memory_bytes: Some(120 << 20),

@@ -1,6 +1,7 @@
 //! On the kernel of this machine, as root: the real agent, the real command, real limits.
 
 mod abi;
+mod admission;
 mod adopt;
 mod burst;
 mod ceiling;

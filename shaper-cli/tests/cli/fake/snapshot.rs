@@ -121,6 +121,7 @@ fn etl() -> TaskSnapshot {
             net_egress_guarantee: None,
             net_egress_weight: None,
             net_ingress: Limit::Unlimited,
+            gpu_cards: None,
         },
         cpu: CpuUsage {
             time_ns: 12_345_678_901,
