@@ -17,6 +17,7 @@ use shaper_identity::address::Address;
 use shaper_proto::daemon::{self, OptionError, group_id, socket_path};
 
 use crate::{
+    gpu::{self, Library},
     kernel::hierarchy::Hierarchies,
     manager,
     opener::{self, Opener},
@@ -77,6 +78,12 @@ pub struct Options {
     /// Device whose egress is counted by task; repeatable
     #[arg(long = "uplink", value_name = "DEVICE")]
     pub uplinks: Vec<String>,
+    /// NVIDIA's library for GPU cards: auto (libnvidia-ml.so.1, if it is there), off, or where it is
+    #[arg(long, value_name = "auto|off|FILE", default_value = "auto", value_parser = Library::parse)]
+    pub nvml: Library,
+    /// Character device of a GPU card that NVML does not know, such as /dev/dri/renderD128; repeatable
+    #[arg(long = "gpu-device", value_name = "DEVICE")]
+    pub gpu_devices: Vec<PathBuf>,
     /// The broker's socket, or https://HOST:PORT with --tls-dir: this node takes the broker's tasks. Of several brokers, of
     /// which one leads: all, separated by commas
     #[arg(long, value_name = "ADDRESSES", value_delimiter = ',')]
@@ -234,6 +241,16 @@ pub enum ConfigError {
     /// Where metrics are served.
     #[error(transparent)]
     Metrics(#[from] shaper_metrics::listen::OptionsError),
+    /// A card that is none.
+    #[error(
+        "--gpu-device: {path} cannot be a card: {source}; name a character device such as /dev/dri/renderD128"
+    )]
+    GpuDevice {
+        /// What was named.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// A capacity that is not one.
     #[error("--capacity: {0}; say, for example, cpu=2,memory=4Gi,network=1gbit")]
     Capacity(String),
@@ -313,6 +330,10 @@ pub struct Config {
     pub reclaim_idle: bool,
     /// Counted devices.
     pub uplinks: Vec<String>,
+    /// Who is asked for GPU cards.
+    pub nvml: Library,
+    /// Cards beside those.
+    pub gpu_devices: Vec<PathBuf>,
     /// Where the broker is, or those are of which one leads.
     pub brokers: Vec<Broker>,
     /// Where metrics are served.
@@ -378,6 +399,9 @@ impl Options {
                 return Err(ConfigError::NoFile { option, path: path.clone(), remedy });
             }
         }
+        for path in &self.gpu_devices {
+            gpu::char_device(path).map_err(|source| ConfigError::GpuDevice { path: path.clone(), source })?;
+        }
         let brokers = self.broker.into_iter().map(|address| match (address, &self.tls_dir) {
             (Address::Socket(path), _) => Ok(Broker::Socket(path)),
             (Address::Tls(address), Some(directory)) => {
@@ -409,6 +433,8 @@ impl Options {
             second_writer: self.second_writer,
             reclaim_idle: self.reclaim_idle,
             uplinks: self.uplinks,
+            nvml: self.nvml,
+            gpu_devices: self.gpu_devices,
             brokers,
             metrics,
             capacity,

@@ -446,6 +446,9 @@ fn summary_entry(number: u64, at: UnixNanos, summary: Summary) -> Entry {
         (crate::actuate::Knob::Memory, _) => limits.memory.to_string(),
         (crate::actuate::Knob::NetEgress, _) => limits.net_egress.to_string(),
         (crate::actuate::Knob::NetIngress, _) => limits.net_ingress.to_string(),
+        (crate::actuate::Knob::GpuCards, _) => {
+            limits.gpu_cards.map_or("as before".into(), |cards| cards.to_string())
+        }
         (crate::actuate::Knob::NetGuarantee, _) => {
             limits.net_egress_guarantee.unwrap_or(BitsPerSec(0)).to_string()
         }

@@ -10,6 +10,7 @@ pub mod contact;
 pub mod durable;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod gpu;
 pub mod ground;
 pub mod kernel;
 pub mod launch;

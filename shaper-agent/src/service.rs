@@ -121,7 +121,8 @@ fn limits(wire: Option<v1::Limits>) -> Result<Limits, Status> {
 }
 
 fn run_request(wire: v1::RunTaskRequest) -> Result<RunRequest, Status> {
-    let v1::RunTaskRequest { task_id: id, command, env, cwd, limits: wire_limits, run_as } = wire;
+    let v1::RunTaskRequest { task_id: id, command, env, cwd, limits: wire_limits, run_as, gpus, gpu_model } =
+        wire;
     let pair = |text: String| match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err(Status::invalid_argument(format!("`{text}` in env is not NAME=VALUE"))),
@@ -130,6 +131,8 @@ fn run_request(wire: v1::RunTaskRequest) -> Result<RunRequest, Status> {
         attempt: None,
         owner: None,
         assignment: None,
+        gpus,
+        gpu_model,
         task_id: if id.is_empty() { None } else { Some(task_id(&id)?) },
         command,
         env: env.into_iter().map(pair).collect::<Result<_, Status>>()?,

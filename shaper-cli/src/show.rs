@@ -89,6 +89,7 @@ pub(crate) mod resource {
     pub(crate) const MEMORY: &str = "memory";
     pub(crate) const NET_EGRESS: &str = "net_egress";
     pub(crate) const NET_INGRESS: &str = "net_ingress";
+    pub(crate) const GPU_CARDS: &str = "gpu_cards";
     pub(crate) const NET_EGRESS_GUARANTEE: &str = "net_egress_guarantee";
     pub(crate) const NET_EGRESS_WEIGHT: &str = "net_egress_weight";
     pub(crate) const STORAGE_IO: &str = "storage_io";
@@ -117,6 +118,7 @@ pub(crate) fn limits(limits: &Limits) -> Vec<NamedLimit> {
         net_egress_guarantee,
         net_egress_weight,
         net_ingress,
+        gpu_cards,
     } = limits;
     let weight =
         |weight: &Option<Weight>| weight.as_ref().map_or_else(|| "as found".into(), ToString::to_string);
@@ -132,6 +134,7 @@ pub(crate) fn limits(limits: &Limits) -> Vec<NamedLimit> {
     // These are shown where there are any: a node that does not divide its network, or has no queue of what arrives, has none.
     let shares = [
         (resource::NET_INGRESS, net_ingress.at().map(|it| it.to_string())),
+        (resource::GPU_CARDS, gpu_cards.map(|it| it.to_string())),
         (resource::NET_EGRESS_GUARANTEE, net_egress_guarantee.map(|it| it.to_string())),
         (resource::NET_EGRESS_WEIGHT, net_egress_weight.map(|it| it.to_string())),
     ];

@@ -4,7 +4,7 @@
 use crate::hist::Histogram;
 
 /// Version of everything below; the pins live under `<bpffs-dir>/v<LAYOUT>/`.
-pub const LAYOUT: u32 = 5;
+pub const LAYOUT: u32 = 6;
 
 /// Slots unless the agent is told otherwise: the managed cgroups that it can hold at once, plus the reserved
 /// ones. Maps of one entry per slot and CPU hold it at `cpu * slots + slot`: each CPU writes pages of its own,
@@ -420,7 +420,30 @@ pub struct SocketSlot {
     pub generation: u32,
 }
 
+/// Entries of the table of the GPU cards' devices: more than there are cards, for one that moved to another device.
+pub const GOVERNED_DEVICES: u32 = 128;
+
+/// A device as that table has it.
+pub const fn device_key(major: u32, minor: u32) -> u64 {
+    (major as u64) << 32 | minor as u64
+}
+
+/// Which GPU cards a slot may open. Written by the agent, but for what was refused.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Admission {
+    /// A bit for each card, by its number.
+    pub granted: u64,
+    /// Opens of others that were refused.
+    pub refused: u64,
+    /// 0: it opens what it likes.
+    pub is_governed: u32,
+    /// The card of the last open that was refused.
+    pub refused_card: u32,
+}
+
 const _: () = {
+    assert!(size_of::<Admission>() == 24);
     assert!(size_of::<CgroupSlot>() == 8);
     assert!(size_of::<Control>() == 64);
     assert!(size_of::<CpuState>() == 64);

@@ -48,6 +48,8 @@ pub struct Report {
     pub bpffs_dir: String,
     /// Devices whose egress is counted, each with the form of attachment.
     pub uplinks: Vec<String>,
+    /// The GPU cards.
+    pub gpus: Vec<String>,
     /// The ladder.
     pub rungs: Vec<Rung>,
 }

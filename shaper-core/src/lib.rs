@@ -7,6 +7,7 @@ pub mod adjust;
 pub mod burst;
 pub mod doctor;
 pub mod document;
+pub mod gpu;
 pub mod id;
 pub mod idle;
 pub mod io;

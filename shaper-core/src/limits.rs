@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::gpu::CardSet;
 use crate::units::{BitsPerSec, Bytes, Iops, Micros, Millicores, Weight};
 
 /// A ceiling, or none.
@@ -80,6 +81,9 @@ pub struct Limits {
     /// Received on the wire through the uplinks, by TCP and UDP together.
     #[serde(default)]
     pub net_ingress: Limit<BitsPerSec>,
+    /// GPU cards that it may open. `None`: of one that was launched, none; of one that was adopted, those that it could before.
+    #[serde(default)]
+    pub gpu_cards: Option<CardSet>,
 }
 
 /// A change of some limits: what is `None` stays.
@@ -115,6 +119,9 @@ pub struct LimitsChange {
     /// New limit of what it receives.
     #[serde(default)]
     pub net_ingress: Option<Limit<BitsPerSec>>,
+    /// New cards, in place of those before.
+    #[serde(default)]
+    pub gpu_cards: Option<CardSet>,
 }
 
 impl LimitsChange {
@@ -140,6 +147,7 @@ impl Limits {
             net_egress_guarantee: change.net_egress_guarantee.or(self.net_egress_guarantee),
             net_egress_weight: change.net_egress_weight.or(self.net_egress_weight),
             net_ingress: change.net_ingress.unwrap_or(self.net_ingress),
+            gpu_cards: change.gpu_cards.or(self.gpu_cards),
         }
     }
 
@@ -160,6 +168,7 @@ impl Limits {
             net_egress_guarantee: self.net_egress_guarantee,
             net_egress_weight: self.net_egress_weight,
             net_ingress: set(self.net_ingress),
+            gpu_cards: self.gpu_cards,
         }
     }
 }

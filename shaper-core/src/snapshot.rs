@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    gpu::{CardMemory, CardUsage},
     id::TaskId,
     limits::Limits,
     task::{Owner, Traffic, UnixNanos, Workload},
@@ -213,6 +214,9 @@ pub struct TaskSnapshot {
     pub io_pressure: Option<Pressure>,
     /// Network.
     pub network: NetUsage,
+    /// What it has of the memory of GPU cards, those of which it has any.
+    #[serde(default)]
+    pub gpu_memory: Vec<CardMemory>,
     /// Who took a CPU from it last: another task by its id, or the empty text for what is not managed.
     pub preempted_by: Option<String>,
     /// How often the kernel has told that its CPU quota was about to be used up.
@@ -282,6 +286,9 @@ pub struct NodeSnapshot {
     pub health: Health,
     /// What is lent of CPU time; `None` where nothing is.
     pub cpu_pool: Option<CpuPool>,
+    /// The GPU cards, by number.
+    #[serde(default)]
+    pub gpus: Vec<CardUsage>,
     /// The caller's tasks, by id.
     pub tasks: Vec<TaskSnapshot>,
 }

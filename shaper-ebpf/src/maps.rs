@@ -14,8 +14,8 @@ use aya_ebpf::{
 use core::{arch::asm, ptr::read_volatile};
 use shaper_common::{
     abi::{
-        Activity, Budget, CGROUPS, CgroupSlot, Claims, Clock, Control, CpuStat, CpuState, EVENT_BYTES, Event,
-        IO_ENTRIES, IoKey, IoStat, NetStat, PAIRS, POOLS, Pace, PacketCount, Pool, REMEMBERED,
+        Activity, Admission, Budget, CGROUPS, CgroupSlot, Claims, Clock, Control, CpuStat, CpuState,
+        EVENT_BYTES, Event, GOVERNED_DEVICES, IO_ENTRIES, IoKey, IoStat, NetStat, PAIRS, POOLS, Pace, PacketCount, Pool, REMEMBERED,
         RememberedPair, SLOT_AGENT, SLOTS, Share, SocketSlot, SocketState,
     },
     hist::{self, BUCKETS, Histogram},
@@ -124,6 +124,14 @@ pub static SHARE: Array<Share> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
 /// The class of the queue in which what arrives for a slot waits; 0: it does not. Written by the agent.
 #[map]
 pub static INGRESS_CLASS: Array<u64> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
+
+/// Devices of GPU cards ([`shaper_common::abi::device_key`]), and the number of each card. Written by the agent.
+#[map]
+pub static GOVERNED: HashMap<u64, u32> = HashMap::pinned(GOVERNED_DEVICES, 0);
+
+/// Which of them each slot may open.
+#[map]
+pub static ADMISSION: Array<Admission> = Array::pinned(SLOTS, BPF_F_MMAPABLE);
 
 /// What a socket remembers.
 #[btf_map]
@@ -242,6 +250,7 @@ pub struct Layouts {
     claims: Claims,
     share: Share,
     socket_slot: SocketSlot,
+    admission: Admission,
 }
 
 #[used]

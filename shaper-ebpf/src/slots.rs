@@ -6,7 +6,10 @@ use aya_ebpf::{
     bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     helpers::{
         bpf_get_smp_processor_id,
-        generated::{bpf_sk_storage_get, bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id},
+        generated::{
+            bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_sk_storage_get,
+            bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id,
+        },
     },
     maps::HashMap,
 };
@@ -118,6 +121,30 @@ fn look_up(table: &HashMap<u64, CgroupSlot>, mut cgroup: Cgroup, id: u64) -> u32
         }
     }
     SLOT_UNMANAGED
+}
+
+/// The slot of the cgroup that the running task is in.
+#[inline(always)]
+pub fn of_current() -> u32 {
+    // SAFETY: nothing but the running task is looked at; 0 means that its cgroup is not that deep.
+    unsafe {
+        if let Some(slot) = entry(&CGROUP_SLOT, bpf_get_current_cgroup_id()) {
+            return slot;
+        }
+        let mut found = SLOT_UNMANAGED;
+        if has_overflowed() {
+            for level in 1..=LEVELS_MAX as i32 {
+                let id = bpf_get_current_ancestor_cgroup_id(level);
+                if id == 0 {
+                    break;
+                }
+                if let Some(slot) = entry(&CGROUP_SLOT, id) {
+                    found = slot;
+                }
+            }
+        }
+        found
+    }
 }
 
 /// The slot of the socket that a packet belongs to.

@@ -20,7 +20,8 @@ use tempfile::TempDir;
 
 use crate::{
     NOBODY, assert_close,
-    bins::{binary, bpf_object},
+    bins::{binary, bpf_object, fake_nvml},
+    cards::FakeCards,
     cgroup::{self, cpu_group, cpu_time, mounts, throttled_periods, unique_name},
     net::{DEVICE, NetPair, Netns, within},
     process::Process,
@@ -83,6 +84,12 @@ impl<'a> Options<'a> {
     pub fn with_open_files(mut self, count: u32) -> Options<'a> {
         self.open_files = Some(count);
         self
+    }
+
+    /// With these cards, as NVIDIA's library shows them.
+    pub fn with_cards(mut self, cards: &FakeCards) -> Options<'a> {
+        self.environment.push(cards.variable());
+        self.with(&["--nvml", &fake_nvml().display().to_string()])
     }
 
     /// On a kernel that has no BTF, as far as it can see.

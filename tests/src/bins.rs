@@ -10,6 +10,12 @@ pub fn binary(name: &str) -> PathBuf {
     there(env::var_os("SHAPER_BIN_DIR").map_or_else(|| target("debug"), PathBuf::from).join(name))
 }
 
+/// What stands for NVIDIA's library.
+pub fn fake_nvml() -> PathBuf {
+    let folder = env::var_os("SHAPER_BIN_DIR").map_or_else(|| target("debug"), PathBuf::from);
+    there(folder.join("deps/libshaper_fake_nvml.so"))
+}
+
 /// The kernel programs.
 pub fn bpf_object() -> PathBuf {
     there(env::var_os("SHAPER_BPF_OBJECT").map_or_else(|| target("bpf/shaper.bpf.o"), PathBuf::from))

@@ -2,10 +2,14 @@
 
 use shaper_agent::{
     actuate::{self, ActuateError, Change, Knob, Lasts, Pacing, Target, Value, Values, Wish},
-    kernel::{bpf::BpfError, cgroup::Cgroup, ingress::ClassState},
+    kernel::{
+        bpf::{BpfError, Refused},
+        cgroup::Cgroup,
+        ingress::ClassState,
+    },
 };
 use shaper_common::{abi::Pace, pool::Terms};
-use shaper_core::{id::BlockDevice, units::BitsPerSec};
+use shaper_core::{gpu::CardSet, id::BlockDevice, units::BitsPerSec};
 
 /// Where the limits of a task are that has this cgroup, no group of v1, no socket and no other manager.
 pub fn target(cgroup: Cgroup) -> Target {
@@ -55,6 +59,22 @@ impl Pacing for NoPacing {
 
     fn limit_ingress(&mut self, slot: u32, _: Option<BitsPerSec>) -> Result<(), BpfError> {
         panic!("what slot {slot} receives is to be limited");
+    }
+
+    fn admits(&self) -> bool {
+        panic!("whether there is admission to cards is asked for");
+    }
+
+    fn cards(&self, slot: u32) -> Option<CardSet> {
+        panic!("the cards of slot {slot} are asked for");
+    }
+
+    fn admit(&mut self, slot: u32, _: Option<CardSet>) {
+        panic!("slot {slot} is to have other cards");
+    }
+
+    fn refused(&self, slot: u32) -> Refused {
+        panic!("what was refused to slot {slot} is asked for");
     }
 }
 

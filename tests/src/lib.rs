@@ -9,6 +9,7 @@ pub mod arrivals;
 pub mod bins;
 pub mod broker;
 pub mod burst;
+pub mod cards;
 pub mod cgroup;
 pub mod checker;
 pub mod cluster;

@@ -509,6 +509,7 @@ mod tests {
                 net_egress_guarantee: None,
                 net_egress_weight: Weight::new(300),
                 net_ingress: Limit::Unlimited,
+                gpu_cards: None,
             },
             run_as: Some(Credentials { uid: 7, gid: 8, groups: vec![9] }),
             retries: 2,

@@ -1,6 +1,7 @@
 //! Wire types to domain types and back. What comes from the wire is checked here, once.
 
 mod broker;
+mod gpu;
 mod ledger;
 mod memory;
 mod shrink;
@@ -164,6 +165,7 @@ impl TryFrom<v1::Limits> for Limits {
             net_egress_guarantee_bps,
             net_egress_weight,
             net_ingress_bps,
+            gpu_cards,
         } = wire;
         Ok(Limits {
             cpu: limit(cpu_millicores, cpu)?,
@@ -177,6 +179,7 @@ impl TryFrom<v1::Limits> for Limits {
             net_egress_guarantee: guarantee(net_egress_guarantee_bps)?,
             net_egress_weight: net_egress_weight.map(|it| weight("net_egress_weight", it)).transpose()?,
             net_ingress: limit(net_ingress_bps, |bits| bandwidth("net_ingress_bps", bits))?,
+            gpu_cards: gpu::cards(gpu_cards)?,
         })
     }
 }
@@ -195,6 +198,7 @@ impl From<Limits> for v1::Limits {
             net_egress_guarantee,
             net_egress_weight,
             net_ingress,
+            gpu_cards,
         } = limits;
         v1::Limits {
             cpu_millicores: cpu.at().map(|cpu| cpu.0),
@@ -208,6 +212,7 @@ impl From<Limits> for v1::Limits {
             net_egress_guarantee_bps: net_egress_guarantee.map(|it| it.0),
             net_egress_weight: net_egress_weight.map(Weight::get),
             net_ingress_bps: net_ingress.at().map(|bandwidth| bandwidth.0),
+            gpu_cards: gpu_cards.map(Into::into),
         }
     }
 }
@@ -228,6 +233,7 @@ impl TryFrom<v1::LimitsChange> for LimitsChange {
             net_egress_guarantee_bps,
             net_egress_weight,
             net_ingress_bps,
+            gpu_cards,
         } = wire;
         Ok(LimitsChange {
             cpu: ceiling("cpu_millicores", cpu_millicores, cpu)?,
@@ -243,6 +249,7 @@ impl TryFrom<v1::LimitsChange> for LimitsChange {
             net_ingress: ceiling("net_ingress_bps", net_ingress_bps, |bits| {
                 bandwidth("net_ingress_bps", bits)
             })?,
+            gpu_cards: gpu::cards(gpu_cards)?,
         })
     }
 }
@@ -261,6 +268,7 @@ impl From<LimitsChange> for v1::LimitsChange {
             net_egress_guarantee,
             net_egress_weight,
             net_ingress,
+            gpu_cards,
         } = change;
         v1::LimitsChange {
             cpu_millicores: to_ceiling(cpu, |cpu| cpu.0),
@@ -274,6 +282,7 @@ impl From<LimitsChange> for v1::LimitsChange {
             net_egress_guarantee_bps: net_egress_guarantee.map(|it| it.0),
             net_egress_weight: net_egress_weight.map(Weight::get),
             net_ingress_bps: to_ceiling(net_ingress, |bandwidth| bandwidth.0),
+            gpu_cards: gpu_cards.map(Into::into),
         }
     }
 }
@@ -479,7 +488,7 @@ impl TryFrom<v1::Task> for TaskStatus {
 impl From<Report> for v1::DoctorReport {
     fn from(report: Report) -> v1::DoctorReport {
         use v1::doctor_report::{Rung as Wire, rung::Availability as WireAvailability};
-        let Report { kernel, node, cgroups, cgroup_root, bpffs_dir, uplinks, rungs } = report;
+        let Report { kernel, node, cgroups, cgroup_root, bpffs_dir, uplinks, gpus, rungs } = report;
         let wire = |Rung { feature, used_for, availability, degrades_to }| Wire {
             feature,
             used_for,
@@ -491,7 +500,7 @@ impl From<Report> for v1::DoctorReport {
             degrades_to,
         };
         let rungs = rungs.into_iter().map(wire).collect();
-        v1::DoctorReport { kernel, node, cgroups, cgroup_root, bpffs_dir, uplinks, rungs }
+        v1::DoctorReport { kernel, node, cgroups, cgroup_root, bpffs_dir, uplinks, gpus, rungs }
     }
 }
 
@@ -508,15 +517,15 @@ impl TryFrom<v1::DoctorReport> for Report {
             };
             Ok(Rung { feature, used_for, availability, degrades_to })
         };
-        let v1::DoctorReport { kernel, node, cgroups, cgroup_root, bpffs_dir, uplinks, rungs } = wire;
+        let v1::DoctorReport { kernel, node, cgroups, cgroup_root, bpffs_dir, uplinks, gpus, rungs } = wire;
         let rungs = rungs.into_iter().map(domain).collect::<Result<_, WireError>>()?;
-        Ok(Report { kernel, node, cgroups, cgroup_root, bpffs_dir, uplinks, rungs })
+        Ok(Report { kernel, node, cgroups, cgroup_root, bpffs_dir, uplinks, gpus, rungs })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use shaper_core::{idle, task::OomKill};
+    use shaper_core::{gpu::CardSet, idle, task::OomKill};
 
     use super::*;
 
@@ -547,6 +556,7 @@ mod tests {
                 net_egress_guarantee: Some(BitsPerSec(500_000)),
                 net_egress_weight: Weight::new(300),
                 net_ingress: Limit::At(BitsPerSec(2_000_000)),
+                gpu_cards: Some(CardSet::from_bits(5)),
             },
             enforcement: vec![Enforcement {
                 resource: "cpu".into(),
@@ -591,6 +601,7 @@ mod tests {
             net_egress_guarantee: Some(BitsPerSec(0)),
             net_egress_weight: Weight::new(300),
             net_ingress: Some(Limit::Unlimited),
+            gpu_cards: Some(CardSet::NONE),
             ..LimitsChange::default()
         };
         assert_eq!(LimitsChange::try_from(v1::LimitsChange::from(change)), Ok(change));

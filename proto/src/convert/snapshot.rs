@@ -271,6 +271,7 @@ impl From<TaskSnapshot> for v1::TaskSnapshot {
             io,
             io_pressure,
             network,
+            gpu_memory,
             preempted_by,
             quota_warnings,
             pressure_alarms,
@@ -287,6 +288,7 @@ impl From<TaskSnapshot> for v1::TaskSnapshot {
             io: io.into_iter().map(Into::into).collect(),
             io_pressure: io_pressure.map(Into::into),
             network: Some(network.into()),
+            gpu_memory: gpu_memory.into_iter().map(Into::into).collect(),
             preempted_by,
             quota_warnings,
             pressure_alarms,
@@ -310,6 +312,7 @@ impl TryFrom<v1::TaskSnapshot> for TaskSnapshot {
             io: wire.io.into_iter().map(Into::into).collect(),
             io_pressure: wire.io_pressure.map(Into::into),
             network: wire.network.ok_or(WireError::Missing("tasks.network"))?.into(),
+            gpu_memory: wire.gpu_memory.into_iter().map(Into::into).collect(),
             preempted_by: wire.preempted_by,
             quota_warnings: wire.quota_warnings,
             pressure_alarms: wire.pressure_alarms,
@@ -420,6 +423,7 @@ impl From<NodeSnapshot> for v1::NodeSnapshot {
             sources,
             health,
             cpu_pool,
+            gpus,
             tasks,
         } = snapshot;
         v1::NodeSnapshot {
@@ -437,6 +441,7 @@ impl From<NodeSnapshot> for v1::NodeSnapshot {
             sources: Some(sources.into()),
             health: Some(health.into()),
             cpu_pool: cpu_pool.map(Into::into),
+            gpus: gpus.into_iter().map(Into::into).collect(),
             tasks: tasks.into_iter().map(Into::into).collect(),
         }
     }
@@ -461,6 +466,7 @@ impl TryFrom<v1::NodeSnapshot> for NodeSnapshot {
             sources: wire.sources.ok_or(WireError::Missing("sources"))?.into(),
             health: wire.health.ok_or(WireError::Missing("health"))?.into(),
             cpu_pool: wire.cpu_pool.map(TryInto::try_into).transpose()?,
+            gpus: wire.gpus.into_iter().map(TryInto::try_into).collect::<Result<_, WireError>>()?,
             tasks: wire.tasks.into_iter().map(TryInto::try_into).collect::<Result<_, WireError>>()?,
         })
     }
@@ -468,7 +474,11 @@ impl TryFrom<v1::NodeSnapshot> for NodeSnapshot {
 
 #[cfg(test)]
 mod tests {
-    use shaper_core::{limits::Limits, task::Owner, task::Traffic};
+    use shaper_core::{
+        gpu::{Card, CardMemory, CardUsage, CharDevice},
+        limits::Limits,
+        task::{Owner, Traffic},
+    };
 
     use super::*;
 
@@ -514,6 +524,19 @@ mod tests {
                 agent_memory: Bytes(5),
             },
             cpu_pool: Some(CpuPool { size: Millicores(1), lent: Millicores(2), has_warden: true, latency }),
+            gpus: vec![CardUsage {
+                card: Card {
+                    number: 1,
+                    id: "GPU-1".into(),
+                    model: "A card".into(),
+                    device: CharDevice { major: 195, minor: 1 },
+                },
+                memory: Some(Bytes(8)),
+                memory_used: Some(Bytes(7)),
+                busy_percent: Some(6),
+                temperature_celsius: None,
+                trouble: Some("lost".into()),
+            }],
             tasks: vec![TaskSnapshot {
                 task_id: "a".parse().unwrap(),
                 attempt: 1,
@@ -558,6 +581,7 @@ mod tests {
                     retransmits: None,
                     round_trip: Some(latency),
                 },
+                gpu_memory: vec![CardMemory { number: 1, used: Bytes(7), processes: 2 }],
                 preempted_by: Some("other".into()),
                 quota_warnings: 5,
                 pressure_alarms: 6,

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use shaper_core::{
+    gpu::CardSet,
     id::BlockDevice,
     limits::{Limit, LimitsChange},
     units::{BitsPerSec, Bytes, BytesPerSec, Iops, Micros, Millicores, Weight},
@@ -36,6 +37,8 @@ pub enum Knob {
     NetWeight,
     /// Received on the wire.
     NetIngress,
+    /// GPU cards that may be opened.
+    GpuCards,
     /// Read from and written to a block device.
     IoMax(BlockDevice),
     /// Share of contended block devices, by io.cost.
@@ -48,7 +51,7 @@ const IO_MAX: &str = "io_max:";
 
 impl Knob {
     /// Those that a task has one of.
-    pub(super) const PLAIN: [Knob; 11] = [
+    pub(super) const PLAIN: [Knob; 12] = [
         Knob::Cpu,
         Knob::CpuWeight,
         Knob::Memory,
@@ -58,6 +61,7 @@ impl Knob {
         Knob::NetGuarantee,
         Knob::NetWeight,
         Knob::NetIngress,
+        Knob::GpuCards,
         Knob::IoWeight,
         Knob::BfqWeight,
     ];
@@ -70,7 +74,9 @@ impl Knob {
             Knob::Memory => ["memory.max", "memory.limit_in_bytes"].contains(&file),
             Knob::MemoryHigh => file == "memory.high",
             Knob::MemoryLow => file == "memory.low",
-            Knob::NetEgress | Knob::NetGuarantee | Knob::NetWeight | Knob::NetIngress => false,
+            Knob::NetEgress | Knob::NetGuarantee | Knob::NetWeight | Knob::NetIngress | Knob::GpuCards => {
+                false
+            }
             Knob::IoMax(_) => file == "io.max" || file.starts_with("blkio.throttle."),
             Knob::IoWeight => file == "io.weight",
             Knob::BfqWeight => file == "io.bfq.weight",
@@ -96,6 +102,7 @@ impl fmt::Display for Knob {
             Knob::NetGuarantee => "net_egress_guarantee",
             Knob::NetWeight => "net_egress_weight",
             Knob::NetIngress => "net_ingress",
+            Knob::GpuCards => "gpu_cards",
             Knob::IoMax(device) => return f.pad(&format!("{IO_MAX}{device}")),
             Knob::IoWeight => "io_weight",
             Knob::BfqWeight => "io_bfq_weight",
@@ -151,6 +158,8 @@ pub enum Value {
     Io(IoLimits),
     /// A rate on the wire, in whole bytes.
     Rate(Limit<BitsPerSec>),
+    /// Cards that may be opened; `None`: whatever could be without shaper.
+    Cards(Option<CardSet>),
 }
 
 /// Values of knobs.
@@ -251,6 +260,8 @@ impl fmt::Display for Value {
                 if any { Ok(()) } else { f.write_str("max") }
             }
             Value::Rate(limit) => limit.fmt(f),
+            Value::Cards(Some(cards)) => cards.fmt(f),
+            Value::Cards(None) => f.write_str("as found"),
         }
     }
 }
@@ -282,6 +293,8 @@ pub enum Wish {
     NetWeight(Weight),
     /// So much received.
     NetIngress(Limit<BitsPerSec>),
+    /// These cards.
+    GpuCards(CardSet),
     /// So much of a block device.
     IoMax(BlockDevice, IoLimits),
     /// So many reads and writes of it; its limits of bytes stay.
@@ -309,6 +322,7 @@ impl Wish {
             Wish::NetGuarantee(_) => Knob::NetGuarantee,
             Wish::NetWeight(_) => Knob::NetWeight,
             Wish::NetIngress(_) => Knob::NetIngress,
+            Wish::GpuCards(_) => Knob::GpuCards,
             Wish::IoMax(device, _) | Wish::IoOperations(device, _) | Wish::IoBytes(device, _) => {
                 Knob::IoMax(*device)
             }
@@ -333,6 +347,7 @@ impl Wish {
             net_egress_guarantee,
             net_egress_weight,
             net_ingress,
+            gpu_cards,
         } = *change;
         let wishes = [
             cpu_weight.map(Wish::CpuWeight),
@@ -342,6 +357,7 @@ impl Wish {
             net_egress_guarantee.map(Wish::NetGuarantee),
             net_egress_weight.map(Wish::NetWeight),
             net_ingress.map(Wish::NetIngress),
+            gpu_cards.map(Wish::GpuCards),
         ];
         wishes.into_iter().flatten().collect()
     }

@@ -25,6 +25,7 @@ pub(super) enum Mechanism<'a> {
     V1(&'a V1Group),
     Pacing(u32),
     Queue(u32),
+    Admission(u32),
 }
 
 /// A file of cgroup v2 that holds a bound of memory.
@@ -45,6 +46,10 @@ fn io_weight_file(knob: Knob) -> File<IoWeight, SetIoWeight> {
 pub const NOT_DIVIDED: &str = "this node does not divide its network among its tasks: start its agent with \
                                       --capacity network=RATE, what they can send together";
 
+/// Why no card is granted.
+const NO_ADMISSION: &str = "this kernel does not take the program that admits tasks to cards (`shaper doctor` says why): \
+                            nothing would keep others from them";
+
 /// What BFQ takes for the most.
 const BFQ_MAX: u32 = 1000;
 
@@ -56,6 +61,7 @@ impl<'a> Mechanism<'a> {
                 return Ok(Mechanism::Pacing(target.slot));
             }
             Knob::NetIngress => return Ok(Mechanism::Queue(target.slot)),
+            Knob::GpuCards => return Ok(Mechanism::Admission(target.slot)),
             Knob::Cpu => (cgroup.has(cpu::MAX), &target.v1_cpu),
             Knob::CpuWeight => (cgroup.has(cpu::WEIGHT), &target.v1_cpu),
             Knob::Memory => (cgroup.has(memory::MAX), &target.v1_memory),
@@ -95,6 +101,7 @@ impl<'a> Mechanism<'a> {
             (Mechanism::Pacing(_), Knob::NetGuarantee | Knob::NetWeight) => "pool",
             (Mechanism::Pacing(_), _) => "tcp-pacing",
             (Mechanism::Queue(_), _) => "ifb-htb",
+            (Mechanism::Admission(_), _) => "cgroup-device",
         }
     }
 
@@ -120,6 +127,7 @@ impl<'a> Mechanism<'a> {
                 Value::Memory(limit)
             }
             (Wish::NetEgress(limit) | Wish::NetIngress(limit), _) => Value::Rate(limit),
+            (Wish::GpuCards(cards), _) => Value::Cards(Some(cards)),
             (Wish::NetGuarantee(rate), _) => Value::Rate(Limit::At(rate)),
             (Wish::IoMax(_, limits), _) => Value::Io(limits),
             (Wish::IoOperations(_, [read_operations, write_operations]), _) => {
@@ -153,6 +161,7 @@ impl<'a> Mechanism<'a> {
                 Some(class) => Limit::At(BitsPerSec(class.rate * 8)),
                 None => Limit::Unlimited,
             }),
+            (Mechanism::Admission(slot), _) => Value::Cards(pacing.cards(*slot)),
             (Mechanism::Cgroup(cgroup), Knob::Cpu) => Value::Bandwidth(cgroup.bandwidth()?),
             (Mechanism::V1(group), Knob::Cpu) => Value::Bandwidth(group.bandwidth()?),
             (Mechanism::Cgroup(cgroup), Knob::CpuWeight) => match cgroup.cpu_share()? {
@@ -198,6 +207,10 @@ impl<'a> Mechanism<'a> {
             }
             (Mechanism::Pacing(slot), Value::Rate(limit)) => pacing.limit(*slot, limit.at(), has_sockets)?,
             (Mechanism::Queue(slot), Value::Rate(limit)) => pacing.limit_ingress(*slot, limit.at())?,
+            (Mechanism::Admission(_), Value::Cards(Some(_))) if !pacing.admits() => {
+                return Err(ActuateError::NoMechanism { knob, reason: NO_ADMISSION });
+            }
+            (Mechanism::Admission(slot), Value::Cards(cards)) => pacing.admit(*slot, cards),
             (Mechanism::Cgroup(cgroup), Value::Bandwidth(bandwidth)) => cgroup.set_bandwidth(&bandwidth)?,
             (Mechanism::V1(group), Value::Bandwidth(bandwidth)) => {
                 group.set_bandwidth(&bandwidth).map_err(|error| explained(group, &bandwidth, error))?;
@@ -238,7 +251,7 @@ impl<'a> Mechanism<'a> {
                 cgroup.set(block::MAX, &OfDevice(device, *limits)).map_err(ActuateError::from)
             }
             Mechanism::V1(group) => group.set_io_limits(device, limits).map_err(ActuateError::from),
-            Mechanism::Pacing(_) | Mechanism::Queue(_) => Ok(()),
+            Mechanism::Pacing(_) | Mechanism::Queue(_) | Mechanism::Admission(_) => Ok(()),
         };
         match written {
             // A device that is gone took its limits with it.

@@ -16,6 +16,7 @@ use shaper_common::{
 };
 use shaper_core::{
     burst::Quota,
+    gpu::CardSet,
     id::BlockDevice,
     limits::{Limit, Limits},
     task::Enforcement,
@@ -25,7 +26,7 @@ use shaper_proto::failpoint;
 
 use crate::{
     kernel::{
-        bpf::{Bpf, BpfError},
+        bpf::{Bpf, BpfError, Refused},
         cgroup::{Cgroup, CgroupError, memory},
         ingress::ClassState,
         v1::{self, V1Error, V1Group},
@@ -66,6 +67,18 @@ pub trait Pacing {
 
     /// Limits what it receives, or no longer.
     fn limit_ingress(&mut self, slot: u32, limit: Option<BitsPerSec>) -> Result<(), BpfError>;
+
+    /// Whether the kernel admits tasks to GPU cards at all.
+    fn admits(&self) -> bool;
+
+    /// The GPU cards that the slot may open; `None`: whatever it could anyway.
+    fn cards(&self, slot: u32) -> Option<CardSet>;
+
+    /// Changes that.
+    fn admit(&mut self, slot: u32, cards: Option<CardSet>);
+
+    /// What was refused to it.
+    fn refused(&self, slot: u32) -> Refused;
 }
 
 impl Pacing for Bpf {
@@ -99,6 +112,22 @@ impl Pacing for Bpf {
 
     fn limit_ingress(&mut self, slot: u32, limit: Option<BitsPerSec>) -> Result<(), BpfError> {
         self.limit_ingress(slot, limit)
+    }
+
+    fn admits(&self) -> bool {
+        self.admits()
+    }
+
+    fn cards(&self, slot: u32) -> Option<CardSet> {
+        self.admitted(slot)
+    }
+
+    fn admit(&mut self, slot: u32, cards: Option<CardSet>) {
+        self.admit(slot, cards);
+    }
+
+    fn refused(&self, slot: u32) -> Refused {
+        self.refused(slot)
     }
 }
 
@@ -395,6 +424,7 @@ pub fn decided(limits: &Limits, standing: &Values, baseline: &Values) -> Vec<Wis
         }),
         Knob::NetEgress => Some(Wish::NetEgress(limits.net_egress)),
         Knob::NetIngress => Some(Wish::NetIngress(limits.net_ingress)),
+        Knob::GpuCards if limits.gpu_cards.is_some() => limits.gpu_cards.map(Wish::GpuCards),
         Knob::NetGuarantee => Some(Wish::NetGuarantee(limits.net_egress_guarantee.unwrap_or(BitsPerSec(0)))),
         Knob::NetWeight => Some(Wish::NetWeight(limits.net_egress_weight.unwrap_or(Weight::DEFAULT))),
         Knob::IoMax(device) if limits.storage_io != Limit::Unlimited => {
@@ -461,6 +491,12 @@ pub fn enforcement(
                 " in a queue of {device}: {} wait, {dropped} buffers dropped",
                 Bytes(waiting.into())
             );
+        }
+        if knob == Knob::GpuCards
+            && let Refused { count: 1.., .. } = pacing.refused(target.slot)
+        {
+            let Refused { count, card } = pacing.refused(target.slot);
+            in_force += &format!("; {count} opens of others refused, the last of card {card}");
         }
         found.push(Enforcement {
             resource: knob.to_string(),

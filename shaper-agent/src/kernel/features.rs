@@ -230,6 +230,10 @@ pub fn program(name: &str, why: &str) -> Rung {
         "kfree_skb" => ("packets that were thrown away on their way out", "not measured"),
         "tcp_retransmit_skb" => ("TCP segments that were sent again", "not measured"),
         "sched_stat_runtime" => ("a warning before a CPU quota is used up", "seen once it is, within 100 ms"),
+        "device_admission" => (
+            "GPU cards are opened by those tasks alone that were granted them",
+            "`--cards` and `--gpus` are refused; whoever may open a device does",
+        ),
         "uplink_ingress" => ("limits on what a task receives", "`--net-in` is refused"),
         _ => ("the end of an adopted cgroup, at once", "it is found within ten seconds"),
     };

@@ -11,7 +11,10 @@ use std::{
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use shaper_common::{
-    abi::{Budget, Clock, Control, CpuCount, CpuStat, CpuState, NetStat, Pace, PacketCount, Pool, Share},
+    abi::{
+        Admission, Budget, Clock, Control, CpuCount, CpuStat, CpuState, NetStat, Pace, PacketCount, Pool,
+        Share,
+    },
     hist::Histogram,
 };
 
@@ -30,6 +33,7 @@ macro_rules! words {
 }
 
 words!(
+    Admission,
     Budget,
     Clock,
     Control,

@@ -22,6 +22,7 @@ const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_ITER_CREATE: libc::c_long = 33;
 
 /// `enum bpf_attach_type`
+const BPF_CGROUP_DEVICE: u32 = 6;
 const BPF_TRACE_ITER: u32 = 28;
 const BPF_TCX_EGRESS: u32 = 47;
 
@@ -100,6 +101,12 @@ pub(super) fn attach_tracing(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 /// Puts `program` behind an existing cgroup or tcx link, atomically.
 pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     bpf(BPF_LINK_UPDATE, &mut Attr::new().fd(0, link).fd(4, program)).map(drop)
+}
+
+/// Attaches a `cgroup/dev` program to a cgroup, beside those of others; the link lives as long as the descriptor or a pin.
+pub(super) fn attach_device(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut attr = Attr::new().fd(0, program).fd(4, cgroup).u32(8, BPF_CGROUP_DEVICE);
+    bpf_fd(BPF_LINK_CREATE, &mut attr)
 }
 
 /// A link of an iterator program.

@@ -90,6 +90,7 @@ impl Meter {
                 agent_memory: Bytes(machine.agent_memory),
             },
             cpu_pool: None,
+            gpus: Vec::new(),
             tasks: Vec::new(),
         }
     }
@@ -171,6 +172,7 @@ impl Meter {
                 drops: bpf.counts_drops().then_some(now.drops),
                 ..network(now, then, per, task, &before.histograms.round_trip)
             },
+            gpu_memory: Vec::new(),
             preempted_by: (now.preempted_by != SLOT_NOBODY).then(|| name_of(now.preempted_by)),
             quota_warnings: task.quota_warnings,
             pressure_alarms: task.alarms,

@@ -48,6 +48,7 @@ impl Node {
     ) -> Result<(), NodeError> {
         self.may_reclaim_idle(id, change, cause)?;
         self.may_share_network(id, change)?;
+        self.may_have_cards(id, change)?;
         let limits = self.task(id)?.record.limits.with(change);
         let mut standing = self.task(id)?.record.standing.clone();
         if change.cpu_weight.is_some() {

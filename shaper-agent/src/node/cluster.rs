@@ -266,6 +266,8 @@ impl Node {
                 lease_over: false,
             }),
             owner: Some(owner),
+            gpus: 0,
+            gpu_model: String::new(),
         };
         let broker = Caller { uid: 0, gid: 0, groups: Vec::new() };
         let answer = self.run(&broker, request)?;
@@ -405,6 +407,7 @@ fn first_grant(spec: &TaskSpec, divides: bool) -> Limits {
             .or(Weight::new(weight(spec.profile.priority)))
             .filter(|_| divides),
         net_ingress: spec.limits.net_ingress,
+        gpu_cards: None,
     }
 }
 

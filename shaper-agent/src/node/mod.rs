@@ -4,6 +4,7 @@ mod adjust;
 mod adopt;
 mod block_io;
 mod burst;
+mod cards;
 mod change;
 pub mod cluster;
 mod end;
@@ -161,6 +162,10 @@ pub struct RunRequest {
     pub owner: Option<Owner>,
     /// What makes it the broker's.
     pub assignment: Option<Assignment>,
+    /// So many GPU cards that no other task has …
+    pub gpus: u32,
+    /// … whose model contains this.
+    pub gpu_model: String,
 }
 
 /// How long a supervisor may take to say that its task runs.
@@ -241,6 +246,7 @@ pub struct Node {
     tasks: BTreeMap<TaskId, Task>,
     ledger: Ledger,
     meter: Meter,
+    cards: cards::Cards,
     /// How often stock was taken: whoever follows the snapshots waits for the next.
     stocks: watch::Sender<u64>,
     free_slots: BTreeSet<u32>,
@@ -294,6 +300,7 @@ impl Node {
         let contact = Contact::begin(&config.state_dir, &boot_id)
             .map_err(|source| NodeError::System { verb: "note when the broker was heard of", source })?;
         let (ledger, decided) = Ledger::open(&config.state_dir, now())?;
+        let cards = cards::Cards::open(&config, &boot_id)?;
         let mut node = Node {
             config,
             handle,
@@ -306,6 +313,7 @@ impl Node {
             tasks: BTreeMap::new(),
             ledger,
             meter: Meter::default(),
+            cards,
             stocks: watch::Sender::new(0),
             free_slots: (SLOT_FIRST..slots).collect(),
             news: None,
@@ -411,6 +419,7 @@ impl Node {
                 let v1_io = v1_io.map(|group| group.id()).transpose()?;
                 bpf.self_test(cgroup.id(), v1_io, &self.config.state_dir)?;
             }
+            bpf.govern(self.cards.table.cards())?;
             let events = bpf.take_events()?;
             self.bpf = Some(bpf);
             self.set_alarms();
@@ -473,6 +482,7 @@ impl Node {
         self.adjust();
         if self.ticks.is_multiple_of(10) {
             self.take_stock();
+            self.look_at_cards();
             self.look_at_memory();
             self.reclaim_idle();
         }

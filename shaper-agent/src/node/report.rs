@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use shaper_core::{
     doctor::{Availability, Report, Rung},
+    gpu::{Card, CardUsage},
     id::{BlockDevice, TaskId},
     snapshot::NodeSnapshot,
     task::{Enforcement, Origin, TaskStatus, Usage},
@@ -44,6 +45,7 @@ impl Node {
     pub fn snapshot(&mut self, caller: &Caller) -> NodeSnapshot {
         let mut snapshot = self.meter.node(&self.config.node, self.bpf.as_ref(), now());
         snapshot.cpu_pool = self.cpu_pool();
+        snapshot.gpus = self.card_usages();
         if let Some(bpf) = &self.bpf {
             // Of others' tasks nothing is told, not even their names.
             let name_of = |slot: u32| {
@@ -64,6 +66,7 @@ impl Node {
                 if let Some(memory) = &mut usage.memory {
                     memory.idle_reclaimed = task.idling.status().map(|status| status.reclaimed);
                 }
+                usage.gpu_memory = self.card_memory(&task.record.execution.task);
                 snapshot.tasks.push(usage);
             }
         }
@@ -111,6 +114,7 @@ impl Node {
         };
         let mut rungs = features::probe(&config.opener)
             .map_err(|source| NodeError::System { verb: "probe the kernel", source })?;
+        rungs.extend(self.nvml_rung());
         if let Some(bpf) = &self.bpf {
             rungs.extend(features::slot_table(bpf.control().without_entry));
             let distrusted = bpf.distrusted().iter();
@@ -125,6 +129,7 @@ impl Node {
             cgroup_root: config.cgroup_root.display().to_string(),
             bpffs_dir: config.bpffs_dir.display().to_string(),
             uplinks,
+            gpus: self.card_usages().iter().map(told).collect(),
             rungs,
         })
     }
@@ -185,6 +190,7 @@ impl Node {
             notes.push(format!("its cgroup is managed by {manager}: what stands is told to it"));
         }
         notes.extend(task.differs.iter().map(|(knob, differs)| differs.note(*knob)));
+        notes.extend(self.open_before(task));
         notes.extend(task.record.oom_kill.map(|kill| kill.to_string()));
         if let Idling::Not(why) = &task.idling {
             notes.push(format!("memory that it does not use is not taken away: {why}"));
@@ -246,6 +252,14 @@ pub(super) fn usage_of(now: &Counters, before: Option<&Counters>, memory_bytes: 
         ingress_now_bps: rate(now.ingress.bytes, before.ingress.bytes, BITS_PER_SEC),
         egress_granted_bps: now.granted.map(|bytes| bytes * 8),
     }
+}
+
+/// A card, for people.
+fn told(usage: &CardUsage) -> String {
+    let CardUsage { card: Card { number, id, model, device }, memory, trouble, .. } = usage;
+    let memory = memory.map_or(String::new(), |memory| format!(", {memory}"));
+    let trouble = trouble.as_ref().map_or(String::new(), |trouble| format!(": {trouble}"));
+    format!("{number}: {model} ({id}, device {device}{memory}){trouble}")
 }
 
 /// A row where weights of block IO mean nothing on some device.

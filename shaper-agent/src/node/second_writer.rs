@@ -346,7 +346,9 @@ impl Node {
         let Some(task) = self.tasks.get(id) else { return false };
         match knob {
             Knob::Cpu | Knob::CpuWeight | Knob::Memory => true,
-            Knob::NetEgress | Knob::NetGuarantee | Knob::NetWeight | Knob::NetIngress => true,
+            Knob::NetEgress | Knob::NetGuarantee | Knob::NetWeight | Knob::NetIngress | Knob::GpuCards => {
+                true
+            }
             other => task.record.standing.contains_key(&other),
         }
     }
@@ -369,6 +371,9 @@ impl Node {
         }
         if is_theirs(&Knob::NetIngress) {
             record.limits.net_ingress = Limit::Unlimited;
+        }
+        if is_theirs(&Knob::GpuCards) {
+            record.limits.gpu_cards = None;
         }
         // One ceiling over all devices is not held where one of them is somebody else's.
         let any_device = found.iter().any(|change| matches!(change.knob, Knob::IoMax(_)));

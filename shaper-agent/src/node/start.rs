@@ -7,6 +7,7 @@ use std::{
 
 use shaper_common::abi::{LEVELS_MAX, SLOT_FIRST};
 use shaper_core::{
+    gpu::CardSet,
     id::{ExecutionId, TaskId},
     ledger::{Actor, Cause},
     limits::{Limits, LimitsChange},
@@ -39,9 +40,10 @@ impl Node {
     pub fn run(
         &mut self,
         caller: &Caller,
-        request: RunRequest,
+        mut request: RunRequest,
     ) -> Result<oneshot::Receiver<Result<TaskStatus, NodeError>>, NodeError> {
         let run_as = self.may_run(caller, &request)?;
+        self.choose_cards(&mut request)?;
         let id = match request.task_id {
             Some(id) => id,
             None => self.make_id(&request.command)?,
@@ -318,12 +320,17 @@ impl Node {
 
     /// Measures a task whose slot has its cgroups.
     pub(super) fn meter_task(&mut self, id: &TaskId) -> Result<(), NodeError> {
+        let launched = matches!(self.task(id)?.record.origin, Origin::Launched { .. });
         let target = self.tasks.get(id).and_then(|task| task.target.as_ref()).ok_or_else(not_established)?;
         let bpf = self.bpf.as_mut().ok_or_else(not_established)?;
         if let Some(group) = &target.v1_io {
             bpf.join_v1(target.slot, group.id()?)?;
         }
         bpf.share_network(target.slot);
+        // What shaper starts opens no card that it was not granted; what others started is left as it is.
+        if launched && bpf.admitted(target.slot).is_none() {
+            bpf.admit(target.slot, Some(CardSet::NONE));
+        }
         self.meter.add(bpf, target);
         self.writers.watch(target);
         let events = self.meter.memory_events(target.slot).unwrap_or_default();

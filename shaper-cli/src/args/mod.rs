@@ -10,6 +10,7 @@ use std::{path::PathBuf, str::FromStr};
 
 use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 use shaper_core::{
+    gpu::CardSet,
     id::TaskId,
     limits::{Limit, LimitsChange},
     units::{BitsPerSec, Bytes, Iops, Micros, Millicores, ParseQuantityError, Weight},
@@ -179,6 +180,9 @@ pub(crate) struct LimitArgs {
     /// Promise that 99 of 100 reads and writes take at most so long, on each device: 5ms, 500us. Others are held back
     #[arg(long, value_name = "TIME|max", value_parser = limit(Micros::parse_latency), help_heading = "Limits")]
     io_latency: Option<Limit<Micros>>,
+    /// GPU cards that the task may open, by number as `shaper doctor` shows them: 0,2. Others are refused to it
+    #[arg(long, value_name = "LIST|none", value_parser = CardSet::from_str, help_heading = "Limits")]
+    cards: Option<CardSet>,
     /// Take away memory that the task does not use, step by step, as long as it does not miss it [default: as the
     /// agent was told to do for all]
     #[arg(
@@ -205,6 +209,7 @@ impl From<LimitArgs> for LimitsChange {
             io,
             io_weight,
             io_latency,
+            cards,
             reclaim_idle,
         } = args;
         LimitsChange {
@@ -219,6 +224,7 @@ impl From<LimitArgs> for LimitsChange {
             net_egress_guarantee: net_guarantee,
             net_egress_weight: net_weight,
             net_ingress: net_in,
+            gpu_cards: cards,
         }
     }
 }
@@ -260,6 +266,12 @@ pub(crate) struct Run {
     pub(crate) id: Option<TaskId>,
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
+    /// So many GPU cards that no other task has; the task may open no others
+    #[arg(long, value_name = "N", conflicts_with = "cards")]
+    pub(crate) gpus: Option<u32>,
+    /// Of a model whose name contains this: H100
+    #[arg(long, value_name = "TEXT", requires = "gpus")]
+    pub(crate) gpu_model: Option<String>,
     /// Whom the task runs as, with the user's groups; with GID, that group alone. Operator only
     #[arg(long, value_name = "NAME|UID[:GID]")]
     pub(crate) user: Option<UserSpec>,

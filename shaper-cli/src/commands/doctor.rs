@@ -20,15 +20,16 @@ pub(super) async fn doctor(client: &Client, args: &Doctor) -> Result<(), Error> 
 }
 
 fn text(report: Report) -> String {
-    let Report { kernel, node, cgroups, cgroup_root, bpffs_dir, uplinks, rungs } = report;
-    let uplinks = if uplinks.is_empty() { "none".into() } else { uplinks.join(", ") };
+    let Report { kernel, node, cgroups, cgroup_root, bpffs_dir, uplinks, gpus, rungs } = report;
+    let listed = |list: Vec<String>| if list.is_empty() { "none".into() } else { list.join(", ") };
     let mut text = String::new();
     let fields = [
         ("Node", node),
         ("Kernel", kernel),
         ("Cgroups", format!("{cgroups}, below {cgroup_root}")),
         ("BPF pins", bpffs_dir),
-        ("Uplinks", uplinks),
+        ("Uplinks", listed(uplinks)),
+        ("GPUs", listed(gpus)),
     ];
     for (name, value) in fields {
         // Writing to a String does not fail.

@@ -185,7 +185,7 @@ fn ask_to_end(client: &Client, id: &TaskId, grace: Duration) {
 }
 
 fn request(args: Run) -> Result<v1::RunTaskRequest, Error> {
-    let Run { id, limits, user, environment, cwd, detach: _, output: _, command } = args;
+    let Run { id, limits, gpus, gpu_model, user, environment, cwd, detach: _, output: _, command } = args;
     let account = user.map(|user| user.resolve()).transpose()?;
     let environment = task_environment(&environment, account.as_ref(), inherited)?;
     let limits = Limits::default().with(&LimitsChange::from(limits));
@@ -196,6 +196,8 @@ fn request(args: Run) -> Result<v1::RunTaskRequest, Error> {
         cwd: absolute(cwd.as_deref().unwrap_or(Path::new(".")))?,
         limits: Some(limits.into()),
         run_as: account.map(|Account { uid, gid, groups, .. }| v1::Credentials { uid, gid, groups }),
+        gpus: gpus.unwrap_or(0),
+        gpu_model: gpu_model.unwrap_or_default(),
     })
 }
 

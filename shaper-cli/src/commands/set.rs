@@ -48,6 +48,7 @@ fn text(change: &LimitsChange, before: &TaskStatus, after: &TaskStatus) -> Strin
         net_egress_guarantee,
         net_egress_weight,
         net_ingress,
+        gpu_cards,
     } = change;
     let named = [
         (resource::CPU, cpu.is_some()),
@@ -55,6 +56,7 @@ fn text(change: &LimitsChange, before: &TaskStatus, after: &TaskStatus) -> Strin
         (resource::MEMORY, memory.is_some()),
         (resource::NET_EGRESS, net_egress.is_some()),
         (resource::NET_INGRESS, net_ingress.is_some()),
+        (resource::GPU_CARDS, gpu_cards.is_some()),
         (resource::NET_EGRESS_GUARANTEE, net_egress_guarantee.is_some()),
         (resource::NET_EGRESS_WEIGHT, net_egress_weight.is_some()),
         (resource::STORAGE_IO, storage_io.is_some()),

@@ -39,6 +39,7 @@ fn busy_task() -> TaskStatus {
             net_egress_guarantee: None,
             net_egress_weight: None,
             net_ingress: Limit::Unlimited,
+            gpu_cards: None,
         },
         usage: Usage {
             memory_bytes: Some(120 << 20),
@@ -546,6 +547,7 @@ Kernel:   6.12.1
 Cgroups:  unified, below /sys/fs/cgroup/shaper
 BPF pins: /sys/fs/bpf/shaper
 Uplinks:  eth0 (tcx), eth1 (clsact)
+GPUs:     0: Fake H100 (GPU-1, device 195:0, 80 GiB)
 
 FEATURE  STATUS                              USED FOR  WITHOUT IT
 tcx      available                           counting  not counted

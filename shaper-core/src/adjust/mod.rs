@@ -289,6 +289,7 @@ const NO_CHANGE: LimitsChange = LimitsChange {
     net_egress_guarantee: None,
     net_egress_weight: None,
     net_ingress: None,
+    gpu_cards: None,
 };
 
 fn cpu_sample(task: &TaskObservation<'_>, Observation { cpu, .. }: &Observation<'_>) -> Option<Sample> {

@@ -307,6 +307,8 @@ fn limits(item: &Item<'_>, request: &Demand) -> Result<Limits, DocumentError> {
         net_egress_guarantee: None,
         net_egress_weight: weight("network_weight")?,
         net_ingress: limit(network("network_ingress_mbps")?, BitsPerSec),
+        // Which cards there are, a node knows, and no document.
+        gpu_cards: None,
     })
 }
 

@@ -403,6 +403,7 @@ fn a_task_spec() {
             net_egress_guarantee: None,
             net_egress_weight: Weight::new(300),
             net_ingress: Limit::At(BitsPerSec(20_000_000)),
+            gpu_cards: None,
         },
         run_as: Some(Credentials { uid: 1000, gid: 100, groups: vec![4, 24] }),
         retries: 3,

@@ -1,6 +1,7 @@
 //! The programs, a file per subject.
 
 mod cpu;
+mod device;
 mod ingress;
 mod io;
 mod lifecycle;

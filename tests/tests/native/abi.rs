@@ -7,8 +7,8 @@ use object::{File, Object, ObjectSection};
 use shaper_agent::kernel::btf::Btf;
 use shaper_common::{
     abi::{
-        Budget, CgroupSlot, Claims, Clock, Control, CpuCount, CpuStat, CpuState, Event, IoKey, IoStat,
-        NetStat, Pace, PacketCount, Pool, Share, SocketState,
+        Admission, Budget, CgroupSlot, Claims, Clock, Control, CpuCount, CpuStat, CpuState, Event, IoKey,
+        IoStat, NetStat, Pace, PacketCount, Pool, Share, SocketState,
     },
     hist::Histogram,
 };
@@ -81,6 +81,7 @@ fn the_kernel_programs_have_the_layout_of_the_agents_structs() {
         btf,
         Pace { rate, mode, active_before, gain, aim, debt, epoch_start_ns, epoch, sent, active }
     );
+    assert_same_layout!(btf, Admission { granted, refused, is_governed, refused_card });
     assert_same_layout!(btf, SocketState { epoch, ours, own });
     assert_same_layout!(
         btf,

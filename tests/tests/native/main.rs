@@ -1,12 +1,14 @@
 //! On the kernel of this machine, as root: the real agent, the real command, real limits.
 
 mod abi;
+mod admission;
 mod adopt;
 mod burst;
 mod ceiling;
 mod corners;
 mod cpu;
 mod enter;
+mod gpu;
 mod identity;
 mod ingress;
 mod input;

@@ -112,7 +112,8 @@ fn a_new_agent_puts_its_programs_behind_the_links_that_are_there() {
         let now = after[name];
         assert_ne!(now.program, link.program, "{name} still has the old program");
         // The program of a tracing link cannot be replaced, so a second link takes its place.
-        let is_cgroups = ["net_egress", "net_ingress", "pace_tcp"].contains(&name.as_str());
+        let is_cgroups =
+            ["device_admission", "net_egress", "net_ingress", "pace_tcp"].contains(&name.as_str());
         let is_tracing = !is_cgroups && !name.starts_with("uplink");
         assert!(is_tracing || now.id == link.id, "{name} was attached anew");
     }

@@ -1,8 +1,10 @@
 //! The kernel programs from the agent's side: loading, pinning, adopting what an earlier agent left,
 //! and the one translation between units and the structs of the maps.
 
+mod admission;
 mod attach;
 mod counters;
+mod messages;
 mod queue;
 mod selftest;
 mod table;
@@ -11,7 +13,7 @@ use std::{
     collections::BTreeSet,
     fmt, fs, io,
     mem::offset_of,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering::SeqCst},
 };
@@ -45,6 +47,8 @@ use super::{
     qdisc::{self, UplinkError, UplinkForm},
     sys,
 };
+pub use admission::Refused;
+use admission::{AdmissionTable, DEVICES, admit_devices};
 use attach::{
     attach_beside, failed, layout_directory, links_directory, prepare_directories, program, remove_pins,
 };
@@ -207,6 +211,7 @@ pub struct Bpf {
     /// The class of each slot in the queue of what arrives; 0: none.
     ingress_class: Mapped<u64>,
     queue: Queue,
+    admission: AdmissionTable,
     iterator: OwnedFd,
     uplinks: Vec<(String, Result<UplinkForm, String>)>,
     /// Why a program that others do without is not attached.
@@ -260,7 +265,8 @@ enum Size {
     Remembered,
 }
 
-const SIZES: [(&str, Size); 13] = [
+const SIZES: [(&str, Size); 14] = [
+    ("ADMISSION", Size::Slots),
     ("ACTIVITY", Size::Slots),
     ("BUDGET", Size::Slots),
     ("PACE", Size::Slots),
@@ -439,6 +445,11 @@ impl Bpf {
                 pin_link(link, &pin, name)?;
             }
         }
+        if let Err(error) = admit_devices(&mut ebpf, &object, &cgroup, &links.join(DEVICES)) {
+            let error = chain(&error);
+            tracing::error!(program = DEVICES, error, "a kernel program is not attached");
+            without.push((DEVICES, error));
+        }
         let iterator = {
             let name = "walk_tcp";
             let program: &mut Iter = program(&mut ebpf, name, &object)?;
@@ -474,7 +485,7 @@ impl Bpf {
             without.push((INGRESS_PROGRAM, error));
         }
         if config.debug {
-            forward_messages(&mut ebpf);
+            messages::forward(&mut ebpf);
         }
 
         // 10 MiB that nothing needs any more.
@@ -530,6 +541,10 @@ impl Bpf {
             pace,
             ingress_class: mapped!("INGRESS_CLASS"),
             queue: Queue::of(&config.directory),
+            admission: AdmissionTable {
+                governed: typed(take("GOVERNED")?, "GOVERNED")?,
+                admission: mapped!("ADMISSION"),
+            },
             config,
             slots,
             cpus,
@@ -759,33 +774,4 @@ pub fn event(item: &[u8]) -> Option<Event> {
     let word = |at: usize| Some(u64::from_ne_bytes(item.get(at..at + 8)?.try_into().ok()?));
     let half = |at: usize| Some(u32::from_ne_bytes(item.get(at..at + 4)?.try_into().ok()?));
     Some(Event { at_ns: word(0)?, value: word(8)?, kind: half(16)?, slot: half(20)? })
-}
-
-/// Hands the programs' debug messages to the log, on a thread that waits for them.
-fn forward_messages(ebpf: &mut Ebpf) {
-    let mut logger = match aya_log::EbpfLogger::init(ebpf) {
-        Ok(logger) => logger,
-        Err(error) => {
-            tracing::warn!("no debug messages from the kernel programs: {error}");
-            return;
-        }
-    };
-    let wait = move || {
-        loop {
-            let fd = logger.as_raw_fd();
-            // SAFETY: the ring buffer's descriptor, open as long as the logger that this thread owns.
-            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-            let mut ready = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::IN)];
-            match rustix::event::poll(&mut ready, None) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => logger.flush(),
-                Err(error) => {
-                    tracing::warn!("no more debug messages from the kernel programs: {error}");
-                    return;
-                }
-            }
-        }
-    };
-    if let Err(error) = std::thread::Builder::new().name("bpf-log".into()).spawn(wait) {
-        tracing::warn!("no debug messages from the kernel programs: {error}");
-    }
 }

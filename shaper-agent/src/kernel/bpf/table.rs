@@ -47,6 +47,7 @@ impl Bpf {
         self.limit_ingress(slot, None)?;
         self.watch_budget(slot, None)?;
         self.forget_cgroups(slot)?;
+        self.admission.admission.clear(slot as usize);
         self.pace.off(slot);
         // What runs on is charged to the slot when it is next switched out: by then it may be another's.
         self.switch_cpus(|state| state.slot == slot);
@@ -95,6 +96,7 @@ impl Bpf {
         }
         self.activity.half(slot as usize, 0).store(0, SeqCst);
         self.pace.clear(slot);
+        self.admission.admission.clear(slot as usize);
         let error = |source| BpfError::Map { map: "IO_STAT", source };
         let keys: Vec<IoKey> = self.io_stat.keys().filter_map(Result::ok).map(|Abi(key)| key).collect();
         for key in keys.into_iter().filter(|key| key.slot == slot) {
@@ -172,7 +174,7 @@ fn remove(table: &mut Table, control: &Mapped<Control>, map: &'static str, id: u
     Ok(())
 }
 
-fn is_missing(error: &MapError) -> bool {
+pub(super) fn is_missing(error: &MapError) -> bool {
     match error {
         MapError::KeyNotFound => true,
         MapError::SyscallError(error) => error.io_error.kind() == io::ErrorKind::NotFound,

@@ -180,6 +180,15 @@ impl Cgroup {
         Ok(ids)
     }
 
+    /// The processes in this cgroup and in all below it.
+    pub fn all_processes(&self) -> Result<Vec<u32>, CgroupError> {
+        let mut processes = self.get(groups::PROCESSES)?.0;
+        for child in self.children()? {
+            processes.extend(child.all_processes()?);
+        }
+        Ok(processes)
+    }
+
     /// Whether a file is there: a controller is enabled, a kernel has a feature.
     pub fn has<R, W>(&self, file: File<R, W>) -> bool {
         rustix::fs::accessat(&self.directory, file.name(), rustix::fs::Access::EXISTS, AtFlags::empty())

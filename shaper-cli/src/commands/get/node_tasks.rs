@@ -98,6 +98,7 @@ mod tests {
                 net_egress_guarantee: None,
                 net_egress_weight: None,
                 net_ingress: Limit::Unlimited,
+                gpu_cards: None,
             },
             enforcement: vec![],
             usage: Usage {

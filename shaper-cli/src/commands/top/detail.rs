@@ -1,6 +1,7 @@
 //! Everything that a snapshot says of one task.
 
 use shaper_core::{
+    gpu::CardMemory,
     snapshot::{
         CpuUsage, DeviceUsage, Health, IoCount, Latency, MemoryUsage, NetCount, NetUsage, NodeSnapshot,
         Pressure, Source, TaskSnapshot,
@@ -33,6 +34,7 @@ pub(super) fn task(snapshot: &NodeSnapshot, task: &TaskSnapshot) -> Vec<Topic> {
         io,
         io_pressure,
         network,
+        gpu_memory,
         preempted_by,
         quota_warnings,
         pressure_alarms,
@@ -58,6 +60,12 @@ pub(super) fn task(snapshot: &NodeSnapshot, task: &TaskSnapshot) -> Vec<Topic> {
     field("IO", &[stalls(*io_pressure)]);
     for device in io {
         device_fields(&reading, device, &mut field);
+    }
+    if !gpu_memory.is_empty() {
+        let of = |it: &CardMemory| {
+            format!("card {}: {} by {} processes", it.number, compact(it.used), it.processes)
+        };
+        field("GPU memory", &gpu_memory.iter().map(of).collect::<Vec<_>>());
     }
     let preempted_by = preempted_by.as_ref().map(|by| match by.as_str() {
         "" => "preempted last by what is not managed, or not yours".to_owned(),

@@ -1,6 +1,7 @@
 //! What is said above the table: the node, and how far its figures can be trusted.
 
 use shaper_core::{
+    gpu::CardUsage,
     snapshot::{Health, NodeSnapshot, Pressure, Source, Sources, UplinkUsage},
     task::Traffic,
     units::{Bytes, Millicores},
@@ -32,6 +33,7 @@ pub(super) fn node(snapshot: &NodeSnapshot) -> Vec<Topic> {
         sources,
         health: _,
         cpu_pool,
+        gpus,
         tasks,
     } = snapshot;
     let interval = match interval_ns {
@@ -67,11 +69,25 @@ pub(super) fn node(snapshot: &NodeSnapshot) -> Vec<Topic> {
         Topic::new("IO", [psi(io_pressure)]),
         Topic::new("Uplinks", sent(uplinks, sources)),
     ];
+    topics.extend((!gpus.is_empty()).then(|| Topic::new("GPUs", gpus.iter().map(card))));
     let items = reservations(sources);
     if !items.is_empty() {
         topics.push(Topic::new("Sources", items));
     }
     topics
+}
+
+/// A card: how busy it is, and its memory.
+fn card(usage: &CardUsage) -> String {
+    let CardUsage { card, memory, memory_used, busy_percent, temperature_celsius: _, trouble } = usage;
+    let name = format!("{}: {}", card.number, card.model);
+    if let Some(trouble) = trouble {
+        return format!("{name}, {trouble}");
+    }
+    let busy = busy_percent.map(|percent| format!(", {percent}% busy"));
+    let memory =
+        memory.zip(*memory_used).map(|(of, used)| format!(", {} of {} in use", compact(used), compact(of)));
+    [Some(name), busy, memory].into_iter().flatten().collect()
 }
 
 fn sent(uplinks: &UplinkUsage, sources: &Sources) -> Vec<String> {

@@ -397,6 +397,7 @@ pub(crate) fn report() -> Report {
         cgroup_root: "/sys/fs/cgroup/shaper".into(),
         bpffs_dir: "/sys/fs/bpf/shaper".into(),
         uplinks: vec!["eth0 (tcx)".into(), "eth1 (clsact)".into()],
+        gpus: vec!["0: Fake H100 (GPU-1, device 195:0, 80 GiB)".into()],
         rungs: vec![
             rung("tcx", Availability::Available),
             rung("dmem", Availability::Missing { evidence: "not in cgroup.controllers".into() }),

@@ -46,6 +46,7 @@ pub(crate) fn snapshot() -> NodeSnapshot {
             agent_memory: Bytes(45 << 20),
         },
         cpu_pool: None,
+        gpus: Vec::new(),
         tasks: vec![etl(), idle(), web()],
     }
 }
@@ -121,6 +122,7 @@ fn etl() -> TaskSnapshot {
             net_egress_guarantee: None,
             net_egress_weight: None,
             net_ingress: Limit::Unlimited,
+            gpu_cards: None,
         },
         cpu: CpuUsage {
             time_ns: 12_345_678_901,
@@ -169,6 +171,7 @@ fn etl() -> TaskSnapshot {
             retransmits: Some(7),
             round_trip: latency(50, 400_000, 2_100_000),
         },
+        gpu_memory: Vec::new(),
         preempted_by: None,
         quota_warnings: 0,
         pressure_alarms: 0,
@@ -205,6 +208,7 @@ fn idle() -> TaskSnapshot {
             round_trip: latency(0, 0, 0),
             ..NetUsage::default()
         },
+        gpu_memory: Vec::new(),
         preempted_by: None,
         quota_warnings: 0,
         pressure_alarms: 0,

@@ -1,0 +1,173 @@
+//! The GPU cards of a node: how they are named, and what they hold.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::Bytes;
+
+/// How many cards a node can have.
+pub const CARDS_MAX: u32 = 64;
+
+/// A character device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CharDevice {
+    /// Major number.
+    pub major: u32,
+    /// Minor number.
+    pub minor: u32,
+}
+
+impl fmt::Display for CharDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+/// Cards of one node, by their numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "Vec<u32>", into = "Vec<u32>")]
+pub struct CardSet(u64);
+
+impl CardSet {
+    /// No card.
+    pub const NONE: CardSet = CardSet(0);
+
+    /// With one bit for each, from the lowest on.
+    pub fn from_bits(bits: u64) -> CardSet {
+        CardSet(bits)
+    }
+
+    /// Likewise.
+    pub fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// Whether a card is one of them.
+    pub fn contains(self, number: u32) -> bool {
+        number < CARDS_MAX && self.0 >> number & 1 == 1
+    }
+
+    /// Their numbers, the lowest first.
+    pub fn numbers(self) -> impl Iterator<Item = u32> {
+        (0..CARDS_MAX).filter(move |number| self.contains(*number))
+    }
+}
+
+/// Why this is no set of cards.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no number of a card: say numbers below {CARDS_MAX}, such as 0,2, or none")]
+pub struct NotCards(String);
+
+impl TryFrom<Vec<u32>> for CardSet {
+    type Error = NotCards;
+
+    fn try_from(numbers: Vec<u32>) -> Result<CardSet, NotCards> {
+        numbers.into_iter().try_fold(CardSet::NONE, |CardSet(bits), number| {
+            if number < CARDS_MAX {
+                Ok(CardSet(bits | 1 << number))
+            } else {
+                Err(NotCards(number.to_string()))
+            }
+        })
+    }
+}
+
+impl From<CardSet> for Vec<u32> {
+    fn from(cards: CardSet) -> Vec<u32> {
+        cards.numbers().collect()
+    }
+}
+
+impl FromStr for CardSet {
+    type Err = NotCards;
+
+    fn from_str(text: &str) -> Result<CardSet, NotCards> {
+        if text == "none" {
+            return Ok(CardSet::NONE);
+        }
+        let number = |part: &str| part.trim().parse::<u32>().map_err(|_| NotCards(part.to_owned()));
+        text.split(',').map(number).collect::<Result<Vec<u32>, _>>()?.try_into()
+    }
+}
+
+impl fmt::Display for CardSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == CardSet::NONE {
+            return f.pad("none");
+        }
+        let numbers: Vec<String> = self.numbers().map(|number| number.to_string()).collect();
+        f.pad(&numbers.join(","))
+    }
+}
+
+/// A card.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Card {
+    /// Its number on this node, which it keeps as long as the machine runs.
+    pub number: u32,
+    /// What it is known by: the UUID that NVML gives it, or the path of its device.
+    pub id: String,
+    /// Its model.
+    pub model: String,
+    /// What is opened to use it.
+    pub device: CharDevice,
+}
+
+/// A card as it was last read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CardUsage {
+    /// Which.
+    pub card: Card,
+    /// Its memory; `None` where nobody says so.
+    pub memory: Option<Bytes>,
+    /// Of that: what is in use, by whomever.
+    pub memory_used: Option<Bytes>,
+    /// Part of the last moments in which it was busy, per cent.
+    pub busy_percent: Option<u32>,
+    /// Temperature, °C.
+    pub temperature_celsius: Option<u32>,
+    /// Why nothing is known of it now: it was lost, or cannot be read.
+    pub trouble: Option<String>,
+}
+
+/// What a task has of the memory of one card.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CardMemory {
+    /// The number of the card.
+    pub number: u32,
+    /// In use.
+    pub used: Bytes,
+    /// By so many processes.
+    pub processes: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cards_are_numbers_or_none() {
+        for (text, bits) in [("none", 0), ("0", 1), ("0,2", 5), ("63", 1 << 63)] {
+            let cards: CardSet = text.parse().unwrap();
+            assert_eq!((cards.bits(), cards.to_string().as_str()), (bits, text));
+        }
+        assert_eq!("2, 0,2".parse(), Ok(CardSet::from_bits(5)));
+        for bad in ["", "all", "64", "-1", "0,", "0;1"] {
+            assert!(bad.parse::<CardSet>().is_err(), "{bad}");
+        }
+        assert!(!CardSet::from_bits(u64::MAX).contains(64));
+    }
+
+    #[test]
+    fn cards_are_written_as_a_list() {
+        let cards = CardSet::from_bits(0b101);
+        assert_eq!(serde_json::to_string(&cards).unwrap(), "[0,2]");
+        assert_eq!(serde_json::from_str::<CardSet>("[2,0]").unwrap(), cards);
+        assert!(serde_json::from_str::<CardSet>("[64]").is_err());
+    }
+}
