@@ -216,8 +216,7 @@ fn cargo_test_selections() -> Result<[Vec<String>; 2]> {
     let others = words(&["--workspace", "--exclude", KERNEL_TESTS]);
     let mut kernel = words(&["--package", KERNEL_TESTS, "--lib"]);
     let apart = [VM_TARGET, PROMETHEUS_TARGET, frameworks::TARGET];
-    for target in kernel_test_targets()?.into_iter().filter(|target| !apart.contains(&target.as_str()))
-    {
+    for target in kernel_test_targets()?.into_iter().filter(|target| !apart.contains(&target.as_str())) {
         kernel.extend(["--test".to_owned(), target]);
     }
     kernel.extend(words(&["--", "--test-threads=1"]));

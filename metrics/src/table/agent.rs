@@ -12,7 +12,7 @@ families! {
     TASKS:
     /// Which it is.
     TASK_INFO = Family::info(
-        "shaper_task_info", "A task that runs: which attempt of it, whose it is, and how it came here (launched or adopted)",
+        "shaper_task_info", "A task that runs: which attempt of it, whose it is, and how it came here (launched, entered or adopted)",
         &["task", "namespace", "name", "attempt", "uid", "origin"]);
     /// CPU time.
     TASK_CPU = Family::counter(

@@ -615,6 +615,7 @@ mod tests {
             | WireError::OutOfRange { field, .. }
             | WireError::Invalid { field, .. } => field.to_owned(),
             WireError::TaskId(_) => "task_id".to_owned(),
+            WireError::Workload(_) => "workload".to_owned(),
         }
     }
 

@@ -477,7 +477,7 @@ mod tests {
     use shaper_core::{
         gpu::{Card, CardMemory, CardUsage, CharDevice},
         limits::Limits,
-        task::{Owner, Traffic},
+        task::{Owner, Traffic, Workload},
     };
 
     use super::*;

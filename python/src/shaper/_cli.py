@@ -70,7 +70,7 @@ def task(task_id: str) -> dict[str, Any]:
 def profile(name: str) -> dict[str, Any] | None:
     """What tasks of that name have used, as a profile, where a broker knows it; `None` where nobody has run it yet."""
     try:
-        found = ask("profile", name)
+        found = ask("profile", "get", name)
     except ShaperError as error:
         if error.code == REFUSED and "has finished yet" in str(error):
             return None

@@ -241,11 +241,6 @@ impl Meter {
         Some(&task.before.as_ref().unwrap_or(&task.stock).counters)
     }
 
-    /// How long the CPU limit had stopped a task when its files were read last, ns.
-    pub fn throttled_seen_ns(&self, slot: u32) -> Option<u64> {
-        self.tasks.get(&slot)?.reading.throttled_ns
-    }
-
     /// How long the CPU limit has stopped a task so far, ns, as of now.
     pub fn throttled_ns(&self, slot: u32) -> Option<u64> {
         self.tasks.get(&slot)?.files.throttled_ns()

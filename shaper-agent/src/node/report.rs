@@ -227,7 +227,7 @@ impl Node {
             other => other?.map(|bytes| bytes.0),
         };
         let usage = usage_of(&counters, self.meter.counters_before(target.slot), memory_bytes);
-        Ok(Usage { cpu_throttled_ns: self.meter.throttled_seen_ns(target.slot), ..usage })
+        Ok(Usage { cpu_throttled_ns: self.meter.throttled_ns_read(target.slot), ..usage })
     }
 }
 

@@ -191,6 +191,7 @@ impl Node {
                 origin: match task.record.origin {
                     Origin::Launched { .. } => "launched",
                     Origin::Adopted => "adopted",
+                    Origin::Entered { .. } => "entered",
                 },
                 throttled_ns: self.meter.throttled_ns_read(slot),
                 waits: self.meter.waits(slot, bpf),
