@@ -180,9 +180,6 @@ pub struct Usage {
     pub at_monotonic_ns: u64,
     /// CPU time, ns.
     pub cpu_time_ns: u64,
-    /// How long its limit stopped it in all, ns; where a group has threads on several CPUs, each counts.
-    #[serde(default)]
-    pub cpu_throttled_ns: Option<u64>,
     /// Sent by its sockets.
     pub egress: Traffic,
     /// Received by its sockets.
@@ -201,6 +198,9 @@ pub struct Usage {
     /// What it may send now, bits a second on the wire, where the node divides its network.
     #[serde(default)]
     pub egress_granted_bps: Option<u64>,
+    /// How long its CPU limit stopped it in all, ns; where a group has threads on several CPUs, each counts.
+    #[serde(default)]
+    pub cpu_throttled_ns: Option<u64>,
 }
 
 /// What is remembered of it when the kernel has killed processes of a task for want of memory.
@@ -244,9 +244,6 @@ pub struct TaskStatus {
     pub runs_as: Owner,
     /// How it came under management.
     pub origin: Origin,
-    /// What it is an execution of, where somebody has said.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub workload: Option<Workload>,
     /// Where it is in its life.
     pub phase: Phase,
     /// Its main process, while it runs.
@@ -269,6 +266,9 @@ pub struct TaskStatus {
     pub oom_kill: Option<OomKill>,
     /// What its reader ought to know: degradations, with their reason.
     pub notes: Vec<String>,
+    /// What it is an execution of, where somebody has said.
+    #[serde(default)]
+    pub workload: Option<Workload>,
 }
 
 impl TaskStatus {

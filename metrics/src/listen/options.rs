@@ -10,6 +10,7 @@ use shaper_proto::daemon::{OptionError, group_id, socket_path};
 
 /// Where metrics are served.
 #[derive(Clone, Debug, Default, Args)]
+#[group(id = "metrics_options")]
 pub struct Options {
     /// Where Prometheus finds /metrics: tcp://ADDRESS:PORT, with a token, or the path of a Unix socket, optionally as
     /// unix:PATH. Elsewhere than on loopback it takes a certificate, too (--tls-dir). Whoever may read it sees all tasks of all

@@ -23,7 +23,7 @@ use shaper_proto::{
 };
 use tokio::io::Interest;
 
-use super::{COMMAND_MAX, Node, NodeError, not_established, now};
+use super::{COMMAND_MAX, Node, NodeError, Task, not_established, now};
 use crate::{
     actuate::Values,
     kernel::{
@@ -52,6 +52,16 @@ const REAPED_WITHIN: Duration = Duration::from_secs(1);
 /// Where the kernel cannot tell that a cgroup is empty, it is looked at this often.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// Whether a task is what was asked for.
+fn has_asked(task: &Task, request: &EnterRequest) -> bool {
+    let EnterRequest { task_id, workload, limits, command } = request;
+    let record = &task.record;
+    matches!(&record.origin, Origin::Entered { command: of } if *of == *command)
+        && task_id.as_ref().is_none_or(|wanted| *wanted == record.execution.task)
+        && record.workload.as_ref() == Some(workload)
+        && record.limits == *limits
+}
+
 impl Node {
     /// Puts the caller's process into a cgroup of its own. Asked again by the same process for the same, it is there already.
     pub fn enter(
@@ -64,6 +74,10 @@ impl Node {
             .map_err(|source| NodeError::System { verb: "look at the process that asks", source })?;
         if let Some(id) = self.task_of(&facts.cgroup) {
             return self.is_there_already(caller, process, &facts, &id, &request);
+        }
+        if let Some((execution, started)) = self.has_begun(caller, process, &facts, &request) {
+            self.move_in(&execution, process, started)?;
+            return self.status(&execution.task);
         }
         self.may_enter(caller, &facts, &request)?;
         let EnterRequest { task_id, workload, limits, command } = request;
@@ -118,6 +132,22 @@ impl Node {
         around.next().map(|(id, _)| id.clone())
     }
 
+    /// The task that an agent before this one made for the process, and into which it did not move it any more.
+    fn has_begun(
+        &self,
+        caller: &Caller,
+        process: &PeerProcess,
+        facts: &Facts,
+        request: &EnterRequest,
+    ) -> Option<(ExecutionId, Started)> {
+        let task = self.tasks.get(request.task_id.as_ref()?)?;
+        let started = task
+            .started
+            .filter(|started| (started.pid, started.start_time) == (process.pid, facts.start_time))?;
+        let is_it = task.is_running() && caller.may_use(&task.record.owner) && has_asked(task, request);
+        is_it.then(|| (task.record.execution.clone(), started))
+    }
+
     /// A task within a task would be a way out of its limits.
     fn is_there_already(
         &self,
@@ -131,12 +161,7 @@ impl Node {
         let is_its_own = task
             .started
             .is_some_and(|started| (started.pid, started.start_time) == (process.pid, facts.start_time));
-        let EnterRequest { task_id, workload, limits, command } = request;
-        let has_asked = matches!(&task.record.origin, Origin::Entered { command: of } if of == command)
-            && task_id.as_ref().is_none_or(|wanted| wanted == id)
-            && task.record.workload.as_ref() == Some(workload)
-            && task.record.limits == *limits;
-        if is_its_own && has_asked && caller.may_use(&task.record.owner) {
+        if is_its_own && has_asked(task, request) && caller.may_use(&task.record.owner) {
             return self.status(id);
         }
         let whose = if caller.may_use(&task.record.owner) { format!("`{id}`") } else { "another".into() };

@@ -132,7 +132,11 @@ impl Turn<'_> {
             let task = self.state.tasks.get(&id).map(|row| &row.task).filter(|task| task.avoid.is_empty());
             match task.and_then(|task| self.state.waiting.lack_of(task.id())) {
                 Some(lack) => self.wait(&id, &Waits::For(lack)),
-                None => drop(self.place(&id)),
+                None => {
+                    if let Some(lack) = self.place(&id) {
+                        self.state.waiting.lacks_as_the_first(&id, lack);
+                    }
+                }
             }
         }
     }

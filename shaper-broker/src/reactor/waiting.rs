@@ -174,6 +174,17 @@ impl Waiting {
         }
     }
 
+    /// Says what the line of a task lacks, as the first of it that was looked at does. For whom others may have to go, each is
+    /// looked at.
+    pub(super) fn lacks_as_the_first(&mut self, id: &TaskId, lack: Lack) {
+        if let Some(kind) = self.kinds.get(id)
+            && kind.permit.is_none()
+            && let Some(line) = self.lines.get_mut(kind)
+        {
+            line.lack = Some(lack);
+        }
+    }
+
     /// The first of each line that `may` have come to fit, and all that stand alone.
     pub(super) fn heads(&self, may: impl Fn(&Kind, Option<Lack>) -> bool) -> Heads {
         let lines = self.lines.iter().filter(|(kind, line)| may(kind, line.lack));

@@ -374,7 +374,7 @@ pub(crate) struct Logs {
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = SET_AFTER_HELP,
-    group = ArgGroup::new("change").required(true).multiple(true).args(["cpu", "cpu_weight", "memory", "net", "net_guarantee", "net_weight", "net_in", "io", "io_weight", "io_latency", "reclaim_idle"])
+    group = ArgGroup::new("change").required(true).multiple(true).args(["cpu", "cpu_weight", "memory", "net", "net_guarantee", "net_weight", "net_in", "io", "io_weight", "io_latency", "reclaim_idle", "cards"])
 )]
 pub(crate) struct Set {
     /// The task

@@ -132,7 +132,7 @@ fn a_broker_tells_of_its_cluster_whoever_has_the_token() {
     let phase =
         |series: &Series, phase: &str| series.get(&format!("shaper_broker_tasks{{phase=\"{phase}\"}}"));
     assert_eq!((phase(&series, "running"), phase(&series, "pending")), (1.0, 2.0));
-    assert_eq!(series.get("shaper_broker_waiting_tasks{lack=\"room\"}"), 1.0);
+    assert_eq!(series.get("shaper_broker_waiting_tasks{lack=\"room\"}"), 1.0, "{series:?}");
     assert_eq!(series.get("shaper_broker_waiting_tasks{lack=\"large-nodes\"}"), 1.0);
     assert_eq!(
         (series.get("shaper_broker_leads"), series.get("shaper_broker_info{store=\"redb\"}")),

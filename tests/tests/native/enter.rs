@@ -120,7 +120,7 @@ fn a_process_becomes_a_task_and_stays_who_it_is() {
     assert!(task.cgroup.ends_with(&v2_of(hog.pid())), "{task:?}");
     assert_eq!(Process::open(hog.pid()).parent().pid(), std::process::id());
     assert_eq!(in_force(&task, "cpu").1, "0.3 cores");
-    agent.assert_cores("hog", 0.3, SECOND);
+    agent.assert_cores("hog", 0.3, 3 * SECOND);
     let usage = shaper.usage_of("hog");
     let workload = usage.workload.expect("it was said");
     assert_eq!((workload.name.as_str(), workload.namespace.as_str()), ("etl.load", "ml"));
@@ -150,23 +150,22 @@ fn memory_is_limited_and_nothing_of_the_command_line_tool_is_left_in_the_process
     let status = child.wait().unwrap();
     assert!(!status.success(), "it took 256 MiB with a limit of 48: {status}");
 
-    let list = ["exec", "--", "/bin/sh", "-c", "ls /proc/$$/fd; grep -E 'TracerPid|SigIgn' /proc/$$/status"];
-    let said = agent.shaper().ok(&list);
-    let lines: Vec<&str> = said.lines().collect();
-    assert_eq!(lines[..3], ["0", "1", "2"], "descriptors are left open: {said}");
-    assert!(lines.iter().any(|line| line.split_ascii_whitespace().eq(["TracerPid:", "0"])), "{said}");
+    // What this test was started with is open in all that it starts; nothing is added to that.
+    let script = "ls /proc/$$/fd; grep TracerPid /proc/$$/status";
+    let plain = Command::new("/bin/sh").args(["-c", script]).stdin(Stdio::null()).output().unwrap();
+    let said = agent.shaper().ok(&["exec", "--", "/bin/sh", "-c", script]);
+    assert_eq!(said, String::from_utf8(plain.stdout).unwrap());
     // SIGPIPE, which the tool ignores, ends what is executed.
-    assert!(
-        lines.iter().any(|line| line.split_ascii_whitespace().eq(["SigIgn:", "0000000000000000"])),
-        "{said}"
-    );
+    let said = agent.shaper().ok(&["exec", "--", "/bin/grep", "SigIgn", "/proc/self/status"]);
+    let ignored = said.split_ascii_whitespace().nth(1).and_then(|mask| u64::from_str_radix(mask, 16).ok());
+    assert_eq!(ignored.map(|mask| mask & 1 << (libc::SIGPIPE - 1)), Some(0), "{said}");
 }
 
 #[test]
 fn the_task_ends_with_the_last_of_its_processes() {
     let agent = Agent::start();
     let left = agent.directory().join("left");
-    let script = format!("sleep 600 & echo $! > {}; exit 3", left.display());
+    let script = format!("sleep 600 > /dev/null 2>&1 & echo $! > {}; exit 3", left.display());
     let answer = agent.shaper().call(&["exec", "--id", "parent", "--", "/bin/sh", "-c", &script]);
     assert_eq!(answer.code, 3, "{}", answer.stderr);
     let sleep = Process::open(fs::read_to_string(&left).unwrap().trim().parse().unwrap());
@@ -178,7 +177,10 @@ fn the_task_ends_with_the_last_of_its_processes() {
     let mut next = Entered::start(&agent.shaper(), "parent", &[], &["/bin/sleep", "600"]);
     agent.shaper().ok(&["cancel", "parent"]);
     next.child.wait().unwrap();
-    assert_ended(&agent, "parent", ExitStatus::Signal(15));
+    eventually("it has ended", || agent.shaper().get("parent").phase != Phase::Running);
+    let Phase::Ended { status, .. } = agent.shaper().get("parent").phase else { panic!("it has ended") };
+    // The kernel tells once its parent has taken it, which may be later than the agent asks.
+    assert!(matches!(status, ExitStatus::Signal(15) | ExitStatus::Unknown), "{status:?}");
 }
 
 #[test]
@@ -253,7 +255,8 @@ fn nobody_enters_tasks_of_their_own_within_bounds() {
     assert_eq!((task.owner.uid, task.runs_as.uid), (NOBODY, NOBODY));
     let more = nobody.refused(&["exec", "--", "/bin/true"]);
     assert!(more.contains("the most that one user may have"), "{more}");
-    assert!(nobody.refused(&["set", "mine", "--cpu", "max"]).contains("only root may"));
+    let refused = nobody.refused(&["set", "mine", "--cpu", "max"]);
+    assert!(refused.contains("may not call /shaper.v1.Agent/SetLimits"), "{refused}");
     // Of root's tasks they may neither have the name nor learn more.
     let roots = Entered::start(&agent.shaper(), "roots", &[], &["/bin/sleep", "600"]);
     assert_eq!(nobody.tasks().len(), 1);
