@@ -1,6 +1,10 @@
 //! NVML, by `nvml-wrapper`: what it says of every card.
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    fs,
+    path::PathBuf,
+};
 
 use nvml_wrapper::{
     Device, Nvml, enum_wrappers::device::TemperatureSensor, enums::device::UsedGpuMemory, error::NvmlError,
@@ -52,10 +56,10 @@ impl Loaded {
         let (mut cards, mut unknown) = (Vec::new(), Vec::new());
         for place in 0..self.nvml.device_count()? {
             let asked = self.nvml.device_by_index(place);
-            if !self.known.contains_key(&place) {
+            if let Entry::Vacant(vacant) = self.known.entry(place) {
                 match asked.as_ref().map_err(ToString::to_string).and_then(identity) {
                     Ok(identity) => {
-                        self.known.insert(place, identity);
+                        vacant.insert(identity);
                     }
                     Err(error) => unknown.push(format!("card {place} of NVML: {error}")),
                 }

@@ -27,7 +27,12 @@ fn agent<'a>() -> Agent<'a> {
 /// What a process says that opens a path from within a cgroup; nothing: it could.
 fn open_in(group: &Path, path: &str) -> String {
     let script = "echo $$ > \"$0\"/cgroup.procs && : < \"$1\"";
-    let output = Command::new("/bin/sh").args(["-c", script]).arg(group).arg(path).output().unwrap();
+    let output = Command::new("/bin/sh")
+        .args(["-c", script])
+        .arg(group)
+        .arg(path)
+        .output()
+        .expect("a shell can be started");
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
