@@ -15,8 +15,8 @@ use core::{arch::asm, ptr::read_volatile};
 use shaper_common::{
     abi::{
         Activity, Admission, Budget, CGROUPS, CgroupSlot, Claims, Clock, Control, CpuStat, CpuState,
-        EVENT_BYTES, Event, GOVERNED_DEVICES, IO_ENTRIES, IoKey, IoStat, NetStat, PAIRS, POOLS, Pace, PacketCount, Pool, REMEMBERED,
-        RememberedPair, SLOT_AGENT, SLOTS, Share, SocketSlot, SocketState,
+        EVENT_BYTES, Event, GOVERNED_DEVICES, IO_ENTRIES, IoKey, IoStat, NetStat, PAIRS, POOLS, Pace,
+        PacketCount, Pool, REMEMBERED, RememberedPair, SLOT_AGENT, SLOTS, Share, SocketSlot, SocketState,
     },
     hist::{self, BUCKETS, Histogram},
     pool::WINDOWS,
