@@ -99,6 +99,41 @@ pub fn directory(state_dir: &Path, execution: &ExecutionId) -> PathBuf {
 }
 
 impl Record {
+    /// Of one that begins `at` that time in that boot, and is nowhere in the kernel yet: it runs as its owner, and is this node's own.
+    pub fn beginning(
+        execution: ExecutionId,
+        owner: Owner,
+        origin: Origin,
+        limits: Limits,
+        at: (UnixNanos, &str),
+    ) -> Record {
+        let (created_at, boot_id) = at;
+        Record {
+            execution,
+            owner,
+            runs_as: owner,
+            origin,
+            workload: None,
+            slot: 0,
+            cgroup: PathBuf::new(),
+            cgroup_id: None,
+            limits,
+            ledger_number: 0,
+            standing: Values::new(),
+            before: None,
+            baseline: Values::new(),
+            created_at,
+            boot_id: boot_id.to_owned(),
+            phase: Phase::Running,
+            usage: None,
+            memory_floor: None,
+            oom_kill: None,
+            assignment: None,
+            let_go: false,
+            kill_at_boottime_ns: None,
+        }
+    }
+
     /// Writes it durably; the directory is made if it is not there.
     pub fn save(&self, state_dir: &Path) -> Result<(), durable::Error> {
         let directory = directory(state_dir, &self.execution);
@@ -203,28 +238,11 @@ mod tests {
     fn saved() -> Record {
         let owner = Owner { uid: 1000, gid: 100 };
         Record {
-            execution: "a.1".parse().unwrap(),
-            owner,
-            runs_as: owner,
-            origin: Origin::Adopted,
-            workload: None,
             slot: 3,
             cgroup: "/sys/fs/cgroup/a".into(),
-            cgroup_id: None,
-            limits: cpu(600),
             ledger_number: 5,
-            standing: Values::new(),
             before: Some(Before { limits: cpu(500), standing: Values::new() }),
-            baseline: Values::new(),
-            created_at: 0,
-            boot_id: String::new(),
-            phase: Phase::Running,
-            usage: None,
-            memory_floor: None,
-            oom_kill: None,
-            assignment: None,
-            let_go: false,
-            kill_at_boottime_ns: None,
+            ..Record::beginning("a.1".parse().unwrap(), owner, Origin::Adopted, cpu(600), (0, ""))
         }
     }
 

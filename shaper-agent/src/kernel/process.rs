@@ -123,9 +123,12 @@ pub fn exit_status(pidfd: BorrowedFd<'_>) -> Option<ExitStatus> {
 #[cfg(test)]
 mod tests {
     use std::{
+        io::{BufRead, BufReader},
         os::fd::OwnedFd,
         process::{Child, Command, Stdio},
     };
+
+    use rustix::process::{Pid, Signal};
 
     use super::*;
     use crate::launch;
@@ -137,18 +140,40 @@ mod tests {
         (child, PeerProcess { pid, pidfd })
     }
 
+    /// Whose parent is another process than the tracer, as that of one that asks is: a parent gets what it traces itself.
     #[test]
     fn who_is_held_keeps_its_number_after_its_end() {
-        let (mut child, process) = child("read line");
-        let reaped = while_held(&process, |_| {
-            drop(child.stdin.take());
-            // As long as it is held, its parent does not get it.
+        // The parent says that it has looked for the end of its child once more, as often as it is asked, and then that it
+        // has got it.
+        let script = "trap 'echo looked' USR1; exec 3<&0; { read line <&3; } & echo $!; \
+                      while wait $!; [ $? -gt 128 ]; do :; done; echo reaped";
+        let mut parent = Command::new("/bin/sh")
+            .args(["-c", script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = BufReader::new(parent.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let pid: u32 = said.next().unwrap().parse().unwrap();
+        let process = PeerProcess { pid, pidfd: launch::pidfd(pid).unwrap() };
+        let asks = |parent: &Child| {
+            rustix::process::kill_process(Pid::from_child(parent), Signal::USR1).unwrap();
+        };
+        let (heard, said) = while_held(&process, |_| {
+            drop(parent.stdin.take());
             let mut ready = [rustix::event::PollFd::new(&process.pidfd, rustix::event::PollFlags::IN)];
             rustix::event::poll(&mut ready, None).unwrap();
-            child.try_wait().unwrap().is_some()
-        });
-        assert!(!reaped.unwrap(), "it was reaped while it was held");
-        child.wait().unwrap();
+            // Between the two it has looked for it, after its end.
+            let heard = [0, 1].map(|_| {
+                asks(&parent);
+                said.next().unwrap()
+            });
+            (heard, said)
+        })
+        .unwrap();
+        assert_eq!(heard, ["looked", "looked"], "it was reaped while it was held");
+        assert_eq!(said.collect::<Vec<_>>(), ["reaped"]);
+        parent.wait().unwrap();
         let refused = while_held(&process, |_| ()).unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(libc::ESRCH), "{refused}");
         assert_eq!(Facts::of(&process).unwrap_err().kind(), io::ErrorKind::NotFound);

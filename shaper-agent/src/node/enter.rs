@@ -7,7 +7,7 @@
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
@@ -25,7 +25,6 @@ use tokio::io::Interest;
 
 use super::{COMMAND_MAX, Node, NodeError, Task, not_established, now};
 use crate::{
-    actuate::Values,
     kernel::{
         cgroup::{CgroupError, Open, ReadOnly, groups, groups::GroupEvents},
         process::{self, Facts},
@@ -87,30 +86,10 @@ impl Node {
         };
         let attempt = self.next_attempt(caller, &id, None)?;
         let execution = ExecutionId { task: id.clone(), attempt };
-        let record = Record {
-            execution: execution.clone(),
-            owner: caller.as_owner(),
-            runs_as: caller.as_owner(),
-            origin: Origin::Entered { command },
-            workload: Some(workload),
-            slot: 0,
-            cgroup: PathBuf::new(),
-            cgroup_id: None,
-            limits,
-            ledger_number: 0,
-            standing: Values::new(),
-            before: None,
-            baseline: Values::new(),
-            created_at: now(),
-            boot_id: self.boot_id.clone(),
-            phase: Phase::Running,
-            usage: None,
-            memory_floor: None,
-            oom_kill: None,
-            assignment: None,
-            let_go: false,
-            kill_at_boottime_ns: None,
-        };
+        let origin = Origin::Entered { command };
+        let at = (now(), self.boot_id.as_str());
+        let record = Record::beginning(execution.clone(), caller.as_owner(), origin, limits, at);
+        let record = Record { workload: Some(workload), ..record };
         self.begin(record, Cause::new(Actor::User(caller.uid), "exec"))?;
         let started = Started { pid: process.pid, start_time: facts.start_time, at: now() };
         self.move_in(&execution, process, started)

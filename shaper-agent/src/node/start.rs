@@ -22,7 +22,6 @@ use super::{
     not_established, now,
 };
 use crate::{
-    actuate::Values,
     config::TasksIn,
     ground,
     kernel::{cgroup::Cgroup, features},
@@ -50,29 +49,13 @@ impl Node {
         };
         let attempt = self.next_attempt(caller, &id, request.attempt)?;
         let execution = ExecutionId { task: id.clone(), attempt };
+        let owner = request.owner.unwrap_or(caller.as_owner());
+        let origin = Origin::Launched { command: request.command.clone() };
+        let at = (now(), self.boot_id.as_str());
         let record = Record {
-            execution: execution.clone(),
-            owner: request.owner.unwrap_or(caller.as_owner()),
             runs_as: run_as.as_owner(),
-            origin: Origin::Launched { command: request.command.clone() },
-            workload: None,
-            slot: 0,
-            cgroup: PathBuf::new(),
-            cgroup_id: None,
-            limits: request.limits,
-            ledger_number: 0,
-            standing: Values::new(),
-            before: None,
-            baseline: Values::new(),
-            created_at: now(),
-            boot_id: self.boot_id.clone(),
-            phase: Phase::Running,
-            usage: None,
-            memory_floor: None,
-            oom_kill: None,
             assignment: request.assignment,
-            let_go: false,
-            kill_at_boottime_ns: None,
+            ..Record::beginning(execution.clone(), owner, origin, request.limits, at)
         };
         let cause = match &record.assignment {
             Some(_) => Cause::new(Actor::Broker(self.highest_epoch), "start"),
@@ -532,30 +515,10 @@ impl Node {
     ) -> Result<TaskStatus, NodeError> {
         self.only_operator(caller, "adopt a cgroup")?;
         let attempt = self.next_attempt(caller, &id, None)?;
-        let mut record = Record {
-            execution: ExecutionId { task: id.clone(), attempt },
-            owner: caller.as_owner(),
-            runs_as: caller.as_owner(),
-            origin: Origin::Adopted,
-            workload: None,
-            slot: 0,
-            cgroup: path,
-            cgroup_id: None,
-            limits,
-            ledger_number: 0,
-            standing: Values::new(),
-            before: None,
-            baseline: Values::new(),
-            created_at: now(),
-            boot_id: self.boot_id.clone(),
-            phase: Phase::Running,
-            usage: None,
-            memory_floor: None,
-            oom_kill: None,
-            assignment: None,
-            let_go: false,
-            kill_at_boottime_ns: None,
-        };
+        let execution = ExecutionId { task: id.clone(), attempt };
+        let at = (now(), self.boot_id.as_str());
+        let record = Record::beginning(execution, caller.as_owner(), Origin::Adopted, limits, at);
+        let mut record = Record { cgroup: path, ..record };
         record.cgroup_id = Some(self.may_adopt(&record.cgroup)?);
         self.begin(record, Cause::new(Actor::User(caller.uid), "adopt"))?;
         // Sockets that are older than the adoption join the pacing loop.
