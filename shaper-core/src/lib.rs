@@ -17,6 +17,7 @@ pub mod place;
 pub mod policy;
 pub mod profile;
 pub mod queue;
+pub mod scale;
 pub mod share;
 pub mod shrink;
 pub mod snapshot;

@@ -12,6 +12,9 @@ mod policy;
 mod policy_tests;
 mod profile;
 mod read;
+mod scale;
+#[cfg(test)]
+mod scale_tests;
 mod schema;
 mod source;
 mod suggest;
@@ -26,7 +29,10 @@ pub use schema::policy_schema;
 pub use source::MAX_BYTES;
 pub use task::{MAX_RETRIES, NoCommand, TaskDraft, fits_label};
 
-use crate::spec::{Policy, Profile};
+use crate::{
+    scale::Scaling,
+    spec::{Policy, Profile},
+};
 use read::Item;
 use source::{Source, Value};
 
@@ -38,6 +44,11 @@ pub fn profile(file: &str, text: impl AsRef<[u8]>) -> Result<Profile, DocumentEr
 /// Reads a policy. `file` is its name in errors.
 pub fn policy(file: &str, text: impl AsRef<[u8]>) -> Result<Policy, DocumentError> {
     read(file, text.as_ref(), policy::policy)
+}
+
+/// Reads which groups of nodes may be started and ended. `file` is its name in errors.
+pub fn scaling(file: &str, text: impl AsRef<[u8]>) -> Result<Scaling, DocumentError> {
+    read(file, text.as_ref(), scale::scaling)
 }
 
 /// Reads a task spec, or a bare profile as a draft of one. `file` is its name in errors.
