@@ -4,10 +4,19 @@ use std::{env, fs, path::Path};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=shaper");
+    println!("cargo::rerun-if-changed=scale");
     let mut compiler = protox::Compiler::new(["."])?;
     compiler.include_imports(true).open_files(["shaper/v1/agent.proto", "shaper/v1/broker.proto"])?;
     let descriptors = Path::new(&env::var("OUT_DIR")?).join("shaper.v1.bin");
     fs::write(descriptors, compiler.encode_file_descriptor_set())?;
     tonic_prost_build::configure().compile_fds(compiler.file_descriptor_set())?;
+    // What others have named; the descriptors above are of shaper's own services.
+    let mut others = protox::Compiler::new(["."])?;
+    others.include_imports(true).open_files([
+        "scale/externalgrpc.proto",
+        "scale/keda.proto",
+        "scale/node.proto",
+    ])?;
+    tonic_prost_build::configure().compile_fds(others.file_descriptor_set())?;
     Ok(())
 }

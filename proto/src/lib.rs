@@ -19,3 +19,21 @@ pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "
 pub mod v1 {
     tonic::include_proto!("shaper.v1");
 }
+
+/// Protocols of others: how nodes are asked for.
+#[allow(clippy::allow_attributes_without_reason, unreachable_pub, missing_docs, reason = "generated code")]
+#[allow(clippy::large_enum_variant, clippy::unwrap_used, reason = "generated code")]
+pub mod scale {
+    /// Generated from `scale/externalgrpc.proto`: the provider of nodes that the broker calls.
+    pub mod externalgrpc {
+        tonic::include_proto!("clusterautoscaler.cloudprovider.v1.externalgrpc");
+    }
+    /// Generated from `scale/keda.proto`: what KEDA calls.
+    pub mod keda {
+        tonic::include_proto!("externalscaler");
+    }
+    /// Generated from `scale/node.proto`: what an empty node has.
+    pub mod kubernetes {
+        tonic::include_proto!("kubernetes");
+    }
+}

@@ -15,7 +15,12 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use shaper_core::{id::TaskId, spec::Policy, task::UnixNanos};
+use shaper_core::{
+    id::TaskId,
+    scale::{Order, Scaling},
+    spec::Policy,
+    task::UnixNanos,
+};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::{
@@ -282,6 +287,7 @@ pub struct Actor {
     outboxes: HashMap<SessionId, mpsc::Sender<ToAgent>>,
     changes: Changes,
     wakeup: watch::Sender<Wakeup>,
+    orders: Option<Orders>,
     commits: Commits,
     /// When it had taken over the store.
     began: Instant,
@@ -298,8 +304,23 @@ fn now() -> UnixNanos {
 /// Where jobs wait until there is an [`Actor`] for them.
 pub struct Seat {
     bounds: Bounds,
+    scaling: Scaling,
     queue: mpsc::Receiver<Job>,
     wakeup: watch::Sender<Wakeup>,
+    orders: Option<Orders>,
+}
+
+/// The way of orders to those who start and end nodes, each with the name of its group.
+type Orders = mpsc::UnboundedSender<(String, Order)>;
+
+impl Seat {
+    /// Has nodes started and ended: what is to be told to whom. There is one order of each group at a time.
+    pub fn scale(&mut self, scaling: Scaling) -> mpsc::UnboundedReceiver<(String, Order)> {
+        let (orders, receiver) = mpsc::unbounded_channel();
+        self.scaling = scaling;
+        self.orders = Some(orders);
+        receiver
+    }
 }
 
 /// A way to a broker that has not begun yet.
@@ -307,7 +328,7 @@ pub fn prepare(bounds: Bounds) -> (Handle, Seat) {
     let (jobs, queue) = mpsc::channel(QUEUE);
     let (wakeup, wakeups) = watch::channel(Wakeup::default());
     let handle = Handle { jobs, sessions: Arc::new(AtomicU64::new(1)), wakeup: wakeups };
-    (handle, Seat { bounds, queue, wakeup })
+    (handle, Seat { bounds, scaling: Scaling::default(), queue, wakeup, orders: None })
 }
 
 impl Actor {
@@ -323,6 +344,7 @@ impl Actor {
         })?;
         let mut state = loading.finish()?;
         state.bounds = seat.bounds;
+        state.scale.scaling = seat.scaling.clone();
         let key = EPOCH.as_bytes().to_vec();
         let compare = match before {
             Some(revision) => Compare::WrittenAt { key, revision },
@@ -337,7 +359,7 @@ impl Actor {
             nodes = state.nodes.len(),
             "took over the store"
         );
-        let Seat { bounds: _, queue, wakeup } = seat;
+        let Seat { bounds: _, scaling: _, queue, wakeup, orders } = seat;
         let compacted = state.revision;
         let actor = Actor {
             state,
@@ -348,6 +370,7 @@ impl Actor {
             outboxes: HashMap::new(),
             changes: Changes { live: broadcast::channel(CHANGES).0, recent: VecDeque::new(), compacted },
             wakeup,
+            orders,
             commits: Commits::default(),
             began: Instant::now(),
         };
@@ -520,6 +543,13 @@ impl Actor {
             Effect::Changed { task, revision } => self.changes.add(&self.state, revision, task),
             Effect::ScaleOut { task, reason } => {
                 tracing::warn!(%task, reason, "more nodes are needed");
+            }
+            Effect::Scale { group, order } => {
+                tracing::info!(group, number = order.number, target = order.target, "asks for another size");
+                if let Some(orders) = &self.orders {
+                    // Nobody takes them any more when this broker ends.
+                    let _ = orders.send((group, *order));
+                }
             }
             Effect::Warn(text) => tracing::warn!("{text}"),
         }

@@ -3,6 +3,10 @@
 use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use shaper_core::{
+    document::{self, DocumentError},
+    scale::Scaling,
+};
 use shaper_proto::daemon::{self, OptionError, group_id, socket_path};
 
 use crate::{
@@ -45,6 +49,9 @@ pub struct Options {
     #[arg(long, value_name = "SECONDS", default_value_t = Bounds::default().task_lease_seconds,
           value_parser = clap::value_parser!(u32).range(5..=86_400))]
     pub task_lease_seconds: u32,
+    /// File of the groups of nodes that are started and ended as tasks need them (docs/scaling.md)
+    #[arg(long, value_name = "FILE")]
+    pub scale: Option<PathBuf>,
     /// Where the broker's state is.
     #[command(flatten)]
     pub store: StoreOptions,
@@ -183,6 +190,17 @@ pub enum ConfigError {
     /// Two of a kind.
     #[error("--listen {0}: there is another of that kind already")]
     Twice(String),
+    /// The groups of nodes.
+    #[error(transparent)]
+    Scale(#[from] DocumentError),
+    /// A file that cannot be read.
+    #[error("cannot read {path}, which --scale names")]
+    ScaleFile {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// Of etcd.
     #[error(transparent)]
     Etcd(#[from] PlaceError),
@@ -206,6 +224,8 @@ pub struct Config {
     pub metrics: Option<shaper_metrics::listen::Config>,
     /// How much there may be.
     pub bounds: Bounds,
+    /// The groups of nodes that are started and ended.
+    pub scaling: Option<Scaling>,
     /// State.
     pub store: StoreConfig,
 }
@@ -258,6 +278,7 @@ impl Options {
             max_open_tasks,
             keep_ended,
             task_lease_seconds,
+            scale,
             store,
             command: _,
         } = self;
@@ -281,7 +302,15 @@ impl Options {
         }
         let socket_gid = group_id(&socket_group)?;
         let metrics = metrics.check(tls_dir.as_deref())?;
-        Ok(Config { socket, tcp, identities, socket_gid, metrics, bounds, store })
+        let scaling = scale.map(read_scaling).transpose()?;
+        Ok(Config { socket, tcp, identities, socket_gid, metrics, bounds, scaling, store })
+    }
+}
+
+fn read_scaling(path: PathBuf) -> Result<Scaling, ConfigError> {
+    match fs::read(&path) {
+        Ok(text) => Ok(document::scaling(&path.display().to_string(), text)?),
+        Err(source) => Err(ConfigError::ScaleFile { path, source }),
     }
 }
 

@@ -11,6 +11,7 @@ pub mod enrolment;
 pub mod metrics;
 pub mod reactor;
 mod ready;
+pub mod scale;
 pub mod service;
 pub mod session;
 pub mod standing;

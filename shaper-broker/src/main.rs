@@ -1,6 +1,7 @@
 //! Wires the broker together.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{self, IsTerminal},
     process::ExitCode,
@@ -14,6 +15,7 @@ use shaper_broker::{
     actor::{self, Actor, FatalError, Handle, Seat},
     config::{Command, Config, EtcdConfig, Options, Stores},
     metrics,
+    scale::{self, Keda},
     service::BrokerService,
     session::SessionService,
     standing::{Gate, Standing},
@@ -25,6 +27,7 @@ use shaper_broker::{
     },
     upkeep,
 };
+use shaper_core::scale::{Order, Scaling};
 use shaper_identity::{
     Role,
     serve::{self, Guard, Incoming, Limits, Tcp},
@@ -32,11 +35,12 @@ use shaper_identity::{
 use shaper_metrics::listen::Listener;
 use shaper_proto::{
     FILE_DESCRIPTOR_SET, peer,
+    scale::keda::external_scaler_server::ExternalScalerServer,
     v1::{agent_session_server::AgentSessionServer, broker_server::BrokerServer},
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::{oneshot, watch},
+    sync::{mpsc, oneshot, watch},
 };
 use tokio_stream::StreamExt;
 use tonic::{service::interceptor::InterceptedService, transport::Server};
@@ -88,25 +92,27 @@ fn tend(command: upkeep::Command, options: Options) -> Result<ExitCode, Error> {
 fn serve(options: Options) -> Result<(), Error> {
     let config = options.check()?;
     let _lock = config.store.lock_state()?;
-    let (handle, seat) = actor::prepare(config.bounds);
+    let (handle, mut seat) = actor::prepare(config.bounds);
+    let scaling = config.scaling.clone().unwrap_or_default();
+    let scales = Scales { orders: seat.scale(scaling.clone()), scaling };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let (standing, follower) = watch::channel(Standing::Standby(None));
     let mut reign = Reign::default();
-    let mut alone = |open: Open, seat: Seat| {
+    let mut alone = |open: Open, seat: Seat, scales: Scales| {
         runtime.block_on(reign.begin(open, seat))?;
         standing.send_replace(Standing::Leads);
-        runtime.block_on(listen(&config, handle.clone(), follower.clone()))
+        runtime.block_on(listen(&config, handle.clone(), follower.clone(), scales))
     };
     let served = match &config.store.rows {
-        Stores::Memory => alone(Box::new(|| Ok(Box::new(Memory::default()))), seat),
+        Stores::Memory => alone(Box::new(|| Ok(Box::new(Memory::default()))), seat, scales),
         Stores::Redb => {
             let file = config.store.file();
-            alone(Box::new(move || Ok(Box::new(Redb::open(&file)?))), seat)
+            alone(Box::new(move || Ok(Box::new(Redb::open(&file)?))), seat, scales)
         }
         Stores::Etcd(etcd) => {
             let served = runtime.block_on(async {
                 tokio::select! {
-                    served = listen(&config, handle.clone(), follower) => Ok(served),
+                    served = listen(&config, handle.clone(), follower, scales) => Ok(served),
                     lost = reign.over(etcd, seat, &standing) => Err(lost),
                 }
             });
@@ -196,11 +202,18 @@ impl Reign {
     }
 }
 
+/// What has nodes started and ended.
+struct Scales {
+    scaling: Scaling,
+    orders: mpsc::UnboundedReceiver<(String, Order)>,
+}
+
 /// Serves the listeners until SIGTERM or SIGINT, or until the broker's thread has ended.
 async fn listen(
     config: &Config,
     handle: Handle,
     mut standing: watch::Receiver<Standing>,
+    Scales { scaling, orders }: Scales,
 ) -> Result<(), Error> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -227,6 +240,10 @@ async fn listen(
             move || metrics::scrape(broker.clone(), standing.borrow().clone(), store, Arc::clone(&left_out));
         helpers.push(tokio::spawn(Listener::bind(wanted).await?.serve(scrape)));
     }
+    let (wishes, keda) = watch::channel(BTreeMap::new());
+    if !scaling.groups.is_empty() {
+        helpers.push(tokio::spawn(scale::run(handle.clone(), scaling, orders, standing.clone(), wishes)));
+    }
     let ticks = tokio::spawn(actor::tick(handle.clone()));
     let (health, health_service) = tonic_health::server::health_reporter();
     let gate = Gate(standing.clone());
@@ -244,7 +261,8 @@ async fn listen(
     let sessions =
         AgentSessionServer::new(SessionService::new(handle.clone())).max_decoding_message_size(MAX_MESSAGE);
     let broker = InterceptedService::new(broker, gate.clone());
-    let sessions = InterceptedService::new(sessions, gate);
+    let sessions = InterceptedService::new(sessions, gate.clone());
+    let keda = InterceptedService::new(ExternalScalerServer::new(Keda::new(keda)), gate);
     let socket = config.socket.as_ref().map(|socket| socket.display().to_string());
     tracing::info!(socket, "ready");
     let server = Server::builder()
@@ -254,6 +272,7 @@ async fn listen(
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .add_service(broker)
         .add_service(sessions)
+        .add_service(keda)
         .add_service(health_service)
         .add_service(reflection)
         .serve_with_incoming(incoming);

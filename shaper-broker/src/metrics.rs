@@ -135,7 +135,7 @@ impl Reading {
         let [nominated, starting, running] = state.assigned_tasks();
         let open = state.open_tasks();
         let (mut capacity, mut reserved, mut connected) = (Sum::default(), Sum::default(), 0);
-        for node in state.connected() {
+        for node in state.nodes_in_order().filter(|node| node.session.is_some()) {
             connected += 1;
             capacity.add(&node.row.capacity);
             reserved.add(&node.reserved);

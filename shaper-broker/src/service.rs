@@ -1,5 +1,6 @@
 //! The gRPC service for clients: checks what comes in, asks the broker, answers. Streams have modules of their own.
 
+mod nodes;
 mod policies;
 mod submit;
 mod watch;
@@ -77,7 +78,7 @@ fn refused(refusal: Refusal) -> Status {
         | Refusal::NoSuchNode(_)
         | Refusal::NoSuchPolicy(_)
         | Refusal::NoSuchRevision { .. } => Status::not_found(text),
-        Refusal::NodeAnswers(_) => Status::failed_precondition(text),
+        Refusal::NodeAnswers(_) | Refusal::NodeInUse { .. } => Status::failed_precondition(text),
         Refusal::Exists(..) => Status::already_exists(text),
         Refusal::Denied(_) => Status::permission_denied(text),
         Refusal::Invalid(_) => Status::invalid_argument(text),
@@ -236,6 +237,27 @@ impl Broker for BrokerService {
             }
             _ => Err(another_answer()),
         }
+    }
+
+    async fn cordon_node(
+        &self,
+        request: Request<v1::CordonNodeRequest>,
+    ) -> Result<Response<v1::CordonNodeResponse>, Status> {
+        nodes::cordon(self, request).await
+    }
+
+    async fn remove_node(
+        &self,
+        request: Request<v1::RemoveNodeRequest>,
+    ) -> Result<Response<v1::RemoveNodeResponse>, Status> {
+        nodes::remove(self, request).await
+    }
+
+    async fn get_scale(
+        &self,
+        _request: Request<v1::GetScaleRequest>,
+    ) -> Result<Response<v1::GetScaleResponse>, Status> {
+        Ok(Response::new(self.read(|view| Ok(wire::scale(view.state, view.now))).await?))
     }
 
     async fn apply_policy(

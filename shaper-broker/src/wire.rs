@@ -6,7 +6,7 @@ use shaper_core::{
     policy::Rule,
     profile::Expected,
     spec::{Capacity, Decision, Policy, Priority},
-    task::{Phase as RunPhase, TaskStatus},
+    task::{Phase as RunPhase, TaskStatus, UnixNanos},
 };
 use shaper_proto::{
     convert::{self, WireError},
@@ -16,11 +16,12 @@ use shaper_proto::{
 use crate::{
     actor::ToAgent,
     reactor::{
-        Directive, DirectiveKind, DirectiveOutcome, DirectiveResult, Event, Hello, NodeTask, Phase,
-        SessionId, Submission, Task,
+        Directive, DirectiveKind, DirectiveOutcome, DirectiveResult, Event, Hello, Leaving, NodeTask, Phase,
+        SessionId, State, Submission, Task,
         history::{Estimate, History},
         learn::{self, Kind},
         policies::{Gift, PolicyChange, PolicyRevision, Preview},
+        scale::{GroupView, Told, order_text},
         state::{Node, PolicyRow},
     },
 };
@@ -83,6 +84,65 @@ pub fn node_status(node: &Node) -> v1::NodeStatus {
         cpu_utilisation_permille: node.cpu_utilisation_permille,
         agent_socket: node.row.agent_socket.clone(),
         boot_id: node.row.boot_id.clone(),
+        cordoned_by: node.row.cordon.as_ref().map(|cordon| cordon.by.clone()).unwrap_or_default(),
+        drains: node.row.cordon.as_ref().is_some_and(|cordon| cordon.drains),
+    }
+}
+
+/// A task that is to go from a node as clients see it.
+pub fn leaving_task(leaving: Leaving) -> v1::LeavingTask {
+    let Leaving { task, priority, since, cpu_ns, goes_to } = leaving;
+    v1::LeavingTask {
+        task_id: task.into(),
+        priority: v1::Priority::from(priority).into(),
+        since_unix_nanos: since,
+        cpu_nanos: cpu_ns,
+        goes_to: goes_to.unwrap_or_default(),
+    }
+}
+
+/// The groups of nodes that are started and ended as clients see them.
+pub fn scale(state: &State, now: UnixNanos) -> v1::GetScaleResponse {
+    let mut waits: Vec<_> = state.scale.told.iter().collect();
+    waits.sort_by(|(_, a), (_, b)| b.tasks.cmp(&a.tasks).then_with(|| a.text.cmp(&b.text)));
+    let waits = waits.into_iter().map(|(demand, Told { tasks, text })| v1::ScaleWait {
+        demand: Some((*demand).into()),
+        tasks: u32::try_from(*tasks).unwrap_or(u32::MAX),
+        text: text.clone(),
+    });
+    let waits = waits.collect();
+    v1::GetScaleResponse { groups: state.scale_groups().map(|view| scale_group(view, now)).collect(), waits }
+}
+
+fn scale_group(view: GroupView<'_>, now: UnixNanos) -> v1::ScaleGroup {
+    let GroupView { group, standing, capacity, idle } = view;
+    let order = standing.order.as_ref().map(|order| v1::ScaleOrder {
+        number: order.number,
+        unix_nanos: order.at,
+        target: order.target,
+        text: order_text(order),
+    });
+    let notes =
+        standing.notes.iter().map(|note| v1::ScaleNote { unix_nanos: note.at, text: note.text.clone() });
+    let idle =
+        idle.into_iter().map(|(node, since)| v1::IdleNode { node: node.to_owned(), since_unix_nanos: since });
+    v1::ScaleGroup {
+        name: group.name.clone(),
+        provider: group.provider.kind().to_owned(),
+        nodes: group.nodes.to_string(),
+        capacity: capacity.map(Into::into),
+        min: group.min,
+        max: group.max,
+        target: standing.target,
+        registered: standing.registered,
+        coming: standing.coming(standing.registered),
+        leaving: standing.leaving.keys().cloned().collect(),
+        order,
+        rests_until_unix_nanos: standing.resting(now),
+        failures: standing.failures,
+        problem: standing.problem.clone().unwrap_or_default(),
+        notes: notes.collect(),
+        idle: idle.collect(),
     }
 }
 

@@ -84,6 +84,75 @@ pub(crate) struct NodeStatus {
     pub(crate) agent_socket: Option<String>,
     /// Which boot of the machine it is.
     pub(crate) boot_id: String,
+    /// Who said that it takes no tasks; `None`: it does.
+    pub(crate) cordoned_by: Option<String>,
+    /// Those that it has are to go elsewhere.
+    pub(crate) drains: bool,
+}
+
+/// The groups of nodes that are started and ended, and who waits for them.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Scale {
+    /// In the order in which they are asked.
+    pub(crate) groups: Vec<ScaleGroup>,
+    /// By what they ask for.
+    pub(crate) waits: Vec<ScaleWait>,
+}
+
+/// A kind of nodes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct ScaleGroup {
+    pub(crate) name: String,
+    pub(crate) provider: String,
+    /// Names of its nodes, as a pattern.
+    pub(crate) nodes: String,
+    /// Of a new node, as far as is known.
+    pub(crate) capacity: Option<Capacity>,
+    pub(crate) min: u32,
+    pub(crate) max: u32,
+    /// What its provider works towards, if that is known.
+    pub(crate) target: Option<u32>,
+    pub(crate) registered: u32,
+    pub(crate) coming: u32,
+    pub(crate) leaving: Vec<String>,
+    /// What is asked of its provider now.
+    pub(crate) order: Option<ScaleOrder>,
+    pub(crate) rests_until: Option<UnixNanos>,
+    pub(crate) failures: u32,
+    pub(crate) problem: Option<String>,
+    pub(crate) notes: Vec<ScaleNote>,
+    pub(crate) idle: Vec<IdleNode>,
+}
+
+/// What is asked of a provider.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct ScaleOrder {
+    pub(crate) number: u64,
+    pub(crate) at: UnixNanos,
+    pub(crate) target: u32,
+    pub(crate) text: String,
+}
+
+/// Something that happened to a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct ScaleNote {
+    pub(crate) at: UnixNanos,
+    pub(crate) text: String,
+}
+
+/// A node on which nothing runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct IdleNode {
+    pub(crate) node: String,
+    pub(crate) since: UnixNanos,
+}
+
+/// Tasks that fit nowhere.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct ScaleWait {
+    pub(crate) demand: Demand,
+    pub(crate) tasks: u32,
+    pub(crate) text: String,
 }
 
 /// A policy in force.
@@ -226,6 +295,8 @@ impl TryFrom<v1::NodeStatus> for NodeStatus {
             cpu_utilisation_permille,
             agent_socket,
             boot_id,
+            cordoned_by,
+            drains,
         } = wire;
         Ok(NodeStatus {
             name,
@@ -235,6 +306,73 @@ impl TryFrom<v1::NodeStatus> for NodeStatus {
             cpu_utilisation_permille,
             agent_socket: named(agent_socket),
             boot_id,
+            cordoned_by: named(cordoned_by),
+            drains,
+        })
+    }
+}
+
+impl TryFrom<v1::GetScaleResponse> for Scale {
+    type Error = WireError;
+
+    fn try_from(wire: v1::GetScaleResponse) -> Result<Scale, WireError> {
+        let v1::GetScaleResponse { groups, waits } = wire;
+        let wait = |v1::ScaleWait { demand, tasks, text }| {
+            let demand = demand.ok_or(WireError::Missing("demand"))?.try_into()?;
+            Ok(ScaleWait { demand, tasks, text })
+        };
+        let groups = groups.into_iter().map(ScaleGroup::try_from).collect::<Result<_, _>>()?;
+        Ok(Scale { groups, waits: waits.into_iter().map(wait).collect::<Result<_, WireError>>()? })
+    }
+}
+
+impl TryFrom<v1::ScaleGroup> for ScaleGroup {
+    type Error = WireError;
+
+    fn try_from(wire: v1::ScaleGroup) -> Result<ScaleGroup, WireError> {
+        let v1::ScaleGroup {
+            name,
+            provider,
+            nodes,
+            capacity,
+            min,
+            max,
+            target,
+            registered,
+            coming,
+            leaving,
+            order,
+            rests_until_unix_nanos: rests_until,
+            failures,
+            problem,
+            notes,
+            idle,
+        } = wire;
+        let order = order.map(|order| ScaleOrder {
+            number: order.number,
+            at: order.unix_nanos,
+            target: order.target,
+            text: order.text,
+        });
+        let notes = notes.into_iter().map(|note| ScaleNote { at: note.unix_nanos, text: note.text });
+        let idle = idle.into_iter().map(|idle| IdleNode { node: idle.node, since: idle.since_unix_nanos });
+        Ok(ScaleGroup {
+            name,
+            provider,
+            nodes,
+            capacity: capacity.map(TryInto::try_into).transpose()?,
+            min,
+            max,
+            target,
+            registered,
+            coming,
+            leaving,
+            order,
+            rests_until,
+            failures,
+            problem: named(problem),
+            notes: notes.collect(),
+            idle: idle.collect(),
         })
     }
 }

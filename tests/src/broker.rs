@@ -127,6 +127,10 @@ pub struct NodeStatus {
     pub agent_socket: Option<String>,
     /// Of the machine.
     pub boot_id: String,
+    /// By whom, if it takes no tasks.
+    pub cordoned_by: Option<String>,
+    /// Those that it has are to go.
+    pub drains: bool,
 }
 
 impl Broker {

@@ -46,7 +46,7 @@ impl Turn<'_> {
         self.register(
             session,
             &name,
-            NodeRow { name: name.clone(), order: 0, capacity, boot_id, agent_socket },
+            NodeRow { name: name.clone(), order: 0, capacity, boot_id, agent_socket, cordon: None },
         );
         self.effects.push(Effect::Welcome(session, self.state.epoch));
         let policies = self.policies_for(session);
@@ -84,29 +84,39 @@ impl Turn<'_> {
         for id in held.difference(&known) {
             self.let_go(id, &name);
         }
+        self.drain(&name);
         // A node is here that was not.
         self.look_at_all = true;
     }
 
     /// The node and its session; a session that it had is closed.
     fn register(&mut self, session: SessionId, name: &str, row: NodeRow) {
-        let order = self.state.registered.len() as u64;
+        let free = self.state.registered.iter().position(Option::is_none);
+        let order = free.unwrap_or(self.state.registered.len()) as u64;
         let known = self.state.nodes.get(name).map(|node| &node.row);
-        let row = NodeRow { order: known.map_or(order, |row| row.order), ..row };
+        let (order, cordon) = known.map_or((order, None), |row| (row.order, row.cordon.clone()));
+        let row = NodeRow { order, cordon, ..row };
         if known != Some(&row) {
             self.rows.push(Row::Node(name.to_owned()));
         }
-        let has_changed = known.is_some_and(|known| known.capacity != row.capacity);
+        let fills_a_gap = known.is_none() && free.is_some();
+        let has_changed = fills_a_gap || known.is_some_and(|known| known.capacity != row.capacity);
         if known.is_none() {
-            self.state.registered.push(name.to_owned());
-            self.state.places.add(&row);
+            match free {
+                Some(free) => self.state.registered[free] = Some(name.to_owned()),
+                None => {
+                    self.state.registered.push(Some(name.to_owned()));
+                    self.state.places.add(&row);
+                }
+            }
         }
         let node = self.state.nodes.entry(name.to_owned()).or_insert_with(|| Node::new(row.clone()));
         node.row = row;
         // It is told so by the Welcome.
         node.contact_at = self.state.uptime;
-        self.state.places.open(&node.row, true);
-        if let Some(old) = node.session.replace(session) {
+        let old = node.session.replace(session);
+        self.state.places.open(&node.row, node.takes_work());
+        if let Some(old) = old {
             self.state.sessions.remove(&old);
             self.effects.push(Effect::Close(old, format!("the agent of {name} has connected again")));
         }
@@ -118,7 +128,7 @@ impl Turn<'_> {
     }
 
     /// A node knows no attempt of the task any more.
-    fn let_go(&mut self, id: &TaskId, node: &str) {
+    pub(super) fn let_go(&mut self, id: &TaskId, node: &str) {
         if self.state.let_go(id, node)
             && let Some(row) = self.state.tasks.get(id)
         {

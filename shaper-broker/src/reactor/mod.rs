@@ -16,11 +16,13 @@ mod client;
 pub mod history;
 pub mod learn;
 mod lost;
+mod nodes;
 mod places;
 pub mod policies;
 mod preempt;
 pub mod query;
 pub mod rows;
+pub mod scale;
 mod schedule;
 pub mod state;
 mod waiting;
@@ -30,9 +32,13 @@ mod learn_tests;
 #[cfg(test)]
 mod lost_tests;
 #[cfg(test)]
+mod node_tests;
+#[cfg(test)]
 mod policy_tests;
 #[cfg(test)]
 mod preempt_tests;
+#[cfg(test)]
+mod scale_tests;
 #[cfg(test)]
 mod sim;
 #[cfg(test)]
@@ -42,16 +48,19 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use shaper_core::{
     id::{ExecutionId, TaskId},
+    scale::Order,
     spec::{Capacity, Credentials, Decision, DecisionKind, NodeVerdict, Policy, TaskSpec},
     task::{TaskStatus, UnixNanos},
 };
 
 pub use self::{
     lost::next_rerun,
+    nodes::{Leaving, leaving},
     policies::PolicyRevision,
     rows::{Row, RowChange},
+    scale::ScaleEvent,
     schedule::next_wakeup,
-    state::{Bounds, Phase, State, Submission, Task},
+    state::{Bounds, Cordon, Phase, State, Submission, Task},
     waiting::Lacks,
 };
 
@@ -159,8 +168,37 @@ pub enum Event {
         /// The node.
         node: String,
     },
+    /// An operator says whether a node takes tasks.
+    CordonNode {
+        /// Who.
+        caller: Credentials,
+        /// The node.
+        node: String,
+        /// Whether, and what becomes of those that it has.
+        wish: NodeWish,
+    },
+    /// An operator says that a node is gone for good.
+    RemoveNode {
+        /// Who.
+        caller: Credentials,
+        /// The node.
+        node: String,
+    },
+    /// Of the groups of nodes that are started and ended.
+    Scale(ScaleEvent),
     /// A time that [`next_wakeup`] or [`next_rerun`] named has come.
     Tick,
+}
+
+/// What is to become of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeWish {
+    /// It takes tasks.
+    Open,
+    /// It takes no more, and keeps those that it has.
+    Cordoned,
+    /// It takes no more, and those that it has go elsewhere.
+    Drained,
 }
 
 /// What an agent says first.
@@ -273,6 +311,13 @@ pub enum Effect {
         /// What is missing.
         reason: String,
     },
+    /// To whoever starts and ends the nodes of a group.
+    Scale {
+        /// Of which group.
+        group: String,
+        /// What to do.
+        order: Box<Order>,
+    },
     /// Something that the operator should know.
     Warn(String),
 }
@@ -288,6 +333,8 @@ pub enum Answer {
     Policies(Box<PolicyRevision>),
     /// The tasks that a dead node had.
     Fenced(Vec<TaskId>),
+    /// What becomes of the tasks of a node that is drained.
+    Leaves(Vec<Leaving>),
 }
 
 /// Why a client gets nothing.
@@ -322,6 +369,14 @@ pub enum Refusal {
         oldest: u64,
         /// The one in force.
         latest: u64,
+    },
+    /// It is still in use.
+    #[error("node `{node}` {why}")]
+    NodeInUse {
+        /// Which.
+        node: String,
+        /// By whom, and the remedy.
+        why: String,
     },
     /// It is not dead.
     #[error(
@@ -369,6 +424,9 @@ pub enum Denied {
     /// Saying that a node is dead.
     #[error("only uid 0 may say that a node is dead")]
     Fence,
+    /// Saying whether it takes tasks.
+    #[error("only uid 0 may cordon, drain and remove nodes")]
+    Nodes,
     /// Setting policies.
     #[error(
         "policies of namespace `{0}` are not yours to set: those of your own namespaces are, and all are uid 0's"
@@ -438,6 +496,9 @@ pub fn on_event(state: &mut State, event: Event, now: UnixNanos) -> Outcome {
         }
         Event::Contact { session, number } => turn.contact(session, number),
         Event::FenceNode { caller, node } => turn.fence(&caller, &node),
+        Event::CordonNode { caller, node, wish } => turn.cordon(&caller, &node, wish),
+        Event::RemoveNode { caller, node } => turn.remove_node(&caller, &node),
+        Event::Scale(event) => turn.scale(event),
         Event::Tick => turn.rerun(),
     }
     turn.schedule();
@@ -490,6 +551,7 @@ enum Reply {
     Policy(String),
     Policies(u64),
     Fenced(Vec<TaskId>),
+    Leaves(Vec<Leaving>),
 }
 
 impl Turn<'_> {
@@ -577,6 +639,7 @@ impl Turn<'_> {
                     change.map(|change| Answer::Policies(Box::new(change)))
                 }
                 Reply::Fenced(tasks) => Some(Answer::Fenced(tasks)),
+                Reply::Leaves(tasks) => Some(Answer::Leaves(tasks)),
             })
         });
         match answer {

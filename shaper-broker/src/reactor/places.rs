@@ -6,11 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use shaper_core::{
     place::{
-        Cluster, Constraint, ConstraintId, GpuRequest, Gpus, NodeId, NodeSpec, Placement, Preemption,
-        Readiness, Request, Resident, Residents, Scorer, Scoring, Walk,
+        Cluster, Constraint, ConstraintId, GpuRequest, Gpus, NOTHING, NodeId, NodeSpec, Placement,
+        Preemption, Readiness, Request, Resident, Residents, Scorer, Scoring, Walk,
     },
-    spec::{Demand, Priority},
+    spec::{Capacity, Demand, Priority},
     task::UnixNanos,
+    units::{Bytes, Millicores},
 };
 
 use super::state::{NodeRow, Task};
@@ -52,6 +53,17 @@ impl Places {
         let id =
             self.cluster.add(spec).expect("names are those of a map, and no node says how many GPUs it has");
         debug_assert_eq!(id, number(node), "{} is out of order", node.name);
+        self.cluster.set_readiness(id, Readiness::Away);
+    }
+
+    /// Nobody, in the place of a node that was removed.
+    pub(super) fn add_nobody(&mut self) {
+        let name = format!("\0{}", self.cluster.ids().count());
+        // With nothing, it would have no score.
+        let capacity = Capacity { cpu: Millicores(1), memory: Bytes(1), ..NOTHING };
+        let (labels, taints) = (BTreeMap::new(), BTreeSet::new());
+        let spec = NodeSpec { name, capacity, gpus: Gpus::default(), labels, taints };
+        let id = self.cluster.add(spec).expect("no node has such a name, and it has no GPUs");
         self.cluster.set_readiness(id, Readiness::Away);
     }
 

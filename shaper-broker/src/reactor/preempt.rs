@@ -55,7 +55,7 @@ fn plan(state: &State, id: &TaskId, now: UnixNanos, may: impl Fn(&Node) -> bool)
         }
     }
     let Preemption { at, victims, .. } = state.places.make_room(&mut residents, task, now)?;
-    let node = state.registered.get(at.node.0 as usize)?.clone();
+    let node = state.registered.get(at.node.0 as usize)?.clone()?;
     let victims = victims.iter().filter_map(|number| ids.get(number).map(|id| (*id).clone())).collect();
     Some(Plan { node, victims, policy })
 }
@@ -104,7 +104,13 @@ impl Turn<'_> {
 
     /// Asks the node of a victim to end it.
     pub(super) fn direct_preemption(&mut self, victim: &TaskId) {
-        let reason = "it makes room for a task of a higher priority".to_owned();
+        let task = self.state.tasks.get(victim).map(|row| &row.task);
+        let node = task.and_then(|task| self.state.nodes.get(task.phase.node()?));
+        let drains = node.and_then(|node| node.row.cordon.as_ref()).is_some_and(|cordon| cordon.drains);
+        let reason = match drains {
+            true => "its node is drained".to_owned(),
+            false => "it makes room for a task of a higher priority".to_owned(),
+        };
         self.direct_assigned(victim, DirectiveKind::Stop { grace_millis: GRACE_MILLIS, reason });
     }
 
@@ -120,7 +126,7 @@ impl Turn<'_> {
         for name in names {
             let nominees = self.state.nodes.get(&name).map(|node| node.nominees.clone()).unwrap_or_default();
             for (_, _, id) in nominees {
-                let node = self.state.nodes.get(&name).filter(|node| node.session.is_some());
+                let node = self.state.nodes.get(&name).filter(|node| node.takes_work());
                 if node.is_some_and(|node| self.state.has_room(node, &id)) {
                     self.assign(&id, name.clone());
                 }

@@ -11,7 +11,7 @@ use super::{
     Phase, Refusal, State, Task,
     history::{History, Measured},
     learn::{self, Kind},
-    state::{Node, TaskRow, VERDICTS},
+    state::{Node, NodeRow, TaskRow, VERDICTS},
 };
 
 /// uid 0.
@@ -47,13 +47,15 @@ pub fn explain(
     let latest = decisions.iter_mut().rfind(|decision| decision.kind == DecisionKind::Pending);
     if let (Phase::Pending { .. }, Some(latest)) = (&task.phase, latest) {
         latest.nodes = verdicts(state, task, now);
+        decisions.extend(state.scale.explain(task, now));
     }
     Ok(decisions)
 }
 
-/// How every connected node stands to a task now.
+/// How every node that answers stands to a task now.
 fn verdicts(state: &State, task: &Task, now: UnixNanos) -> Vec<NodeVerdict> {
-    state.connected().map(|node| judge(node, task, now)).collect()
+    let nodes = state.nodes_in_order().filter(|node| node.session.is_some());
+    nodes.map(|node| judge(node, task, now)).collect()
 }
 
 /// The same of a few: the chosen one, and the first.
@@ -70,12 +72,16 @@ pub(super) fn considered(
 }
 
 fn judge(node: &Node, task: &Task, now: UnixNanos) -> NodeVerdict {
-    let node: Candidate<'_> = node.candidate();
+    let (node_row, node): (&NodeRow, Candidate<'_>) = (&node.row, node.candidate());
     let mut verdict = place::judge(task.demand(), task.priority(), &node);
     if let Some(avoid) = task.avoid.iter().find(|avoid| avoid.node == node.name && avoid.holds(now)) {
         let seconds = avoid.until.saturating_sub(now).div_ceil(1_000_000_000);
         verdict.score = None;
         verdict.lacking.push(format!("it {}; not again for {seconds} s", avoid.why.done_to_it()));
+    }
+    if let Some(cordon) = &node_row.cordon {
+        verdict.score = None;
+        verdict.lacking.push(format!("it takes no tasks: cordoned by {}", cordon.by));
     }
     verdict
 }

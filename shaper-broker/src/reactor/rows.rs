@@ -16,8 +16,10 @@ use shaper_core::{id::TaskId, spec::Decision, task::TaskStatus};
 use super::{
     history::History,
     learn::Kind,
+    nodes,
     places::Places,
     policies::PolicyRevision,
+    scale::ScaleRow,
     state::{Avoid, Cancel, Holder, Node, NodeRow, Phase, PolicyRow, State, Submission, Task, TaskRow},
 };
 
@@ -50,6 +52,8 @@ pub enum Row {
     History(String, String),
     /// What was learnt of tasks, by namespace and name.
     Kind(String, String),
+    /// How a group of nodes stands.
+    Scale(String),
 }
 
 /// One row to be written.
@@ -71,6 +75,7 @@ const POLICY: &str = "policy/";
 const POLICY_REVISION: &str = "policy-revision/";
 const HISTORY: &str = "history/";
 const KIND: &str = "kind/";
+const SCALE: &str = "scale/";
 
 /// What became of a task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -194,8 +199,8 @@ pub enum LoadError {
         /// The task.
         task: TaskId,
     },
-    /// A node with a number that is not its place in the order of registration.
-    #[error("the node `{node}` has the number {order}, and is not in that place; {RESTORE}")]
+    /// A node with a number that another has, or that is far beyond those of all others.
+    #[error("the node `{node}` has the number {order}, which another has or none can have; {RESTORE}")]
     Order {
         /// The node.
         node: String,
@@ -266,6 +271,10 @@ fn history_key(namespace: &str, name: &str) -> String {
     format!("{HISTORY}{namespace}/{name}")
 }
 
+fn scale_key(name: &str) -> String {
+    format!("{SCALE}{name}")
+}
+
 fn node_key(name: &str) -> String {
     format!("{NODE}{name}")
 }
@@ -298,6 +307,8 @@ pub enum Content {
     History(History),
     /// What was learnt of tasks of one name.
     Kind(Kind),
+    /// How a group of nodes stands.
+    Scale(ScaleRow),
 }
 
 impl Content {
@@ -324,6 +335,10 @@ impl Content {
             let row: NodeRow = parse(key, value)?;
             let belongs = node_key(&row.name);
             (Content::Node(row), belongs)
+        } else if key.starts_with(SCALE) {
+            let row: ScaleRow = parse(key, value)?;
+            let belongs = scale_key(&row.name);
+            (Content::Scale(row), belongs)
         } else if key.starts_with(POLICY) {
             let row: PolicyRow = parse(key, value)?;
             let belongs = policy_key(&row.policy.policy_name);
@@ -381,6 +396,7 @@ impl Loading {
             Ok(Content::Kind(row)) => {
                 drop(state.kinds.insert((row.namespace.clone(), row.name.clone()), row))
             }
+            Ok(Content::Scale(row)) => drop(state.scale.standings.insert(row.name, row.standing)),
             Err(error) => self.problems.push(error),
         }
     }
@@ -439,6 +455,7 @@ impl State {
                 let history = self.histories.get(&(namespace.clone(), name.clone()));
                 (history_key(namespace, name), history.map(encode))
             }
+            Row::Scale(name) => (scale_key(name), self.scale.row(name).map(|row| encode(&row))),
             Row::Kind(namespace, name) => (kind_key(namespace, name), self.kind(namespace, name).map(encode)),
         };
         RowChange { key, value }
@@ -460,18 +477,24 @@ impl State {
 
     /// Derives what is not in rows.
     fn index(&mut self, problems: &mut Vec<LoadError>) {
-        let mut registered: Vec<_> = self.nodes.values().map(|node| &node.row).collect();
-        registered.sort_by_key(|row| row.order);
-        let misplaced = (0..).zip(&registered).find(|(place, row)| row.order != *place);
-        if let Some((_, NodeRow { name, order, .. })) = misplaced {
-            // Nodes have no places then, so no task can be said to be on one.
-            problems.push(LoadError::Order { node: name.clone(), order: *order });
-            return;
-        }
-        for row in &registered {
+        let mut rows: Vec<_> = self.nodes.values().map(|node| &node.row).collect();
+        rows.sort_by_key(|row| row.order);
+        let (mut registered, most) = (Vec::with_capacity(rows.len()), nodes::most_places(rows.len()));
+        for row in rows {
+            let NodeRow { name, order, .. } = row;
+            if *order < registered.len() as u64 || *order >= most as u64 {
+                // Nodes have no places then, so no task can be said to be on one.
+                problems.push(LoadError::Order { node: name.clone(), order: *order });
+                return;
+            }
+            while (registered.len() as u64) < *order {
+                registered.push(None);
+                self.places.add_nobody();
+            }
+            registered.push(Some(name.clone()));
             self.places.add(row);
         }
-        self.registered = registered.into_iter().map(|row| row.name.clone()).collect();
+        self.registered = registered;
         let tasks = || self.tasks.values().map(|row| &row.task);
         self.revision = tasks().map(|task| task.revision).max().unwrap_or(0);
         self.next_sequence = tasks().map(|task| task.sequence() + 1).max().unwrap_or(0);
@@ -501,9 +524,13 @@ impl State {
     /// Builds the index of placement anew, after what a node has was changed.
     pub(super) fn find_places(&mut self) {
         let mut places = Places::default();
-        for node in self.nodes_in_order() {
+        for name in &self.registered {
+            let Some(node) = name.as_ref().and_then(|name| self.nodes.get(name)) else {
+                places.add_nobody();
+                continue;
+            };
             places.add(&node.row);
-            places.open(&node.row, node.session.is_some());
+            places.open(&node.row, node.takes_work());
             let nominees = node.nominees.iter().map(|(_, _, id)| id);
             for row in node.tasks.iter().chain(nominees).filter_map(|id| self.tasks.get(id)) {
                 places.take(&node.row, row.task.demand());

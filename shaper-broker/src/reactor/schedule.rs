@@ -80,15 +80,16 @@ fn look(state: &mut State, id: &TaskId, now: UnixNanos) -> Option<Found> {
         .map(|node| node.row.order as usize)
         .collect();
     let best = places.best(demand, |node| !shunned.contains(&node));
-    let best = best.and_then(|number| registered.get(number)).cloned();
+    let best = best.and_then(|number| registered.get(number)).cloned().flatten();
     #[cfg(test)]
     assert_eq!(best, plain(state, id, &shunned), "the index and the formula disagree about `{id}`");
     if let Some(node) = best {
         return Some(Found::Node(node));
     }
     let task = &state.tasks.get(id)?.task;
-    let of_shunned = shunned.iter().filter_map(|number| state.nodes.get(state.registered.get(*number)?));
-    let would_fit = best_of(task.demand(), of_shunned.filter(|node| node.session.is_some()));
+    let of_shunned =
+        shunned.iter().filter_map(|number| state.nodes.get(state.registered.get(*number)?.as_ref()?));
+    let would_fit = best_of(task.demand(), of_shunned.filter(|node| node.takes_work()));
     if let Some(node) = would_fit
         && let Some(avoid) = task.avoid.iter().find(|avoid| avoid.node == node.row.name && avoid.holds(now))
     {

@@ -22,6 +22,7 @@ use super::{
     lost::Leases,
     places::Places,
     policies::PolicyRevision,
+    scale::Scale,
     waiting::{Lacks, Place, Waiting, place_of},
 };
 use crate::metrics::Tally;
@@ -291,6 +292,21 @@ pub struct NodeRow {
     pub boot_id: String,
     /// Its agent's own socket.
     pub agent_socket: String,
+    /// It takes no tasks.
+    #[serde(default)]
+    pub cordon: Option<Cordon>,
+}
+
+/// Why a node takes no tasks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cordon {
+    /// Since when.
+    pub at: UnixNanos,
+    /// Who said so.
+    pub by: String,
+    /// Those that it has are to go elsewhere.
+    pub drains: bool,
 }
 
 /// A node.
@@ -333,6 +349,11 @@ impl Node {
             holds: BTreeSet::new(),
             contact_at: 0,
         }
+    }
+
+    /// Whether tasks may be placed there now.
+    pub fn takes_work(&self) -> bool {
+        self.session.is_some() && self.row.cordon.is_none()
     }
 
     /// As placement sees it.
@@ -415,8 +436,8 @@ pub struct State {
     pub policies_revision: u64,
     /// Agents by session.
     pub sessions: BTreeMap<SessionId, String>,
-    /// Names of the nodes in the order of registration.
-    pub(super) registered: Vec<String>,
+    /// Names of the nodes in the order of registration; where one was removed, there is none until the next registers.
+    pub(super) registered: Vec<Option<String>>,
     /// The nodes as placement sees them.
     pub(super) places: Places,
     /// Tasks that wait.
@@ -427,6 +448,8 @@ pub struct State {
     pub(super) assigned: usize,
     /// Of those: how many run.
     pub(super) running: usize,
+    /// Groups of nodes that are started and ended.
+    pub scale: Scale,
     /// What is counted for the metrics alone.
     pub tally: Tally,
     /// Tasks that are over and that no node knows any more, in the order in which that came to be.
@@ -442,12 +465,12 @@ impl State {
 
     /// The nodes in the order of registration.
     pub fn nodes_in_order(&self) -> impl Iterator<Item = &Node> {
-        self.registered.iter().filter_map(|name| self.nodes.get(name))
+        self.registered.iter().flatten().filter_map(|name| self.nodes.get(name))
     }
 
     /// Those that take work.
     pub fn connected(&self) -> impl Iterator<Item = &Node> {
-        self.nodes_in_order().filter(|node| node.session.is_some())
+        self.nodes_in_order().filter(|node| node.takes_work())
     }
 
     /// Tasks that are not over.

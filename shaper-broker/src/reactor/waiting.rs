@@ -6,7 +6,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
 };
 
 use shaper_core::{
@@ -86,6 +86,15 @@ pub(super) struct Waiting {
     len: usize,
 }
 
+/// Tasks that ask for the same and fit nowhere.
+#[derive(Clone, Debug)]
+pub(super) struct Stranded {
+    pub(super) demand: Demand,
+    pub(super) tasks: usize,
+    /// The first of them.
+    pub(super) first: Vec<Place>,
+}
+
 /// The first of lines, each with the kind of its line, and those that stand alone.
 pub(super) type Heads = BTreeMap<Place, Option<Kind>>;
 
@@ -118,6 +127,32 @@ impl Waiting {
             *lack += line.tasks.len();
         }
         lacks
+    }
+
+    /// Those that fit nowhere, by what they ask for, in the order of the first of each.
+    pub(super) fn stranded(&self, named: usize) -> Vec<Stranded> {
+        let mut by_demand: HashMap<Demand, Stranded> = HashMap::new();
+        for (kind, line) in self.lines.iter().filter(|(_, line)| line.lack.is_some()) {
+            let Some(first) = line.tasks.first() else { continue };
+            let of_line = line.tasks.iter().take(named).cloned();
+            match by_demand.entry(kind.demand) {
+                Entry::Vacant(place) => {
+                    let (tasks, first) = (line.tasks.len(), of_line.collect());
+                    place.insert(Stranded { demand: kind.demand, tasks, first });
+                }
+                Entry::Occupied(mut there) => {
+                    let there = there.get_mut();
+                    there.tasks += line.tasks.len();
+                    there.first.extend(of_line);
+                    there.first.sort_unstable();
+                    there.first.truncate(named);
+                }
+            }
+            debug_assert!(by_demand[&kind.demand].first.first() <= Some(first));
+        }
+        let mut stranded: Vec<_> = by_demand.into_values().collect();
+        stranded.sort_unstable_by(|a, b| a.first.cmp(&b.first));
+        stranded
     }
 
     /// How many there are.

@@ -65,7 +65,36 @@ pub(crate) enum NodeCommand {
         /// The node
         node: String,
     },
+    /// Place nothing more on a node; it keeps what it has. Operator only
+    Cordon {
+        /// The node
+        node: String,
+    },
+    /// Place tasks on a node again. Operator only
+    Uncordon {
+        /// The node
+        node: String,
+    },
+    /// Place nothing more on a node, and have its tasks end and be placed elsewhere. Operator only
+    #[command(after_help = DRAIN_AFTER_HELP)]
+    Drain {
+        /// The node
+        node: String,
+        /// Only say which tasks would go, where to, and what that would cost
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Forget a node that is gone for good. Operator only
+    Remove {
+        /// The node
+        node: String,
+    },
 }
+
+const DRAIN_AFTER_HELP: &str = "\
+Each of its tasks is asked to end (SIGTERM, SIGKILL after 10 s) and is placed again, without a retry
+being used up. What a task has done so far is lost unless it keeps it itself. `shaper node uncordon`
+lets the node take tasks again.";
 
 const FENCE_AFTER_HELP: &str = "\
 Power the node off first, or be sure that it is: what still runs there would run twice. Should the
@@ -83,6 +112,13 @@ fn name(text: &str) -> Result<String, &'static str> {
 #[derive(Debug, clap::Args)]
 pub(crate) struct GetNodes {
     /// How they are shown
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub(crate) output: ListFormat,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct GetScale {
+    /// How they are shown; `wide` with what happened to each
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     pub(crate) output: ListFormat,
 }

@@ -17,7 +17,9 @@ use shaper_core::{
 };
 
 pub(crate) use self::{
-    cluster::{Apply, Explain, GetNodes, GetPolicies, NodeCommand, ProfileCommand, ProfileOf, Submit},
+    cluster::{
+        Apply, Explain, GetNodes, GetPolicies, GetScale, NodeCommand, ProfileCommand, ProfileOf, Submit,
+    },
     exec::Exec,
     pki::{Pki, PkiCommand, PkiInit, PkiIssue, PkiJoin, PkiRenew, PkiRotate, PkiShow, PkiToken, Validity},
     policy::{DryRun, PolicyCommand, PolicyGet},
@@ -130,7 +132,7 @@ pub(crate) enum Command {
     /// Show, delete, compare and roll back policies
     #[command(subcommand)]
     Policy(PolicyCommand),
-    /// Say what became of a node
+    /// Say whether a node takes tasks, and what became of it
     #[command(subcommand)]
     Node(NodeCommand),
     /// Show what tasks need, by what those of the same name have used
@@ -335,6 +337,8 @@ pub(crate) enum Get {
     /// Policies of the cluster
     #[command(alias = "policy")]
     Policies(GetPolicies),
+    /// Groups of nodes that are started and ended as tasks need them, and who waits for them
+    Scale(GetScale),
 }
 
 #[derive(Debug, clap::Args)]

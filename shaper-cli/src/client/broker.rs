@@ -15,7 +15,7 @@ use tonic_health::pb::{
 
 use super::{CallError, ConnectError, Failure, Link, Outage, Peer};
 use crate::cluster::{
-    ClusterTask, KnownProfile, MeasuredProfile, NodeStatus, PolicyRevision, PolicyStatus, TaskPolicies,
+    ClusterTask, KnownProfile, MeasuredProfile, NodeStatus, PolicyRevision, PolicyStatus, Scale, TaskPolicies,
 };
 
 /// One of several brokers that does not say by then whether it serves is passed over.
@@ -130,6 +130,35 @@ impl Broker {
         let v1::FenceNodeResponse { task_ids } =
             self.link.answer(&operation, self.broker().fence_node(request).await)?;
         Ok(task_ids)
+    }
+
+    /// Says whether a node takes tasks; of one that is to be drained, what becomes of its tasks.
+    pub(crate) async fn cordon_node(
+        &self,
+        node: &str,
+        wish: v1::NodeWish,
+        dry_run: bool,
+    ) -> Result<Vec<v1::LeavingTask>, CallError> {
+        let operation = format!("change node `{node}`");
+        let request = v1::CordonNodeRequest { node: node.to_owned(), wish: wish.into(), dry_run };
+        let v1::CordonNodeResponse { tasks } =
+            self.link.answer(&operation, self.broker().cordon_node(request).await)?;
+        Ok(tasks)
+    }
+
+    /// Has a node forgotten that is gone for good.
+    pub(crate) async fn remove_node(&self, node: &str) -> Result<(), CallError> {
+        let operation = format!("remove node `{node}`");
+        let request = v1::RemoveNodeRequest { node: node.to_owned() };
+        self.link.answer(&operation, self.broker().remove_node(request).await)?;
+        Ok(())
+    }
+
+    /// The groups of nodes that are started and ended.
+    pub(crate) async fn scale(&self) -> Result<Scale, CallError> {
+        const OPERATION: &str = "list groups of nodes";
+        let scale = self.link.answer(OPERATION, self.broker().get_scale(v1::GetScaleRequest {}).await)?;
+        self.link.domain(OPERATION, scale)
     }
 
     /// Creates or replaces a policy. Outlives the broker: twice the same is once.

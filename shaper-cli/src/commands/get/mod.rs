@@ -5,11 +5,12 @@ mod node_tasks;
 mod nodes;
 mod policies;
 mod profiles;
+mod scale;
 
 use serde::Serialize;
 use shaper_core::units::{BitsPerSec, Bytes, Iops, Millicores};
 
-pub(super) use self::{nodes::nodes, policies::policies, profiles::profiles};
+pub(super) use self::{nodes::nodes, policies::policies, profiles::profiles, scale::scale};
 use crate::{
     args::{GetTasks, ListFormat},
     error::Error,

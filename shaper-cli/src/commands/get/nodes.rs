@@ -48,13 +48,13 @@ const WIDE_COLUMNS: [Column; 10] = [
 ];
 
 fn row(node: &NodeStatus) -> [String; 8] {
-    let NodeStatus { name, connected, capacity, reserved, cpu_utilisation_permille, .. } = node;
+    let NodeStatus { name, capacity, reserved, cpu_utilisation_permille, .. } = node;
     let of = |amount: fn(&Capacity) -> String| format!("{}/{}", amount(reserved), amount(capacity));
     // What a node does not know of itself is not compared.
     let of_known = |known: bool, amount| if known { of(amount) } else { "-".into() };
     [
         name.clone(),
-        if *connected { "Connected" } else { "Away" }.into(),
+        state(node).into(),
         of(|capacity| cpu(capacity.cpu)),
         of(|capacity| memory(capacity.memory)),
         of_known(capacity.gpu_memory.is_some(), |capacity| memory(capacity.gpu_memory.unwrap_or(NO_MEMORY))),
@@ -62,6 +62,16 @@ fn row(node: &NodeStatus) -> [String; 8] {
         of_known(capacity.storage_io.is_some(), |capacity| iops(capacity.storage_io)),
         format!("{}.{}%", cpu_utilisation_permille / 10, cpu_utilisation_permille % 10),
     ]
+}
+
+/// A node that is away takes no tasks either.
+fn state(node: &NodeStatus) -> &'static str {
+    match (node.connected, &node.cordoned_by) {
+        (false, _) => "Away",
+        (true, None) => "Connected",
+        (true, Some(_)) if node.drains => "Draining",
+        (true, Some(_)) => "Cordoned",
+    }
 }
 
 const NO_MEMORY: shaper_core::units::Bytes = shaper_core::units::Bytes(0);
