@@ -15,7 +15,7 @@ use shaper_metrics::{Durations, Exposition, Family, Value, build_and_process, ta
 use crate::{
     actor::{Handle, View},
     config::Stores,
-    reactor::{Lacks, State},
+    reactor::{Lacks, State, scale::GroupView},
     standing::Standing,
 };
 
@@ -93,6 +93,35 @@ struct NodeReading {
     cpu_used: f64,
 }
 
+/// A group of nodes.
+struct GroupReading {
+    name: String,
+    target: Option<u32>,
+    here: u32,
+    coming: u32,
+    leaving: usize,
+    max: u32,
+    failures: u32,
+    waiting: u64,
+}
+
+impl GroupReading {
+    fn all(state: &State) -> Vec<GroupReading> {
+        let wishes = state.scale.wishes();
+        let reading = |GroupView { group, standing, .. }: GroupView<'_>| GroupReading {
+            name: group.name.clone(),
+            target: standing.target,
+            here: standing.registered,
+            coming: standing.coming(standing.registered),
+            leaving: standing.leaving.len(),
+            max: group.max,
+            failures: standing.failures,
+            waiting: wishes.get(&group.name).map_or(0, |wish| wish.tasks),
+        };
+        state.scale_groups().map(reading).collect()
+    }
+}
+
 /// One look at the state: nothing in it grows with the number of tasks.
 struct Reading {
     epoch: u64,
@@ -108,6 +137,8 @@ struct Reading {
     sessions: usize,
     policies: usize,
     policies_revision: u64,
+    cordoned: usize,
+    groups: Vec<GroupReading>,
     tally: Tally,
     commits: Commits,
 }
@@ -134,9 +165,11 @@ impl Reading {
         let state = view.state;
         let [nominated, starting, running] = state.assigned_tasks();
         let open = state.open_tasks();
-        let (mut capacity, mut reserved, mut connected) = (Sum::default(), Sum::default(), 0);
+        let (mut capacity, mut reserved, mut connected, mut cordoned) =
+            (Sum::default(), Sum::default(), 0, 0);
         for node in state.nodes_in_order().filter(|node| node.session.is_some()) {
             connected += 1;
+            cordoned += usize::from(!node.takes_work());
             capacity.add(&node.row.capacity);
             reserved.add(&node.reserved);
         }
@@ -167,6 +200,8 @@ impl Reading {
             sessions: state.sessions.len(),
             policies: state.policies.len(),
             policies_revision,
+            cordoned,
+            groups: GroupReading::all(state),
             tally: state.tally.clone(),
             commits: *view.commits,
         }
@@ -232,7 +267,25 @@ fn add(exposition: &mut Exposition, reading: Reading, queued: usize, left_out: u
         exposition.add(&table::WAITING, &[lack.to_owned()], &[], count(tasks));
     }
     exposition.add(&table::NODES, &[], &["connected"], count(reading.connected));
+    exposition.add(&table::NODES, &[], &["cordoned"], count(reading.cordoned));
     exposition.add(&table::NODES, &[], &["lost"], count(reading.lost));
+    for group in reading.groups {
+        let labels: Arc<[String]> = Arc::from([group.name]);
+        let nodes = &table::SCALE_NODES;
+        exposition.add_shared(nodes, &labels, &["here"], Value::Count(group.here.into()));
+        exposition.add_shared(nodes, &labels, &["coming"], Value::Count(group.coming.into()));
+        exposition.add_shared(nodes, &labels, &["leaving"], count(group.leaving));
+        if let Some(target) = group.target {
+            exposition.add_shared(&table::SCALE_TARGET, &labels, &[], Value::Count(target.into()));
+        }
+        for (family, value) in [
+            (&table::SCALE_MAX, group.max.into()),
+            (&table::SCALE_FAILURES, group.failures.into()),
+            (&table::SCALE_WAITING, group.waiting),
+        ] {
+            exposition.add_shared(family, &labels, &[], Value::Count(value));
+        }
+    }
     let (capacity, reserved) = (reading.capacity, reading.reserved);
     let single: [(&'static Family, Value); 16] = [
         (&table::EPOCH, Value::Count(reading.epoch)),

@@ -26,6 +26,7 @@ pub mod machine;
 pub mod net;
 pub mod pins;
 pub mod process;
+pub mod provider;
 pub mod random;
 pub mod runtimes;
 pub mod scrape;

@@ -22,7 +22,7 @@ families! {
          room (now), backoff (it does not go back to a node for a while) or unknown (nobody has looked yet)",
         &["lack"]);
     /// Nodes.
-    NODES = Family::gauge("shaper_broker_nodes", Unit::None, "Nodes by state: connected or lost", &["state"]);
+    NODES = Family::gauge("shaper_broker_nodes", Unit::None, "Nodes by state: connected, cordoned (of these) or lost", &["state"]);
     /// Sessions.
     SESSIONS = Family::gauge("shaper_broker_sessions", Unit::None, "Sessions of agents", &[]);
     /// Capacity: CPU.
@@ -85,6 +85,23 @@ families! {
     /// Rows.
     ROWS = Family::counter(
         "shaper_broker_committed_rows_total", Unit::None, "Rows that were made durable", &[]);
+    /// Size of a group of nodes.
+    SCALE_TARGET = Family::gauge(
+        "shaper_broker_scale_target_nodes", Unit::None,
+        "Nodes that the provider of the group works towards, as far as is known", &["group"]);
+    /// Its nodes.
+    SCALE_NODES = Family::gauge(
+        "shaper_broker_scale_nodes", Unit::None,
+        "Nodes of the group: here, coming (asked for) or leaving", &["group", "state"]);
+    /// Its bound.
+    SCALE_MAX = Family::gauge("shaper_broker_scale_max_nodes", Unit::None, "The most nodes that the group may have", &["group"]);
+    /// Its failures.
+    SCALE_FAILURES = Family::gauge(
+        "shaper_broker_scale_failures", Unit::None,
+        "Failures in a row of the provider of the group; it is left alone for a while after each", &["group"]);
+    /// Who waits for it.
+    SCALE_WAITING = Family::gauge(
+        "shaper_broker_scale_waiting_tasks", Unit::None, "Tasks that nodes of the group are asked for", &["group"]);
     /// Queue.
     QUEUE = Family::gauge(
         "shaper_broker_queued_requests", Unit::None, "Requests and reports that wait for the thread that decides", &[]);

@@ -158,7 +158,7 @@ impl Scale {
         let reason = match self.told.get(task.demand()) {
             Some(told) => format!("of {} tasks that ask for this, {}", told.tasks, told.text),
             None => {
-                let seconds = self.scaling.settle / SECOND;
+                let seconds = self.scaling.settle as f64 / SECOND as f64;
                 format!("nodes are asked for once it has fitted nowhere for {seconds} s")
             }
         };
@@ -233,6 +233,8 @@ impl Turn<'_> {
             return;
         }
         self.forget_those_that_left(&groups);
+        // A broker that has just begun has not looked at those that it found waiting.
+        self.look_at_all |= self.state.lacks().unknown > 0;
         self.note_idle_nodes();
         let stranded = self.stranded_for_long();
         let rooms: Vec<_> = groups.iter().map(|group| self.room(group)).collect();

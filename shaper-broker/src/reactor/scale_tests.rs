@@ -197,6 +197,20 @@ fn a_broker_that_takes_over_asks_again_and_nobody_is_asked_twice_for_more() {
 }
 
 #[test]
+fn a_broker_that_has_just_begun_asks_for_those_that_it_found_waiting() {
+    let mut before = broker(vec![group("workers", "w*", 4000)]);
+    before.submit(spec("t", 4000, Priority::Medium, 0));
+    let task = Row::Submission { sequence: 0, task: id("t") };
+    let rows = [task, Row::Run { sequence: 0, task: id("t") }].map(|row| before.state.row(&row));
+    let rows = rows.iter().map(|row| (row.key.as_bytes(), row.value.as_deref().unwrap()));
+    let mut later = broker(vec![group("workers", "w*", 4000)]);
+    let scaling = later.state.scale.scaling.clone();
+    later.state = State::load(rows).unwrap();
+    later.state.scale.scaling = scaling;
+    assert_eq!(pass(&mut later, 13).len(), 1, "without a node that connects");
+}
+
+#[test]
 fn nodes_smaller_than_was_said_do_not_come_without_end() {
     let mut broker = broker(vec![group("workers", "w*", 4000)]);
     broker.submit(spec("t", 4000, Priority::Medium, 0));

@@ -247,6 +247,32 @@ fn a_node_that_is_dead_is_said_to_be() {
 }
 
 #[test]
+fn a_node_is_closed_emptied_opened_and_forgotten() {
+    let host = Host::new();
+    let _broker = host.start_broker();
+    let said = |arguments: &[&str]| {
+        let output = host.shaper(arguments);
+        let (text, errors, code) = texts(&output);
+        (text.to_owned(), errors.to_owned(), code)
+    };
+    let says = |text: &str| (text.to_owned(), String::new(), Some(0));
+    assert_eq!(said(&["node", "cordon", "n1"]), says("node n1 takes no more tasks\n"));
+    assert_eq!(said(&["node", "uncordon", "n1"]), says("node n1 takes tasks\n"));
+    assert_eq!(said(&["node", "drain", "n1"]), says("node n1 is drained: it has no tasks\n"));
+    let expected = "\
+TASK  PRIORITY  THERE FOR  CPU TIME  GOES TO
+etl   low               -      1.5s  waits
+node n1 would be drained of 1 tasks, 1 of which fit nowhere else now; they have used 1.5 s of CPU time
+";
+    assert_eq!(said(&["node", "drain", "--dry-run", "n1"]), says(expected));
+    assert_eq!(said(&["node", "remove", "gone"]), says("node gone is forgotten\n"));
+    let refused = "shaper: cannot remove node `n1`: node `n1` answers: stop its agent first\n".to_owned();
+    assert_eq!(said(&["node", "remove", "n1"]), (String::new(), refused, Some(2)));
+    let none = "no groups of nodes: the broker has none to start and end (--scale)\n".to_owned();
+    assert_eq!(said(&["get", "scale"]), (String::new(), none, Some(0)));
+}
+
+#[test]
 fn policies_are_created_changed_and_left() {
     let host = Host::new();
     let _broker = host.start_broker();

@@ -300,6 +300,7 @@ impl Standing {
             self.to_withdraw = self.to_withdraw.min(self.given_up);
             if self.failures > 0 || self.problem.is_some() {
                 self.failures = 0;
+                self.rests_until = 0;
                 self.problem = None;
             }
             self.note(now, format!("{came} came: {registered} are here"));

@@ -161,7 +161,7 @@ fn a_provider_that_fails_is_left_alone_for_longer_and_longer() {
     assert!(it.next(&group, facts(0, 1), now).0.is_some());
     it.settle(20, Ok(None), now);
     it.next(&group, facts(1, 0), now + SECOND);
-    assert_eq!((it.failures, &it.problem), (0, &None));
+    assert_eq!((it.failures, it.rests_until, &it.problem), (0, 0, &None));
 }
 
 #[test]

@@ -12,4 +12,5 @@ mod metrics;
 mod nobody;
 mod nodes;
 mod room;
+mod scale;
 mod silent;

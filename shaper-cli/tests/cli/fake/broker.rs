@@ -295,6 +295,39 @@ impl broker_server::Broker for Service {
         }
     }
 
+    async fn cordon_node(
+        &self,
+        request: Request<v1::CordonNodeRequest>,
+    ) -> Result<Response<v1::CordonNodeResponse>, Status> {
+        let request = request.into_inner();
+        let task = v1::LeavingTask {
+            task_id: "etl".into(),
+            priority: v1::Priority::Low.into(),
+            cpu_nanos: 1_500_000_000,
+            ..v1::LeavingTask::default()
+        };
+        let drains = request.wish() == v1::NodeWish::Drained;
+        let tasks = if drains && request.dry_run { vec![task] } else { Vec::new() };
+        Ok(Response::new(v1::CordonNodeResponse { tasks }))
+    }
+
+    async fn remove_node(
+        &self,
+        request: Request<v1::RemoveNodeRequest>,
+    ) -> Result<Response<v1::RemoveNodeResponse>, Status> {
+        match request.into_inner().node.as_str() {
+            "gone" => Ok(Response::new(v1::RemoveNodeResponse {})),
+            node => Err(Status::failed_precondition(format!("node `{node}` answers: stop its agent first"))),
+        }
+    }
+
+    async fn get_scale(
+        &self,
+        _: Request<v1::GetScaleRequest>,
+    ) -> Result<Response<v1::GetScaleResponse>, Status> {
+        Ok(Response::new(v1::GetScaleResponse::default()))
+    }
+
     async fn apply_policy(
         &self,
         request: Request<v1::ApplyPolicyRequest>,
@@ -447,5 +480,6 @@ pub(crate) fn node(name: &str, agent_socket: &Path) -> v1::NodeStatus {
         cpu_utilisation_permille: 425,
         agent_socket: agent_socket.to_str().unwrap().into(),
         boot_id: "b1".into(),
+        ..v1::NodeStatus::default()
     }
 }
