@@ -15,11 +15,11 @@ fn wish(broker: &mut Broker, node: &str, wish: NodeWish) -> Result<Answer, Refus
 }
 
 fn answer(effects: &[Effect]) -> Result<Answer, Refusal> {
-    let answers = effects.iter().filter_map(|effect| match effect {
+    let mut answers = effects.iter().filter_map(|effect| match effect {
         Effect::Answer(answer) => Some(answer.clone()),
         _ => None,
     });
-    answers.last().expect("who asks is answered")
+    answers.next_back().expect("who asks is answered")
 }
 
 fn remove(broker: &mut Broker, node: &str) -> Result<Answer, Refusal> {

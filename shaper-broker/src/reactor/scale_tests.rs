@@ -248,7 +248,7 @@ fn a_provider_that_tells_is_believed_and_what_it_would_not_end_takes_tasks_again
     end(&mut broker, session, "t");
     let asked = pass(&mut broker, 70);
     let [(_, Order { number, kind: OrderKind::Remove { .. }, .. })] = asked[..] else { panic!("{asked:?}") };
-    done(&mut broker, "workers", number, Err("it is protected".into()));
+    done(&mut broker, "workers", number, Err("it is protected"));
     assert!(!broker.state.nodes["w1"].takes_work());
     pass(&mut broker, 1);
     assert!(broker.state.nodes["w1"].takes_work());

@@ -12,8 +12,11 @@ use tonic::{Request, Response, Status};
 use super::Wishes;
 use crate::reactor::scale::Wish;
 
-/// What can be asked for: its name, and the amount.
-const METRICS: [(&str, fn(&Wish) -> f64); 4] = [
+/// Its name, and the amount.
+type Metric = (&'static str, fn(&Wish) -> f64);
+
+/// What can be asked for.
+const METRICS: [Metric; 4] = [
     ("nodes", |wish| f64::from(wish.target)),
     ("pending_tasks", |wish| wish.tasks as f64),
     ("pending_cpu_cores", |wish| wish.millicores as f64 / 1e3),

@@ -43,7 +43,7 @@ pub type Wishes = watch::Receiver<BTreeMap<String, Wish>>;
 
 /// One who starts and ends nodes.
 enum Driver {
-    ExternalGrpc(ExternalGrpc),
+    ExternalGrpc(Box<ExternalGrpc>),
     Webhook(Box<Webhook>),
     Exec(Exec),
     /// It asks by itself.
@@ -53,9 +53,9 @@ enum Driver {
 impl Driver {
     fn of(group: &Group) -> Driver {
         match &group.provider {
-            Provider::ExternalGrpc { address, group: id, ca, identity } => {
-                Driver::ExternalGrpc(ExternalGrpc::new(address, id, ca.as_deref(), identity.as_ref()))
-            }
+            Provider::ExternalGrpc { address, group: id, ca, identity } => Driver::ExternalGrpc(Box::new(
+                ExternalGrpc::new(address, id, ca.as_deref(), identity.as_ref()),
+            )),
             Provider::Webhook { url, secret_file, ca } => {
                 Driver::Webhook(Box::new(Webhook::new(url, secret_file, ca.as_deref())))
             }
