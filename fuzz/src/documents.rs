@@ -86,3 +86,16 @@ pub fn policy(data: &[u8]) {
     assert!(!document::policy_fields(&policy).is_empty());
     travels::<Policy, v1::Policy>(&policy);
 }
+
+/// Groups of nodes that are started and ended.
+pub fn scale(data: &[u8]) {
+    let scaling = match document::scaling("f", data) {
+        Ok(scaling) => scaling,
+        Err(error) => return refused(data, &error),
+    };
+    assert!(!scaling.groups.is_empty());
+    for group in &scaling.groups {
+        assert!(group.min <= group.max && group.max > 0 && group.timeout > 0, "{group:?}");
+        assert!(group.capacity.is_some() || group.provider.tells(), "{group:?}");
+    }
+}

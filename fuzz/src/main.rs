@@ -19,6 +19,7 @@ type Target = fn(&[u8]);
 const TARGETS: &[(&str, Target)] = &[
     ("task", documents::task),
     ("policy", documents::policy),
+    ("scale", documents::scale),
     ("wire", wire::wire),
     ("cgroup", cgroup::cgroup),
     ("proc", cgroup::proc),
