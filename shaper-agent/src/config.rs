@@ -17,6 +17,7 @@ use shaper_identity::address::Address;
 use shaper_proto::daemon::{self, OptionError, group_id, socket_path};
 
 use crate::{
+    adoption,
     gpu::{self, Library},
     kernel::hierarchy::Hierarchies,
     manager,
@@ -117,6 +118,16 @@ pub struct Options {
     /// What happens on SIGTERM: limits and tasks stay as they are, or everything is released
     #[arg(long, value_enum, default_value_t = OnExit::Keep)]
     pub on_exit: OnExit,
+    /// Rules by which cgroups that others made (containers, pods, units) become tasks by themselves: see docs/containers.md.
+    /// The file is read again when it changes
+    #[arg(long, value_name = "FILE")]
+    pub adopt: Option<PathBuf>,
+    /// Where Docker answers …
+    #[arg(long, value_name = "SOCKET", default_value = "/run/docker.sock")]
+    pub docker: PathBuf,
+    /// … and Podman: rules ask them for names, images and labels of containers
+    #[arg(long, value_name = "SOCKET", default_value = "/run/podman/podman.sock")]
+    pub podman: PathBuf,
     /// Also logs what the kernel programs say (never per packet)
     #[arg(long)]
     pub debug_bpf: bool,
@@ -257,6 +268,9 @@ pub enum ConfigError {
     /// More tasks than the tables can be made for, or none.
     #[error("--max-tasks: {0} is not from 1 to {max}", max = SLOTS_MAX - SLOT_FIRST)]
     MaxTasks(u32),
+    /// Rules that cannot be read.
+    #[error("--adopt")]
+    Adoption(#[source] adoption::RulesError),
     /// No cgroup v2.
     #[error("no cgroup v2 is mounted; mount one: mount -t cgroup2 none /sys/fs/cgroup/unified")]
     NoCgroup2,
@@ -352,6 +366,8 @@ pub struct Config {
     pub max_tasks_per_user: usize,
     /// On SIGTERM.
     pub on_exit: OnExit,
+    /// Rules of adoption, and whom they ask.
+    pub adoption: Option<adoption::Config>,
     /// Messages of the programs.
     pub debug_bpf: bool,
 }
@@ -411,6 +427,16 @@ impl Options {
         });
         let brokers = brokers.collect::<Result<_, _>>()?;
         let metrics = self.metrics.check(self.tls_dir.as_deref())?;
+        let adoption = self.adopt.map(|file| adoption::Config {
+            file,
+            mount: hierarchies.v2.clone(),
+            own: cgroup_root.clone(),
+            docker: self.docker,
+            podman: self.podman,
+        });
+        if let Some(adoption) = &adoption {
+            adoption.read().map_err(ConfigError::Adoption)?;
+        }
         let capacity_is_configured = self.capacity.is_some();
         let capacity = capacity(self.capacity.as_deref().unwrap_or_default())?;
         let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
@@ -444,6 +470,7 @@ impl Options {
             max_tasks: self.max_tasks,
             max_tasks_per_user: self.max_tasks_per_user,
             on_exit: self.on_exit,
+            adoption,
             debug_bpf: self.debug_bpf,
         })
     }

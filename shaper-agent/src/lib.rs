@@ -4,6 +4,7 @@
 
 pub mod actor;
 pub mod actuate;
+pub mod adoption;
 pub mod calibrate;
 pub mod config;
 pub mod contact;

@@ -9,7 +9,7 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use shaper_agent::{
     actor::{self, Handle},
-    calibrate,
+    adoption, calibrate,
     config::{Config, OnExit, Options},
     kernel::features,
     launch, metrics,
@@ -47,6 +47,9 @@ enum Command {
     /// With or without a running agent: measures what a block device can do, and has the kernel divide it by weight
     /// (io.cost). It only reads, unless it is told where it may write
     Calibrate(Box<calibrate::Options>),
+    /// With or without a running agent: which cgroups the rules of a file would adopt now, a line each: rule, tab, task, tab,
+    /// cgroup
+    Adoption(adoption::Check),
     /// Without a running agent: lifts every limit and removes all that an agent made in the kernel
     Release(Box<Release>),
 }
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         None => serve(arguments.options),
         Some(Command::Probe) => probe(),
         Some(Command::Calibrate(options)) => calibrate(&options),
+        Some(Command::Adoption(check)) => adoption(&check),
         Some(Command::Release(release)) => release_all(release.options),
     };
     match result {
@@ -104,6 +108,14 @@ fn probe() -> Result<(), Error> {
 fn calibrate(options: &calibrate::Options) -> Result<(), Error> {
     let done = calibrate::run(options, &mut |what| eprintln!("shaper-agent: {what}"))?;
     print!("{done}");
+    Ok(())
+}
+
+fn adoption(check: &adoption::Check) -> Result<(), Error> {
+    let mut stdout = io::stdout().lock();
+    for line in check.run()? {
+        writeln!(stdout, "{line}")?;
+    }
     Ok(())
 }
 
@@ -159,6 +171,7 @@ async fn listen(config: &Config, handle: Handle) -> Result<(), Error> {
     let ticks = tokio::spawn(actor::tick(handle.clone()));
     let session = (!config.brokers.is_empty())
         .then(|| tokio::spawn(session::keep(config.brokers.clone(), handle.clone())));
+    let adoption = config.adoption.clone().map(|config| tokio::spawn(adoption::keep(config, handle.clone())));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tracing::info!(node = config.node, socket = %config.socket.display(), "ready");
@@ -176,7 +189,7 @@ async fn listen(config: &Config, handle: Handle) -> Result<(), Error> {
     };
     accept.abort();
     ticks.abort();
-    for helper in [session, metrics].into_iter().flatten() {
+    for helper in [session, metrics, adoption].into_iter().flatten() {
         helper.abort();
     }
     let _ = fs::remove_file(&config.socket);

@@ -9,7 +9,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use shaper_core::{
-    id::ExecutionId,
+    adopt::Writers,
+    id::{ExecutionId, TaskId},
     limits::Limits,
     task::{OomKill, Origin, Owner, Phase, UnixNanos, Usage, Workload},
     units::Bytes,
@@ -72,6 +73,12 @@ pub struct Record {
     /// Its baseline is back, and it is on its way out of management: whoever finds this goes on with that.
     #[serde(default)]
     pub let_go: bool,
+    /// The rule by which it was adopted.
+    #[serde(default)]
+    pub adopted_by: Option<TaskId>,
+    /// What is done when others write to its files; `None`: as with all tasks of the node.
+    #[serde(default)]
+    pub writers: Option<Writers>,
     /// When what is left of it is killed, after a cancellation: `CLOCK_BOOTTIME`, ns.
     pub kill_at_boottime_ns: Option<u64>,
 }
@@ -130,6 +137,8 @@ impl Record {
             oom_kill: None,
             assignment: None,
             let_go: false,
+            adopted_by: None,
+            writers: None,
             kill_at_boottime_ns: None,
         }
     }

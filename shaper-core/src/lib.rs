@@ -4,6 +4,7 @@
 #![warn(missing_docs)]
 
 pub mod adjust;
+pub mod adopt;
 pub mod burst;
 pub mod doctor;
 pub mod document;

@@ -269,6 +269,9 @@ pub struct TaskStatus {
     /// What it is an execution of, where somebody has said.
     #[serde(default)]
     pub workload: Option<Workload>,
+    /// The rule by which it was adopted; `None`: somebody asked for it.
+    #[serde(default)]
+    pub adopted_by: Option<TaskId>,
 }
 
 impl TaskStatus {

@@ -424,6 +424,7 @@ impl From<TaskStatus> for v1::Task {
             idle,
             oom_kill,
             notes,
+            adopted_by,
         } = task;
         let wire =
             |Enforcement { resource, mechanism, in_force }| v1::Enforcement { resource, mechanism, in_force };
@@ -449,6 +450,7 @@ impl From<TaskStatus> for v1::Task {
             idle: idle.map(Into::into),
             oom_kill: oom_kill.map(Into::into),
             notes,
+            adopted_by: adopted_by.map(String::from).unwrap_or_default(),
         }
     }
 }
@@ -481,6 +483,10 @@ impl TryFrom<v1::Task> for TaskStatus {
             idle: wire.idle.map(TryInto::try_into).transpose()?,
             oom_kill: wire.oom_kill.map(Into::into),
             notes: wire.notes,
+            adopted_by: Some(wire.adopted_by)
+                .filter(|rule| !rule.is_empty())
+                .map(TaskId::try_from)
+                .transpose()?,
         })
     }
 }
@@ -573,6 +579,7 @@ mod tests {
             }),
             oom_kill: Some(OomKill { at: 1, limit: Limit::At(Bytes(2)), peak: Some(Bytes(3)), kills: 4 }),
             notes: vec!["note".into()],
+            adopted_by: Some("web".parse().unwrap()),
         };
         assert_eq!(TaskStatus::try_from(v1::Task::from(task.clone())), Ok(task));
     }

@@ -231,6 +231,7 @@ impl Node {
             }
             done.push(format!("{id}: {knob} is `{value}` again"));
         }
+        self.leave_alone(&task.record);
         // From here on there is no way back: on a hybrid host it may be out of the groups of one controller already.
         task.record.let_go = true;
         if let Err(error) = task.record.save(self.state_dir()) {

@@ -10,6 +10,7 @@ pub mod cluster;
 mod end;
 mod enter;
 mod events;
+mod found;
 mod idle;
 mod io_latency;
 mod memory;
@@ -42,7 +43,7 @@ use tokio::{
 };
 
 use self::cluster::{Assignment, News};
-pub use self::{change::Hold, enter::EnterRequest};
+pub use self::{change::Hold, enter::EnterRequest, found::Found};
 use shaper_proto::peer::Caller;
 
 use crate::{
@@ -270,6 +271,8 @@ pub struct Node {
     cpu_utilisation_permille: u32,
     ticks: u64,
     counts: telemetry::Counts,
+    /// Cgroups that somebody released after a rule had adopted them, by id.
+    let_alone: BTreeSet<u64>,
     stopping: bool,
     // Held for as long as the node lives.
     _lock: fs::File,
@@ -333,6 +336,7 @@ impl Node {
             cpu_utilisation_permille: 0,
             ticks: 0,
             counts: telemetry::Counts::default(),
+            let_alone: BTreeSet::new(),
             stopping: false,
             _lock: lock,
         };

@@ -136,8 +136,19 @@ impl Node {
 
     pub(super) fn status(&self, id: &TaskId) -> Result<TaskStatus, NodeError> {
         let task = self.task(id)?;
-        let Record { execution, owner, runs_as, origin, workload, cgroup, limits, created_at, phase, .. } =
-            &task.record;
+        let Record {
+            execution,
+            owner,
+            runs_as,
+            origin,
+            workload,
+            cgroup,
+            limits,
+            created_at,
+            phase,
+            adopted_by,
+            ..
+        } = &task.record;
         let mut enforcement: Vec<Enforcement> = match (&task.target, &self.bpf) {
             (Some(target), Some(bpf)) if task.is_running() => {
                 match actuate::enforcement(target, bpf, &task.record.baseline) {
@@ -181,6 +192,7 @@ impl Node {
             idle: task.idling.status(),
             oom_kill: task.record.oom_kill,
             notes: self.notes(task),
+            adopted_by: adopted_by.clone(),
         })
     }
 

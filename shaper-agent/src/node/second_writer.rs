@@ -11,6 +11,7 @@ use std::{
 };
 
 use shaper_core::{
+    adopt,
     id::TaskId,
     ledger::{Actor, Cause, Kind, Outcome},
     limits::{Limit, LimitsChange},
@@ -231,10 +232,21 @@ impl Node {
         }
     }
 
+    /// What is done when others write to the files of a task.
+    fn writers_policy(&self, id: &TaskId) -> SecondWriter {
+        let own = self.tasks.get(id).and_then(|task| task.record.writers);
+        match own {
+            Some(adopt::Writers::Hold) => SecondWriter::Hold,
+            Some(adopt::Writers::Yield) => SecondWriter::Yield,
+            Some(adopt::Writers::Report) => SecondWriter::Report,
+            None => self.config.second_writer,
+        }
+    }
+
     fn write_down(&mut self, id: &TaskId, found: &[Change], who: &Actor) {
         let Some(task) = self.tasks.get(id) else { return };
         self.counts.second_writes += 1;
-        let reason = match self.config.second_writer {
+        let reason = match self.writers_policy(id) {
             SecondWriter::Hold => "a second writer; it is turned back",
             SecondWriter::Yield => "a second writer; it is left to them",
             SecondWriter::Report => "a second writer; it is left so",
@@ -268,10 +280,10 @@ impl Node {
                 .iter()
                 .map(|Change { knob, before, after }| format!("{knob}: {before} → {after}"))
                 .collect();
-            tracing::warn!(task = %id, %who, what = what.join("; "), policy = ?self.config.second_writer, "a second writer");
+            tracing::warn!(task = %id, %who, what = what.join("; "), policy = ?self.writers_policy(id), "a second writer");
             self.write_down(id, &news, who);
         }
-        match self.config.second_writer {
+        match self.writers_policy(id) {
             SecondWriter::Report => {
                 self.remember(id, &news, who, "is left so (--second-writer report)");
                 Ok(())

@@ -518,23 +518,35 @@ impl Node {
         let execution = ExecutionId { task: id.clone(), attempt };
         let at = (now(), self.boot_id.as_str());
         let record = Record::beginning(execution, caller.as_owner(), Origin::Adopted, limits, at);
-        let mut record = Record { cgroup: path, ..record };
+        let record = Record { cgroup: path, ..record };
+        self.begin_adopted(record, Cause::new(Actor::User(caller.uid), "adopt"))?;
+        self.join_older_sockets(&[id.clone()])?;
+        self.status(&id)
+    }
+
+    /// Brings the cgroup of a record under management; [`Node::join_older_sockets`] is to follow.
+    pub(super) fn begin_adopted(&mut self, mut record: Record, cause: Cause) -> Result<(), NodeError> {
         record.cgroup_id = Some(self.may_adopt(&record.cgroup)?);
-        self.begin(record, Cause::new(Actor::User(caller.uid), "adopt"))?;
-        // Sockets that are older than the adoption join the pacing loop.
+        self.begin(record, cause)
+    }
+
+    /// Sockets that are older than the adoption of these tasks join the pacing loop.
+    pub(super) fn join_older_sockets(&mut self, adopted: &[TaskId]) -> Result<(), NodeError> {
         if let Err(error) = self.bpf.as_ref().ok_or_else(not_established)?.walk_tcp() {
-            self.note(
-                &id,
-                &format!("its older connections may not follow a network limit: {}", launch::chain(&error)),
-            );
+            let error = launch::chain(&error);
+            for id in adopted {
+                self.note(id, &format!("its older connections may not follow a network limit: {error}"));
+            }
         }
         if !features::is_at_least(6, 12) {
-            self.note(
-                &id,
-                "connections older than the adoption follow the network limit only when it is changed",
-            );
+            for id in adopted {
+                self.note(
+                    id,
+                    "connections older than the adoption follow the network limit only when it is changed",
+                );
+            }
         }
-        self.status(&id)
+        Ok(())
     }
 
     /// Refuses what cannot be adopted; the id of what can.

@@ -171,6 +171,7 @@ fn text(task: &TaskStatus, now: UnixNanos) -> String {
         runs_as,
         origin,
         workload,
+        adopted_by,
         phase,
         pid,
         cgroup,
@@ -189,6 +190,9 @@ fn text(task: &TaskStatus, now: UnixNanos) -> String {
     field("Task", &format!("{task_id} (attempt {attempt})"));
     field("Phase", &ended(phase, now));
     field("Origin", &origin_of(origin));
+    if let Some(rule) = adopted_by {
+        field("By rule", rule.as_str());
+    }
     if let Some(workload) = workload {
         field("Workload", &workload_of(workload));
     }

@@ -5,6 +5,7 @@
 //! what could grow (anchors, deep nesting, more than [`MAX_BYTES`]). JSON is read by the same parser,
 //! for it is YAML. Numbers are read as they are spelt, without a float.
 
+mod adoption;
 mod error;
 mod number;
 mod policy;
@@ -30,6 +31,7 @@ pub use source::MAX_BYTES;
 pub use task::{MAX_RETRIES, NoCommand, TaskDraft, fits_label};
 
 use crate::{
+    adopt::Rule,
     scale::Scaling,
     spec::{Policy, Profile},
 };
@@ -54,6 +56,11 @@ pub fn scaling(file: &str, text: impl AsRef<[u8]>) -> Result<Scaling, DocumentEr
 /// Reads a task spec, or a bare profile as a draft of one. `file` is its name in errors.
 pub fn task(file: &str, text: impl AsRef<[u8]>) -> Result<TaskDraft, DocumentError> {
     read(file, text.as_ref(), task::task)
+}
+
+/// Reads the rules by which an agent adopts cgroups. `file` is its name in errors.
+pub fn adoption_rules(file: &str, text: impl AsRef<[u8]>) -> Result<Vec<Rule>, DocumentError> {
+    read(file, text.as_ref(), adoption::rules)
 }
 
 fn read<T>(

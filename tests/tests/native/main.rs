@@ -3,6 +3,7 @@
 mod abi;
 mod admission;
 mod adopt;
+mod adoption;
 mod burst;
 mod ceiling;
 mod corners;

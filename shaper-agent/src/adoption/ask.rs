@@ -1,0 +1,258 @@
+//! What rules have to know beyond a path: Docker and Podman are asked for a container by their API, and the kubelet's
+//! directories of logs, `NAMESPACE_NAME_UID`, say whose a pod is.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    io::{self, Read, Write},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use serde::Deserialize;
+use shaper_core::adopt::{Choice, ContainerFacts, Facts, Place, PodFacts, Rule, Runtime, choose};
+
+use super::Config;
+use crate::node::Found;
+
+/// Where the kubelet has the logs of pods.
+const POD_LOGS: &str = "/var/log/pods";
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long nobody asks again after there was none.
+const SILENCE: Duration = Duration::from_secs(4);
+/// Bytes of an answer.
+const ANSWER_MAX: u64 = 1 << 20;
+
+/// Whom to ask.
+pub(super) struct Sources {
+    docker: PathBuf,
+    podman: PathBuf,
+    /// Who did not answer, until when nobody asks again, and what was said.
+    silent: HashMap<PathBuf, (Instant, String)>,
+}
+
+/// What comes of a cgroup.
+pub(super) enum Answer {
+    /// No rule takes it.
+    Nobody,
+    /// That cannot be said now, and why, if somebody ought to know.
+    NotYet(Option<String>),
+    /// It becomes this.
+    Taken(Box<Found>),
+}
+
+impl Sources {
+    pub(super) fn new(config: &Config) -> Sources {
+        Sources { docker: config.docker.clone(), podman: config.podman.clone(), silent: HashMap::new() }
+    }
+
+    /// Which rule takes a cgroup; others are asked only where a rule needs it.
+    pub(super) async fn judge(&mut self, rules: &[Rule], path: &str, is_roots: bool) -> Answer {
+        let place = Place::of(path);
+        let mut facts = Facts { is_roots, ..Facts::default() };
+        loop {
+            match choose(rules, &place, &facts) {
+                Choice::Nobody => return Answer::Nobody,
+                Choice::Taken(rule) => return taken(rule, &place, &facts),
+                Choice::AskContainer => match self.container(&place).await {
+                    Ok(Some(known)) => facts.container = Some(known),
+                    // Its runtime has not heard of it: it is about to, or somebody else made this.
+                    Ok(None) => return Answer::NotYet(None),
+                    Err(why) => return Answer::NotYet(Some(why)),
+                },
+                Choice::AskPod => match pod(Path::new(POD_LOGS), &place) {
+                    Ok(Some(known)) => facts.pod = Some(known),
+                    Ok(None) => return Answer::NotYet(None),
+                    Err(error) => return Answer::NotYet(Some(format!("cannot list {POD_LOGS}: {error}"))),
+                },
+            }
+        }
+    }
+
+    async fn container(&mut self, place: &Place<'_>) -> Result<Option<ContainerFacts>, String> {
+        let Some(container) = place.container else { return Ok(None) };
+        let socket = match container.runtime {
+            Some(Runtime::Podman) => self.podman.clone(),
+            _ => self.docker.clone(),
+        };
+        // Who does not answer keeps those waiting whom nobody has to ask: once for all of them is enough.
+        if let Some((until, why)) = self.silent.get(&socket)
+            && *until > Instant::now()
+        {
+            return Err(why.clone());
+        }
+        let id = container.id.to_owned();
+        let at = socket.clone();
+        let asked = tokio::task::spawn_blocking(move || inspect(&at, &id)).await;
+        let asked = asked.unwrap_or_else(|error| Err(io::Error::other(error)));
+        asked.map_err(|error| {
+            let why = format!("cannot ask at {}: {error}", socket.display());
+            self.silent.insert(socket, (Instant::now() + SILENCE, why.clone()));
+            why
+        })
+    }
+}
+
+fn taken(rule: &Rule, place: &Place<'_>, facts: &Facts) -> Answer {
+    match rule.workload(place, facts) {
+        Ok(workload) => Answer::Taken(Box::new(Found {
+            cgroup: PathBuf::new(),
+            rule: rule.name.clone(),
+            workload,
+            limits: rule.task.limits,
+            writers: rule.task.writers,
+        })),
+        Err(error) => Answer::NotYet(Some(format!("rule {}: {error}", rule.name))),
+    }
+}
+
+/// Whose that pod is, by the directories there.
+fn pod(logs: &Path, place: &Place<'_>) -> io::Result<Option<PodFacts>> {
+    let Some(pod) = &place.pod else { return Ok(None) };
+    let entries = match fs::read_dir(logs) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    for entry in entries {
+        let name = entry?.file_name();
+        // Neither a namespace nor a name has a `_`.
+        let mut parts = name.to_str().unwrap_or_default().splitn(3, '_');
+        if let (Some(namespace), Some(name), Some(uid)) = (parts.next(), parts.next(), parts.next())
+            && uid == pod.uid
+        {
+            return Ok(Some(PodFacts { namespace: namespace.to_owned(), name: name.to_owned() }));
+        }
+    }
+    Ok(None)
+}
+
+/// What Docker's API says of a container, as far as it is of use here; Podman's says the same.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Inspected {
+    id: String,
+    name: String,
+    config: InspectedConfig,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct InspectedConfig {
+    #[serde(default)]
+    image: String,
+    #[serde(default)]
+    labels: Option<BTreeMap<String, String>>,
+}
+
+/// Asks for a container; `None`: there is none of that id.
+fn inspect(socket: &Path, id: &str) -> io::Result<Option<ContainerFacts>> {
+    let Some(body) = get(socket, &format!("/containers/{id}/json"))? else { return Ok(None) };
+    let invalid = |error: serde_json::Error| io::Error::new(io::ErrorKind::InvalidData, error);
+    let Inspected { id: found, name, config } = serde_json::from_slice(&body).map_err(invalid)?;
+    if found != id {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the answer is about another container"));
+    }
+    let InspectedConfig { image, labels } = config;
+    let name = name.trim_start_matches('/').to_owned();
+    Ok(Some(ContainerFacts { name, image, labels: labels.unwrap_or_default() }))
+}
+
+/// The body of what is there; `None`: nothing. HTTP/1.0, so that the answer is whole when the connection ends.
+fn get(socket: &Path, path: &str) -> io::Result<Option<Vec<u8>>> {
+    let invalid = |text: &str| io::Error::new(io::ErrorKind::InvalidData, text.to_owned());
+    let until = Instant::now() + PATIENCE;
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes())?;
+    let mut answer = Vec::new();
+    let mut buffer = [0; 8192];
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut buffer)? {
+            0 => break,
+            read => answer.extend_from_slice(&buffer[..read]),
+        }
+        if answer.len() as u64 > ANSWER_MAX {
+            return Err(invalid("the answer is too long"));
+        }
+    }
+    let end = answer.windows(4).position(|window| window == b"\r\n\r\n");
+    let end = end.ok_or_else(|| invalid("the answer has no head"))?;
+    let head = String::from_utf8_lossy(&answer[..end]).into_owned();
+    let status = head.split_ascii_whitespace().nth(1).unwrap_or_default();
+    match status {
+        "200" => Ok(Some(answer.split_off(end + 4))),
+        "404" => Ok(None),
+        other => Err(invalid(&format!("the answer is {}", other.escape_default()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::net::UnixListener, thread};
+
+    use super::*;
+
+    const ID: &str = "4f0c2b1e9d8a7f6e5d4c3b2a190807060504030201000f0e0d0c0b0a09080706";
+
+    /// What is made of an answer.
+    fn answered(answer: &str) -> (String, io::Result<Option<ContainerFacts>>) {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("socket");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let answer = answer.to_owned();
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut buffer = [0; 4096];
+            let read = stream.read(&mut buffer).unwrap();
+            stream.write_all(answer.as_bytes()).unwrap();
+            String::from_utf8_lossy(&buffer[..read]).into_owned()
+        });
+        let found = inspect(&socket, ID);
+        (server.join().unwrap(), found)
+    }
+
+    #[test]
+    fn a_container_is_asked_for_by_its_id() {
+        let body = format!(
+            r#"{{"Id":"{ID}","Name":"/web","State":{{}},"Config":{{"Image":"registry/web:1","Labels":{{"team":"data"}}}}}}"#
+        );
+        let (asked, found) =
+            answered(&format!("HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n{body}"));
+        assert!(asked.starts_with(&format!("GET /containers/{ID}/json HTTP/1.0\r\n")), "{asked}");
+        let found = found.unwrap().unwrap();
+        assert_eq!((found.name.as_str(), found.image.as_str()), ("web", "registry/web:1"));
+        assert_eq!(found.labels["team"], "data");
+        assert_eq!(answered("HTTP/1.0 404 Not Found\r\n\r\n{}").1.unwrap(), None);
+        for bad in [
+            "",
+            "HTTP/1.0 500 No\r\n\r\n",
+            "HTTP/1.0 200 OK\r\n\r\n{",
+            &format!("HTTP/1.0 200 OK\r\n\r\n{}", body.replace("4f0c", "ffff")),
+        ] {
+            assert!(answered(bad).1.is_err(), "{bad}");
+        }
+        let endless = format!("HTTP/1.0 200 OK\r\n\r\n{}", " ".repeat(ANSWER_MAX as usize + 1));
+        assert!(answered(&endless).1.is_err());
+    }
+
+    #[test]
+    fn a_pod_is_known_by_its_directory_of_logs() {
+        let logs = tempfile::tempdir().unwrap();
+        let path = "kubepods/burstable/pod0f3a1c52-7d1e-4c55-9a3b-2f1e0d9c8b7a";
+        let place = Place::of(path);
+        assert_eq!(pod(logs.path(), &place).unwrap(), None);
+        for name in ["batch_etl-1_0f3a1c52-7d1e-4c55-9a3b-2f1e0d9c8b7a", "odd", "a_b_c"] {
+            fs::create_dir(logs.path().join(name)).unwrap();
+        }
+        let expected = PodFacts { namespace: "batch".into(), name: "etl-1".into() };
+        assert_eq!(pod(logs.path(), &place).unwrap(), Some(expected));
+        assert_eq!(pod(&logs.path().join("absent"), &place).unwrap(), None);
+    }
+}
