@@ -103,6 +103,7 @@ pub const CALLS: &[Call] = &[
     reads(  "/shaper.v1.Broker/PreviewPolicies",          [Y,   N,   O,   Y,   N,   N,   N,   N]),
     reads(  "/shaper.v1.Broker/GetProfile",               [Y,   O,   O,   Y,   N,   Y,   N,   N]),
     reads(  "/shaper.v1.Broker/ListProfiles",             [Y,   O,   O,   Y,   N,   Y,   N,   N]),
+    changes("/shaper.v1.Broker/OpenUi",                   [Y,   O,   O,   Y,   N,   O,   N,   N]),
     long(changes("/shaper.v1.AgentSession/Attach",        [Y,   N,   N,   N,   O,   N,   N,   N])),
     changes("/shaper.v1.Enrolment/CreateToken",           [Y,   N,   N,   Y,   N,   N,   N,   N]),
     changes("/shaper.v1.Enrolment/Join",                  [N,   N,   N,   N,   N,   N,   N,   O]),

@@ -33,6 +33,9 @@ pub struct Options {
     /// Where metrics are served.
     #[command(flatten)]
     pub metrics: shaper_metrics::listen::Options,
+    /// Where the web page is served.
+    #[command(flatten)]
+    pub web: crate::web::Options,
     /// Tasks that have not ended; more are refused
     #[arg(long, value_name = "TASKS", default_value_t = Bounds::default().open_tasks)]
     pub max_open_tasks: usize,
@@ -177,6 +180,9 @@ pub enum ConfigError {
     /// Where metrics are served.
     #[error(transparent)]
     Metrics(#[from] shaper_metrics::listen::OptionsError),
+    /// Where the web page is served.
+    #[error(transparent)]
+    Web(#[from] crate::web::OptionsError),
     /// Not an address.
     #[error("--listen {0}: say an address and a port, such as tcp://127.0.0.1:7070 or tcp://[::]:7070")]
     NotAnAddress(String),
@@ -204,6 +210,8 @@ pub struct Config {
     pub socket_gid: u32,
     /// Where metrics are served.
     pub metrics: Option<shaper_metrics::listen::Config>,
+    /// Where the web page is served.
+    pub web: Option<crate::web::Config>,
     /// How much there may be.
     pub bounds: Bounds,
     /// State.
@@ -255,6 +263,7 @@ impl Options {
             tls_dir,
             identities,
             metrics,
+            web,
             max_open_tasks,
             keep_ended,
             task_lease_seconds,
@@ -281,7 +290,8 @@ impl Options {
         }
         let socket_gid = group_id(&socket_group)?;
         let metrics = metrics.check(tls_dir.as_deref())?;
-        Ok(Config { socket, tcp, identities, socket_gid, metrics, bounds, store })
+        let web = web.check(tls_dir.as_deref())?;
+        Ok(Config { socket, tcp, identities, socket_gid, metrics, web, bounds, store })
     }
 }
 

@@ -22,6 +22,7 @@ mod preempt;
 pub mod query;
 pub mod rows;
 mod schedule;
+pub mod shown;
 pub mod state;
 mod waiting;
 
@@ -529,6 +530,7 @@ impl Turn<'_> {
         }
         if !is_on_a_node {
             self.state.watches.remove(id);
+            self.state.shown.end(id);
         }
         let entered = self.state.enter(id);
         debug_assert!(entered, "task `{id}` was placed on a node that is not there");
@@ -546,6 +548,7 @@ impl Turn<'_> {
     ) {
         self.state.tally.decided(kind);
         let decision = Decision { at: self.now, by: "broker".to_owned(), kind, reason: reason.into(), nodes };
+        self.state.shown.note(id, &decision);
         if let Some(row) = self.change(id) {
             row.decide(decision);
         }

@@ -22,6 +22,7 @@ use super::{
     lost::Leases,
     places::Places,
     policies::PolicyRevision,
+    shown::Shown,
     waiting::{Lacks, Place, Waiting, place_of},
 };
 use crate::metrics::Tally;
@@ -429,6 +430,8 @@ pub struct State {
     pub(super) running: usize,
     /// What is counted for the metrics alone.
     pub tally: Tally,
+    /// What is kept for people to look at alone.
+    pub shown: Shown,
     /// Tasks that are over and that no node knows any more, in the order in which that came to be.
     pub(super) released: VecDeque<TaskId>,
     pub(super) next_sequence: u64,
@@ -596,6 +599,9 @@ impl State {
         }
         let id = self.released.pop_front()?;
         let forgotten = self.tasks.remove(&id);
+        if let Some(row) = &forgotten {
+            self.shown.forget(row.task.sequence(), &id);
+        }
         debug_assert!(forgotten.as_ref().is_some_and(|row| row.task.phase.is_over()), "`{id}` is not over");
         forgotten
     }
