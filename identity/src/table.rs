@@ -110,6 +110,7 @@ pub const CALLS: &[Call] = &[
     long(reads("/externalscaler.ExternalScaler/StreamIsActive", [Y, N, N,  Y,   N,   Y,   N,   N])),
     reads(  "/externalscaler.ExternalScaler/GetMetricSpec", [Y, N,   N,   Y,   N,   Y,   N,   N]),
     reads(  "/externalscaler.ExternalScaler/GetMetrics",  [Y,   N,   N,   Y,   N,   Y,   N,   N]),
+    changes("/shaper.v1.Broker/OpenUi",                   [Y,   O,   O,   Y,   N,   O,   N,   N]),
     long(changes("/shaper.v1.AgentSession/Attach",        [Y,   N,   N,   N,   O,   N,   N,   N])),
     changes("/shaper.v1.Enrolment/CreateToken",           [Y,   N,   N,   Y,   N,   N,   N,   N]),
     changes("/shaper.v1.Enrolment/Join",                  [N,   N,   N,   N,   N,   N,   N,   O]),

@@ -37,6 +37,9 @@ pub struct Options {
     /// Where metrics are served.
     #[command(flatten)]
     pub metrics: shaper_metrics::listen::Options,
+    /// Where the web page is served.
+    #[command(flatten)]
+    pub web: crate::web::Options,
     /// Tasks that have not ended; more are refused
     #[arg(long, value_name = "TASKS", default_value_t = Bounds::default().open_tasks)]
     pub max_open_tasks: usize,
@@ -184,6 +187,9 @@ pub enum ConfigError {
     /// Where metrics are served.
     #[error(transparent)]
     Metrics(#[from] shaper_metrics::listen::OptionsError),
+    /// Where the web page is served.
+    #[error(transparent)]
+    Web(#[from] crate::web::OptionsError),
     /// Not an address.
     #[error("--listen {0}: say an address and a port, such as tcp://127.0.0.1:7070 or tcp://[::]:7070")]
     NotAnAddress(String),
@@ -222,6 +228,8 @@ pub struct Config {
     pub socket_gid: u32,
     /// Where metrics are served.
     pub metrics: Option<shaper_metrics::listen::Config>,
+    /// Where the web page is served.
+    pub web: Option<crate::web::Config>,
     /// How much there may be.
     pub bounds: Bounds,
     /// The groups of nodes that are started and ended.
@@ -275,6 +283,7 @@ impl Options {
             tls_dir,
             identities,
             metrics,
+            web,
             max_open_tasks,
             keep_ended,
             task_lease_seconds,
@@ -302,8 +311,9 @@ impl Options {
         }
         let socket_gid = group_id(&socket_group)?;
         let metrics = metrics.check(tls_dir.as_deref())?;
+        let web = web.check(tls_dir.as_deref())?;
         let scaling = scale.map(read_scaling).transpose()?;
-        Ok(Config { socket, tcp, identities, socket_gid, metrics, bounds, scaling, store })
+        Ok(Config { socket, tcp, identities, socket_gid, metrics, web, bounds, scaling, store })
     }
 }
 

@@ -17,6 +17,7 @@ pub mod session;
 pub mod standing;
 pub mod store;
 pub mod upkeep;
+pub mod web;
 pub mod wire;
 
 pub(crate) use shaper_proto::failpoint;

@@ -25,7 +25,7 @@ use shaper_broker::{
         memory::Memory,
         redb::Redb,
     },
-    upkeep,
+    upkeep, web,
 };
 use shaper_core::scale::{Order, Scaling};
 use shaper_identity::{
@@ -244,6 +244,14 @@ async fn listen(
     if !scaling.groups.is_empty() {
         helpers.push(tokio::spawn(scale::run(handle.clone(), scaling, orders, standing.clone(), wishes)));
     }
+    let mut door = None;
+    if let Some(wanted) = &config.web {
+        let listener = web::Listener::bind(wanted).await?;
+        let opened = Arc::new(web::Door::new(listener.origin(), listener.port(), access.clone()));
+        let site = web::Site::new(handle.clone(), standing.clone(), opened.clone(), listener.hosts());
+        helpers.push(tokio::spawn(listener.serve(site.router())));
+        door = Some(opened);
+    }
     let ticks = tokio::spawn(actor::tick(handle.clone()));
     let (health, health_service) = tonic_health::server::health_reporter();
     let gate = Gate(standing.clone());
@@ -257,7 +265,8 @@ async fn listen(
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
         .build_v1()?;
-    let broker = BrokerServer::new(BrokerService::new(handle.clone())).max_decoding_message_size(MAX_MESSAGE);
+    let broker = BrokerService::new(handle.clone()).with_door(door);
+    let broker = BrokerServer::new(broker).max_decoding_message_size(MAX_MESSAGE);
     let sessions =
         AgentSessionServer::new(SessionService::new(handle.clone())).max_decoding_message_size(MAX_MESSAGE);
     let broker = InterceptedService::new(broker, gate.clone());

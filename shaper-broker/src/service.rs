@@ -1,8 +1,9 @@
 //! The gRPC service for clients: checks what comes in, asks the broker, answers. Streams have modules of their own.
 
 mod nodes;
-mod policies;
+pub(crate) mod policies;
 mod submit;
+mod ui;
 mod watch;
 
 use std::{pin::Pin, sync::Arc};
@@ -26,18 +27,26 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::{
     actor::{ActorError, Handle, View},
     reactor::{Answer, Event, Refusal, State, Task, query},
+    web::Door,
     wire,
 };
 
 /// The service.
 pub struct BrokerService {
     broker: Handle,
+    /// To the web page, if there is one.
+    door: Option<Arc<Door>>,
 }
 
 impl BrokerService {
     /// A service in front of a broker.
     pub fn new(broker: Handle) -> BrokerService {
-        BrokerService { broker }
+        BrokerService { broker, door: None }
+    }
+
+    /// With a web page, to which this is the door.
+    pub fn with_door(self, door: Option<Arc<Door>>) -> BrokerService {
+        BrokerService { door, ..self }
     }
 
     async fn ask(&self, event: Event) -> Result<Answer, Status> {
@@ -109,7 +118,7 @@ fn breach(breach: &Breach) -> Status {
 }
 
 /// Whether a task, which is of the caller's user, is in a namespace of its identity.
-fn covers(grant: Option<&Arc<Grant>>, task: &Task) -> bool {
+pub(crate) fn covers(grant: Option<&Arc<Grant>>, task: &Task) -> bool {
     grant.is_none_or(|grant| grant.covers(&task.spec().namespace).is_ok())
 }
 
@@ -346,10 +355,17 @@ impl Broker for BrokerService {
             .await?;
         Ok(Response::new(v1::ListProfilesResponse { profiles }))
     }
+
+    async fn open_ui(
+        &self,
+        request: Request<v1::OpenUiRequest>,
+    ) -> Result<Response<v1::OpenUiResponse>, Status> {
+        ui::open(self, &request)
+    }
 }
 
 /// A task that the caller may see, in a namespace of its identity.
-fn own<'a>(
+pub(crate) fn own<'a>(
     view: &View<'a>,
     caller: &Credentials,
     grant: Option<&Arc<Grant>>,

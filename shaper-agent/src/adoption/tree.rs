@@ -142,7 +142,7 @@ impl Tree {
         let mut next = vec![first];
         while let Some(mut this) = next.pop() {
             let depth = this.path.split('/').filter(|part| !part.is_empty()).count();
-            if self.own.iter().any(|own| *own == this.path) || depth > LEVELS_MAX as usize {
+            if self.own.contains(&this.path) || depth > LEVELS_MAX as usize {
                 continue;
             }
             if seen.len() >= LOOK_MAX {

@@ -520,7 +520,7 @@ impl Node {
         let record = Record::beginning(execution, caller.as_owner(), Origin::Adopted, limits, at);
         let record = Record { cgroup: path, ..record };
         self.begin_adopted(record, Cause::new(Actor::User(caller.uid), "adopt"))?;
-        self.join_older_sockets(&[id.clone()])?;
+        self.join_older_sockets(std::slice::from_ref(&id))?;
         self.status(&id)
     }
 

@@ -279,9 +279,11 @@ impl Turn<'_> {
         }
         self.acknowledge(&execution.task);
         self.state.tally.decided(decision.kind);
+        let decision = Decision { by: node, ..decision };
+        self.state.shown.note(&execution.task, &decision);
         let Some(row) = self.change(&execution.task) else { return };
         row.task.evicted |= decision.kind == DecisionKind::Evicted;
-        row.decide(Decision { by: node, ..decision });
+        row.decide(decision);
     }
 
     fn standing(&self, node: &str, execution: &ExecutionId) -> Standing {

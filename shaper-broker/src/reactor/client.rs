@@ -69,6 +69,7 @@ impl Turn<'_> {
             revision: 0,
         };
         self.state.next_sequence += 1;
+        self.state.shown.list(sequence, id.clone());
         self.rows.push(Row::Submission { sequence, task: id.clone() });
         let phase = task.phase.clone();
         self.state.tasks.insert(id.clone(), Box::new(TaskRow { task, decisions: Default::default() }));

@@ -24,6 +24,7 @@ pub mod query;
 pub mod rows;
 pub mod scale;
 mod schedule;
+pub mod shown;
 pub mod state;
 mod waiting;
 
@@ -591,6 +592,7 @@ impl Turn<'_> {
         }
         if !is_on_a_node {
             self.state.watches.remove(id);
+            self.state.shown.end(id);
         }
         let entered = self.state.enter(id);
         debug_assert!(entered, "task `{id}` was placed on a node that is not there");
@@ -608,6 +610,7 @@ impl Turn<'_> {
     ) {
         self.state.tally.decided(kind);
         let decision = Decision { at: self.now, by: "broker".to_owned(), kind, reason: reason.into(), nodes };
+        self.state.shown.note(id, &decision);
         if let Some(row) = self.change(id) {
             row.decide(decision);
         }

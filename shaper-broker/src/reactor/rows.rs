@@ -501,9 +501,13 @@ impl State {
         let applied = self.policies.values().map(|row| row.revision).max();
         let changed = self.policy_revisions.last_key_value().map(|(revision, _)| *revision);
         self.policies_revision = applied.max(changed).unwrap_or(0);
+        let order: Vec<_> = tasks().map(|task| (task.sequence(), task.id().clone())).collect();
         // Those that are over are forgotten in the order in which that came to be.
         let mut tasks: Vec<_> = tasks().map(|task| (task.revision, task.id().clone())).collect();
         tasks.sort();
+        for (sequence, id) in order {
+            self.shown.list(sequence, id);
+        }
         for (_, id) in tasks {
             let entered = self.enter(&id);
             let Some(row) = self.tasks.get(&id) else { continue };

@@ -23,6 +23,7 @@ use super::{
     places::Places,
     policies::PolicyRevision,
     scale::Scale,
+    shown::Shown,
     waiting::{Lacks, Place, Waiting, place_of},
 };
 use crate::metrics::Tally;
@@ -452,6 +453,8 @@ pub struct State {
     pub scale: Scale,
     /// What is counted for the metrics alone.
     pub tally: Tally,
+    /// What is kept for people to look at alone.
+    pub shown: Shown,
     /// Tasks that are over and that no node knows any more, in the order in which that came to be.
     pub(super) released: VecDeque<TaskId>,
     pub(super) next_sequence: u64,
@@ -619,6 +622,9 @@ impl State {
         }
         let id = self.released.pop_front()?;
         let forgotten = self.tasks.remove(&id);
+        if let Some(row) = &forgotten {
+            self.shown.forget(row.task.sequence(), &id);
+        }
         debug_assert!(forgotten.as_ref().is_some_and(|row| row.task.phase.is_over()), "`{id}` is not over");
         forgotten
     }

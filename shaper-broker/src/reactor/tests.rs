@@ -12,7 +12,7 @@ use super::*;
 
 pub(super) const GIB: u64 = 1 << 30;
 pub(super) const SECOND: u64 = 1_000_000_000;
-pub(super) const OPERATOR: Credentials = Credentials { uid: 0, gid: 0, groups: Vec::new() };
+pub(crate) const OPERATOR: Credentials = Credentials { uid: 0, gid: 0, groups: Vec::new() };
 pub(crate) const USER: Credentials = Credentials { uid: 1000, gid: 1000, groups: Vec::new() };
 pub(super) const OTHER: Credentials = Credentials { uid: 1001, gid: 1001, groups: Vec::new() };
 
@@ -44,7 +44,7 @@ pub(crate) fn spec(task: &str, cpu: u64, priority: Priority, retries: u32) -> Ta
 }
 
 /// A policy for the tasks of a priority in the default namespace.
-pub(super) fn policy(name: &str, priority: Priority, preemption_enabled: bool) -> Policy {
+pub(crate) fn policy(name: &str, priority: Priority, preemption_enabled: bool) -> Policy {
     Policy {
         policy_name: name.into(),
         priority,
@@ -58,7 +58,7 @@ pub(super) fn policy(name: &str, priority: Priority, preemption_enabled: bool) -
     }
 }
 
-pub(super) fn status(task: &str, attempt: u32, phase: RunPhase) -> TaskStatus {
+pub(crate) fn status(task: &str, attempt: u32, phase: RunPhase) -> TaskStatus {
     TaskStatus {
         task_id: id(task),
         attempt,
@@ -66,6 +66,7 @@ pub(super) fn status(task: &str, attempt: u32, phase: RunPhase) -> TaskStatus {
         runs_as: Owner { uid: 1000, gid: 1000 },
         origin: Origin::Launched { command: vec!["sleep".into()] },
         workload: None,
+        adopted_by: None,
         phase,
         pid: None,
         cgroup: "/x".into(),
@@ -80,7 +81,7 @@ pub(super) fn status(task: &str, attempt: u32, phase: RunPhase) -> TaskStatus {
     }
 }
 
-pub(super) fn hello(node: &str, boot: &str, cpu: u64, inventory: Vec<NodeTask>) -> Box<Hello> {
+pub(crate) fn hello(node: &str, boot: &str, cpu: u64, inventory: Vec<NodeTask>) -> Box<Hello> {
     Box::new(Hello {
         node: node.into(),
         boot_id: boot.into(),

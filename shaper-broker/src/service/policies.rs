@@ -21,7 +21,7 @@ use crate::{
 const MAX_PREVIEWED: usize = 100;
 
 /// The namespaces whose policies are the caller's to set, if it is no operator.
-fn within(grant: Option<&Arc<Grant>>) -> Vec<String> {
+pub(crate) fn within(grant: Option<&Arc<Grant>>) -> Vec<String> {
     grant.map(|grant| grant.namespaces.clone()).unwrap_or_default()
 }
 
@@ -34,7 +34,7 @@ fn permitted(grant: Option<&Arc<Grant>>, policy: v1::Policy) -> Result<Policy, S
     Ok(policy)
 }
 
-fn is_seen(grant: Option<&Arc<Grant>>, policy: &Policy) -> bool {
+pub(crate) fn is_seen(grant: Option<&Arc<Grant>>, policy: &Policy) -> bool {
     grant.is_none_or(|grant| grant.covers(&policy.namespace).is_ok())
 }
 

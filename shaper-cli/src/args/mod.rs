@@ -140,6 +140,8 @@ pub(crate) enum Command {
     Profile(ProfileCommand),
     /// Show what this node and its tasks use, each second
     Top(Top),
+    /// Print the address of the broker's web page, which opens it once
+    Ui,
     /// Show what was done to tasks of this node: who changed what, why, and what came of it
     Ledger(Ledger),
     /// Show what this node offers, and what degrades

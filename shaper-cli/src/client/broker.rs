@@ -236,6 +236,14 @@ impl Broker {
         profiles.into_iter().map(|profile| self.link.domain(OPERATION, profile)).collect()
     }
 
+    /// The way to the web page, for the caller alone.
+    pub(crate) async fn open_ui(&self) -> Result<Door, CallError> {
+        const OPERATION: &str = "open the web page";
+        let response = self.broker().open_ui(v1::OpenUiRequest {}).await;
+        let v1::OpenUiResponse { url, valid_seconds } = self.link.answer(OPERATION, response)?;
+        Ok(Door { url, valid_seconds })
+    }
+
     /// A task, or all of them, as they are and then at every change.
     pub(crate) fn watch<'a>(&'a self, id: Option<&'a TaskId>) -> Watch<'a> {
         Watch { broker: self, id, seen: HashMap::new(), changes: None, outage: Outage::default() }
@@ -251,6 +259,14 @@ impl Broker {
             }
         }
     }
+}
+
+/// The way to the web page.
+pub(crate) struct Door {
+    /// Works once.
+    pub(crate) url: String,
+    /// And for so long.
+    pub(crate) valid_seconds: u64,
 }
 
 /// Watches tasks, every change once, also across restarts of the broker.

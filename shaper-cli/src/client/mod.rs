@@ -36,7 +36,7 @@ use tonic::{
 pub(crate) use self::{
     agent::{Client, LogReader},
     authority::{Authority, Signed},
-    broker::Broker,
+    broker::{Broker, Door},
 };
 use crate::{output, users};
 

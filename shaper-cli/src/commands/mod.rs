@@ -20,6 +20,7 @@ pub(crate) mod run;
 mod set;
 mod submit;
 mod top;
+mod ui;
 mod wait;
 
 use std::{
@@ -59,6 +60,7 @@ pub(crate) async fn execute(args: Args) -> Result<ExitCode, Error> {
         Command::Policy(command) => policy::policy(&servers, &command).await?,
         Command::Apply(args) => apply::apply(&servers, &args).await?,
         Command::Profile(args) => profile::profile(&servers.broker().await?, &args).await?,
+        Command::Ui => ui::ui(&servers.broker().await?).await?,
         Command::Pki(args) => pki::pki(servers.tls_dir(), args.command).await?,
         Command::Doctor(args) => doctor::doctor(&servers.agent().await?, &args).await?,
     }

@@ -613,3 +613,12 @@ fn a_list_for_nobody_ends_quietly() {
         assert_eq!(texts(&output), ("", "", Some(141)), "{args:?}");
     }
 }
+
+#[test]
+fn ui_prints_the_address_alone_on_standard_output() {
+    let host = Host::new();
+    let _broker = host.start_broker();
+    let said = "open this in a browser within 120 s; it works once:\n";
+    let output = host.shaper(&["ui"]);
+    assert_eq!(texts(&output), ("http://127.0.0.1:9780/open?code=00ff\n", said, Some(0)));
+}

@@ -82,6 +82,7 @@ mod tests {
             runs_as: Owner { uid: 0, gid: 0 },
             origin: Origin::Launched { command: vec!["etl".into()] },
             workload: None,
+            adopted_by: None,
             phase: Phase::Running,
             pid: Some(4711),
             cgroup: "/sys/fs/cgroup/shaper/etl.load.2".into(),

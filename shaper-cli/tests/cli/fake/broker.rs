@@ -428,6 +428,11 @@ impl broker_server::Broker for Service {
         let profiles = self.0.state().profiles.clone();
         Ok(Response::new(v1::ListProfilesResponse { profiles }))
     }
+
+    async fn open_ui(&self, _: Request<v1::OpenUiRequest>) -> Result<Response<v1::OpenUiResponse>, Status> {
+        let url = "http://127.0.0.1:9780/open?code=00ff".to_owned();
+        Ok(Response::new(v1::OpenUiResponse { url, valid_seconds: 120 }))
+    }
 }
 
 /// A task that was submitted by root an hour ago and is nowhere.

@@ -430,6 +430,7 @@ pub(crate) fn task(id: &str) -> TaskStatus {
         idle: None,
         oom_kill: None,
         notes: Vec::new(),
+        adopted_by: None,
     }
 }
 

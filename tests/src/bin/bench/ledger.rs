@@ -72,6 +72,8 @@ pub(crate) fn measure(plan: Plan, report: &mut Report) -> Result<()> {
         oom_kill: None,
         assignment: None,
         let_go: false,
+        adopted_by: None,
+        writers: None,
         kill_at_boottime_ns: None,
     };
     let (mut appended, mut saved) = (Vec::new(), Vec::new());
