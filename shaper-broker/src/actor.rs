@@ -229,8 +229,13 @@ impl Handle {
         look: impl FnOnce(&View<'_>) -> T + Send + 'static,
     ) -> Result<T, ActorError> {
         let (reply, answer) = oneshot::channel();
-        // The caller may have gone away meanwhile.
-        self.submit(Job::Read(Box::new(move |view| drop(reply.send(look(view))))))?;
+        let job = move |view: &View<'_>| {
+            // For a caller who has gone away meanwhile nobody looks.
+            if !reply.is_closed() {
+                drop(reply.send(look(view)));
+            }
+        };
+        self.submit(Job::Read(Box::new(job)))?;
         answer.await.map_err(|_| ActorError::Stopped)
     }
 

@@ -35,6 +35,8 @@ const SESSION: Duration = Duration::from_secs(12 * 60 * 60);
 /// Sessions at once, and of one identity, likewise.
 const SESSIONS: usize = 1024;
 const SESSIONS_EACH: usize = 16;
+/// Cookies of its name that are looked at, of one request.
+const COOKIES: usize = 8;
 /// Bytes of a secret.
 const SECRET: usize = 32;
 
@@ -159,7 +161,7 @@ impl Secrets {
 struct Book {
     codes: Secrets,
     sessions: Secrets,
-    /// Streams that are open, by the hash of their session.
+    /// Streams that are open, by whose they are.
     streams: HashMap<String, usize>,
 }
 
@@ -201,9 +203,11 @@ impl Door {
     pub fn enter(&self, code: &str, now: Instant) -> Option<String> {
         let mut book = self.book();
         let place = book.codes.place(code, now)?;
-        let Kept { pass, .. } = book.codes.kept.remove(place)?;
+        let pass = book.codes.kept.get(place)?.pass.clone();
         let who = pass.viewer(&self.access.borrow())?.who;
+        // Where there is no room the code still works, later.
         let secret = book.sessions.add(pass, now + SESSION, now).ok()?;
+        book.codes.kept.remove(place);
         tracing::info!(target: "audit", who, "opened the web page");
         let secure = if self.is_secure { "; Secure" } else { "" };
         let seconds = SESSION.as_secs();
@@ -215,46 +219,45 @@ impl Door {
 
     /// Who shows a cookie of ours.
     pub fn viewer(&self, headers: &HeaderMap, now: Instant) -> Option<Viewer> {
-        let secret = self.shown(headers)?;
         let book = self.book();
-        let place = book.sessions.place(secret, now)?;
+        // Another server of this host may have set one of the same name.
+        let place = self.shown(headers).find_map(|secret| book.sessions.place(secret, now))?;
         book.sessions.kept.get(place)?.pass.viewer(&self.access.borrow())
     }
 
-    fn shown<'a>(&self, headers: &'a HeaderMap) -> Option<&'a str> {
+    fn shown<'a>(&self, headers: &'a HeaderMap) -> impl Iterator<Item = &'a str> {
         let cookies = headers.get_all(header::COOKIE).iter().filter_map(|cookies| cookies.to_str().ok());
-        let mut ours = cookies
+        let ours = cookies
             .flat_map(|cookies| cookies.split(';'))
             .filter_map(|cookie| cookie.trim().strip_prefix(self.cookie.as_str())?.strip_prefix('='));
-        ours.next()
+        ours.take(COOKIES)
     }
 
-    /// One more stream of the session that these headers show; `None`: it has `most` already.
-    pub(super) fn stream(self: &Arc<Self>, headers: &HeaderMap, most: usize) -> Option<StreamPermit> {
-        let hash = fingerprint(self.shown(headers)?.as_bytes());
+    /// One more stream of an identity; `None`: it has `most` already.
+    pub(super) fn stream(self: &Arc<Self>, who: &str, most: usize) -> Option<StreamPermit> {
         let mut book = self.book();
-        let open = book.streams.entry(hash.clone()).or_default();
+        let open = book.streams.entry(who.to_owned()).or_default();
         if *open >= most {
             return None;
         }
         *open += 1;
-        Some(StreamPermit { door: Arc::clone(self), hash })
+        Some(StreamPermit { door: Arc::clone(self), who: who.to_owned() })
     }
 }
 
 /// A stream that is open.
 pub(super) struct StreamPermit {
     door: Arc<Door>,
-    hash: String,
+    who: String,
 }
 
 impl Drop for StreamPermit {
     fn drop(&mut self) {
         let mut book = self.door.book();
-        if let Some(open) = book.streams.get_mut(&self.hash) {
+        if let Some(open) = book.streams.get_mut(&self.who) {
             *open -= 1;
             if *open == 0 {
-                book.streams.remove(&self.hash);
+                book.streams.remove(&self.who);
             }
         }
     }

@@ -16,21 +16,22 @@ use super::{Beat, Site, answer, pages, text};
 
 /// Streams at once, …
 pub(super) const STREAMS: usize = 64;
-/// … and of one session: a tab has one.
-pub(super) const STREAMS_EACH: usize = 6;
+/// … and of one identity: a tab that is seen has one, and a browser makes no more than six connections.
+pub(super) const STREAMS_EACH: usize = 4;
 /// How often the state is looked at.
 const EVERY: Duration = Duration::from_secs(2);
 /// After so many looks a page is told, too: what tasks use changes without a word.
 const ANYWAY: u32 = 3;
 /// How long a stream lasts: a browser comes back by itself.
-const LONGEST: Duration = Duration::from_secs(60 * 60);
+const LONGEST: Duration = Duration::from_secs(9 * 60);
 
 pub(super) async fn live(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
-    if let Err(trouble) = site.viewer(&headers) {
-        return pages::trouble(&trouble, None);
-    }
+    let viewer = match site.viewer(&headers) {
+        Ok(viewer) => viewer,
+        Err(trouble) => return pages::trouble(&trouble, None),
+    };
     let permits = Arc::clone(&site.streams).try_acquire_owned().ok();
-    let Some(permits) = permits.zip(site.door.stream(&headers, STREAMS_EACH)) else {
+    let Some(permits) = permits.zip(site.door.stream(&viewer.who, STREAMS_EACH)) else {
         let many = "too many pages are open at once; those that are stay as they were loaded\n";
         return text(StatusCode::SERVICE_UNAVAILABLE, many.into());
     };

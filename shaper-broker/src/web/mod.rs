@@ -50,6 +50,8 @@ use crate::{
 
 /// How long the broker's thread may take to answer: what it does for others comes first.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Looks at the state at once.
+const LOOKS: usize = 2;
 
 /// What the pages are made of.
 pub struct Site {
@@ -60,6 +62,8 @@ pub struct Site {
     hosts: Vec<String>,
     /// Streams at once.
     streams: Arc<Semaphore>,
+    /// Looks at the state at once: what the broker's thread has to do comes first.
+    looks: Arc<Semaphore>,
 }
 
 /// What of a page somebody asks for.
@@ -78,7 +82,8 @@ impl Site {
         door: Arc<Door>,
         hosts: Vec<String>,
     ) -> Site {
-        Site { broker, standing, door, hosts, streams: Arc::new(Semaphore::new(live::STREAMS)) }
+        let (streams, looks) = (Semaphore::new(live::STREAMS), Semaphore::new(LOOKS));
+        Site { broker, standing, door, hosts, streams: Arc::new(streams), looks: Arc::new(looks) }
     }
 
     /// All of its addresses.
@@ -93,6 +98,7 @@ impl Site {
             .route("/nodes/{name}", get(page::<pages::NodePage>))
             .route("/policies", get(page::<pages::Policies>))
             .route("/events", get(page::<pages::Events>))
+            .route("/scale", get(page::<pages::Scale>))
             .route("/live", get(live::live))
             .route("/open", get(open))
             .route("/assets/{hash}/{name}", get(asset))
@@ -114,7 +120,17 @@ impl Site {
         if let Standing::Standby(leader) = &*self.standing.borrow() {
             return Err(Trouble::Standby(leader.clone()));
         }
-        match tokio::time::timeout(PATIENCE, self.broker.read(look)).await {
+        let looked = async {
+            // Nobody closes it.
+            let permit = Arc::clone(&self.looks).acquire_owned().await.map_err(|_| ActorError::Stopped)?;
+            let look = move |view: &View<'_>| {
+                // Also of a look that nobody waits for any more, until it is over.
+                let _permit = permit;
+                look(view)
+            };
+            self.broker.read(look).await
+        };
+        match tokio::time::timeout(PATIENCE, looked).await {
             Ok(Ok(looked)) => looked,
             Ok(Err(ActorError::Stopped)) => Err(Trouble::Ending),
             Ok(Err(ActorError::Busy)) | Err(_) => Err(Trouble::Busy),

@@ -24,7 +24,7 @@ const CONNECTIONS_EACH: usize = 32;
 /// How long the other end may take to show what it wants, handshake included.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long all of a connection may last: a browser makes another.
-const LONGEST: Duration = Duration::from_secs(2 * 60 * 60);
+const LONGEST: Duration = Duration::from_secs(10 * 60);
 /// Bytes of a request's head.
 const LONGEST_HEAD: usize = 32 << 10;
 /// Headers of a request.
@@ -77,10 +77,10 @@ impl Listener {
         own.into_iter().chain(["localhost".to_owned()]).chain(self.names.iter().cloned()).collect()
     }
 
-    /// Where a browser finds it.
+    /// Where a browser finds it: on loopback at its address, for other names are those of a proxy, whose port nobody knows here.
     pub fn origin(&self) -> String {
         let scheme = if self.certificate.is_some() { "https" } else { "http" };
-        match self.names.first() {
+        match self.names.first().filter(|_| self.certificate.is_some()) {
             Some(name) => format!("{scheme}://{name}:{}", self.address.port()),
             None => format!("{scheme}://{}", self.address),
         }

@@ -20,7 +20,8 @@ use crate::{
     store::memory::Memory,
 };
 
-const PAGES: [&str; 6] = ["/", "/tasks", "/nodes", "/policies", "/events", "/tasks?q=x&phase=running"];
+const PAGES: [&str; 7] =
+    ["/", "/tasks", "/nodes", "/policies", "/events", "/scale", "/tasks?q=x&phase=running"];
 const HOSTILE: &str = "<script>alert(\"1\")</script>'&";
 
 /// A broker, and its page.
@@ -172,6 +173,7 @@ async fn web_pages_show_what_there_is_and_no_name_becomes_markup() {
         ("/nodes/n1", "/tasks/runs"),
         ("/policies", "1 tasks that wait or run"),
         ("/events", "placed"),
+        ("/scale", "shaper-broker --scale FILE"),
     ] {
         let got = cluster.get(path, &cookie).await;
         assert_eq!(got.status, StatusCode::OK, "{path}");

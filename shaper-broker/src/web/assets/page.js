@@ -14,26 +14,37 @@
   const replace = (fresh) => {
     const old = document.getElementById("live");
     const next = fresh.getElementById("live");
-    if (!old || !next || old.innerHTML === next.innerHTML) return;
+    if (!old || !next || old.innerHTML === next.innerHTML) return true;
     // Whoever reads something that was unfolded, or has marked text, is not disturbed.
-    if (old.querySelector("details[open]") || !document.getSelection().isCollapsed) return;
+    if (old.querySelector("details[open]") || !document.getSelection().isCollapsed) return false;
+    const aside = [...old.querySelectorAll(".scroll")].map((table) => table.scrollLeft);
     const focused = document.activeElement;
     const has = old.contains(focused);
     const place = has ? [...old.querySelectorAll("a, [tabindex], summary")].indexOf(focused) : -1;
     const address = has && focused.getAttribute("href");
     old.replaceChildren(...next.childNodes);
-    if (!has) return;
+    old.querySelectorAll(".scroll").forEach((table, at) => { table.scrollLeft = aside[at] || 0; });
+    if (!has) return true;
     const all = [...old.querySelectorAll("a, [tabindex], summary")];
     const same = all.find((element) => address && element.getAttribute("href") === address) || all[place];
     if (same) same.focus({ preventScroll: true });
+    return true;
   };
+
+  // This page, without what was tried on it.
+  const address = () => {
+    const here = new URL(location.href);
+    here.searchParams.delete("policy");
+    return here.href;
+  };
+  const soon = () => AbortSignal.timeout(10000);
 
   let isAsking = false;
   const refresh = async () => {
     if (isAsking || document.hidden) return;
     isAsking = true;
     try {
-      const response = await fetch(location.href, { credentials: "same-origin", headers: { accept: "text/html" } });
+      const response = await fetch(address(), { credentials: "same-origin", headers: { accept: "text/html" }, signal: soon() });
       if (response.status === 401) {
         say("the session is over: run shaper ui", true);
         return;
@@ -42,8 +53,8 @@
         say("the broker does not answer as it should; what is shown is old", true);
         return;
       }
-      replace(new DOMParser().parseFromString(await response.text(), "text/html"));
-      say("live");
+      const isNew = replace(new DOMParser().parseFromString(await response.text(), "text/html"));
+      say(isNew ? "live" : "paused while something is unfolded or marked", !isNew);
       await draw();
     } catch {
       say("the broker does not answer; what is shown is old", true);
@@ -124,7 +135,7 @@
   let latest = { decisions: [] };
   const draw = async () => {
     if (!charts || !window.uPlot) return;
-    const response = await fetch(charts.dataset.usage, { credentials: "same-origin" });
+    const response = await fetch(charts.dataset.usage, { credentials: "same-origin", signal: soon() });
     if (!response.ok) return;
     const usage = await response.json();
     latest = usage;
@@ -147,7 +158,11 @@
         before.plot.setData(data);
         continue;
       }
-      if (before) before.place.remove();
+      if (before) {
+        before.plot.destroy();
+        before.place.remove();
+        drawn.delete(subject.name);
+      }
       if (!lines.length) continue;
       const place = document.createElement("div");
       place.className = "chart";
@@ -183,10 +198,28 @@
 
   if (charts) draw().catch(() => say("the charts cannot be loaded", true));
   if (document.getElementById("live")) {
-    const news = new EventSource("/live");
-    news.addEventListener("begin", () => say("live"));
-    news.addEventListener("news", refresh);
-    news.addEventListener("error", () => say("the broker does not answer; what is shown is old", true));
-    document.addEventListener("visibilitychange", refresh);
+    let news = null;
+    // A tab that nobody sees hears nothing: a browser makes few connections to one server.
+    const listen = () => {
+      if (document.hidden) {
+        if (news) news.close();
+        news = null;
+        return;
+      }
+      if (news && news.readyState !== EventSource.CLOSED) return;
+      news = new EventSource("/live");
+      news.addEventListener("begin", () => say("live"));
+      news.addEventListener("news", refresh);
+      news.addEventListener("error", () => {
+        say("the broker does not answer; what is shown is old", true);
+        // It was refused: the page says why, and it is tried again.
+        if (news && news.readyState === EventSource.CLOSED) {
+          refresh();
+          setTimeout(listen, 10000);
+        }
+      });
+    };
+    listen();
+    document.addEventListener("visibilitychange", () => { listen(); refresh(); });
   }
 })();

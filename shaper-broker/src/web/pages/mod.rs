@@ -5,6 +5,7 @@ mod events;
 mod nodes;
 mod overview;
 mod policies;
+mod scale;
 mod task;
 mod tasks;
 
@@ -21,6 +22,7 @@ pub(super) use self::{
     nodes::{NodePage, Nodes},
     overview::Overview,
     policies::Policies,
+    scale::Scale,
     task::TaskPage,
     tasks::Tasks,
 };
@@ -36,12 +38,13 @@ const SCAN: usize = 20_000;
 const ROWS: usize = 50;
 
 /// What the menu has, in its order.
-const MENU: [(&str, &str); 5] = [
+const MENU: [(&str, &str); 6] = [
     ("/", "Overview"),
     ("/tasks", "Tasks"),
     ("/nodes", "Nodes"),
     ("/policies", "Policies"),
     ("/events", "Events"),
+    ("/scale", "Scale-out"),
 ];
 
 /// A page.
@@ -244,6 +247,7 @@ fn demand(demand: &Demand) -> String {
 struct Taken {
     name: String,
     is_connected: bool,
+    takes_work: bool,
     capacity: Capacity,
     reserved: Capacity,
     /// CPU in use on the whole node, as its agent measures it.
@@ -261,13 +265,14 @@ impl Taken {
         let (mut memory, mut network) = (0, 0);
         for task in node.tasks.iter().filter_map(|id| view.state.tasks.get(id)) {
             if let Some(status) = &task.task.on_node {
-                memory += status.usage.memory_bytes.unwrap_or(0);
-                network += status.usage.egress_now_bps;
+                memory = u64::saturating_add(memory, status.usage.memory_bytes.unwrap_or(0));
+                network = u64::saturating_add(network, status.usage.egress_now_bps);
             }
         }
         Taken {
             name: node.row.name.clone(),
             is_connected: node.session.is_some(),
+            takes_work: node.takes_work(),
             capacity: node.row.capacity,
             reserved: node.reserved,
             cpu_permille: node.cpu_utilisation_permille,
@@ -283,6 +288,8 @@ impl Taken {
             html.link("nodes", &self.name);
             if !self.is_connected {
                 html.raw(" <span class=\"phase lost\">lost</span>");
+            } else if !self.takes_work {
+                html.raw(" <span class=\"phase pending\">cordoned</span>");
             }
         });
         html.text_cell("Tasks", self.tasks);

@@ -11,6 +11,8 @@ use crate::{
     web::{Viewer, Wanted, html::Html},
 };
 
+/// Ended or cancelled: not told apart where they are only counted.
+const OVER: &str = "over";
 /// Nodes that are shown.
 const NODES: usize = 12;
 /// Tasks that wait, and are shown.
@@ -50,7 +52,7 @@ impl Page for Overview {
                 ("pending", state.waiting_tasks() + nominated),
                 ("starting", starting),
                 ("running", running),
-                ("ended", over),
+                (OVER, over),
             ] {
                 phases.insert(name, count);
             }
@@ -76,7 +78,7 @@ impl Page for Overview {
             waiting,
             is_cut,
             nodes: state.nodes_in_order().take(NODES).map(|node| Taken::of(view, node)).collect(),
-            connected: state.connected().count(),
+            connected: state.nodes.values().filter(|node| node.session.is_some()).count(),
             of: state.nodes.len(),
         })
     }
@@ -84,8 +86,8 @@ impl Page for Overview {
     fn show(&self, html: &mut Html, now: UnixNanos) {
         html.raw("<ul class=\"counts\" aria-label=\"Tasks by phase\">");
         for (name, count) in &self.phases {
-            html.raw("<li><a").attribute("href", format_args!("/tasks?phase={name}")).raw("><b>").text(count);
-            html.raw("</b> ");
+            let address = if *name == OVER { "/tasks".to_owned() } else { format!("/tasks?phase={name}") };
+            html.raw("<li><a").attribute("href", address).raw("><b>").text(count).raw("</b> ");
             phase(html, name);
             html.raw("</a></li>");
         }

@@ -21,6 +21,8 @@ const COMPARISONS: usize = 200_000;
 const CHANGES: usize = 20;
 /// Tasks of a dry run that are shown.
 const TASKS: usize = 100;
+/// With more policies than this there is no dry run here: each task is compared with all of them.
+const TRIED: usize = 100;
 
 struct Shown {
     policy: Policy,
@@ -71,11 +73,16 @@ impl Page for Policies {
             }
         }
         let changes = if viewer.may("ListPolicyRevisions") {
-            let is_theirs = |change: &&PolicyRevision| {
-                let mut policies = change.changes.iter().flat_map(|it| it.before.iter().chain(&it.after));
-                policies.all(|(policy, _)| is_seen(grant, policy))
+            // Of a revision, what is theirs; of others nothing is told, not even that it was.
+            let theirs = |revision: &PolicyRevision| {
+                let mut revision = revision.clone();
+                revision.changes.retain(|change| {
+                    let mut policies = change.before.iter().chain(&change.after);
+                    policies.all(|(policy, _)| is_seen(grant, policy))
+                });
+                (grant.is_none() || !revision.changes.is_empty()).then_some(revision)
             };
-            state.policy_revisions.values().rev().filter(is_theirs).take(CHANGES).cloned().collect()
+            state.policy_revisions.values().rev().filter_map(theirs).take(CHANGES).collect()
         } else {
             Vec::new()
         };
@@ -180,6 +187,12 @@ impl Page for Policies {
 
 /// What a policy would give; else why it is none, or not theirs to set.
 fn tried(view: &View<'_>, viewer: &Viewer, text: &str) -> Result<Vec<Preview>, String> {
+    // The look is on the broker's thread.
+    if view.state.tasks.len() > SCAN || view.state.policies.len() > TRIED {
+        return Err(format!(
+            "with more than {SCAN} tasks or {TRIED} policies nothing is tried here: `shaper apply --dry-run=server -f FILE` does"
+        ));
+    }
     let policy = document::policy("policy", text).map_err(|error| error.to_string())?;
     if let Some(grant) = &viewer.grant {
         grant.permits_policy(&policy).map_err(|breach| breach.to_string())?;
