@@ -3,34 +3,48 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs,
-    io::{self, Read, Write},
-    os::unix::net::UnixStream,
+    fs, io,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use serde::Deserialize;
 use shaper_core::adopt::{Choice, ContainerFacts, Facts, Place, PodFacts, Rule, Runtime, choose};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+};
 
-use super::Config;
+use super::{Config, tree};
 use crate::node::Found;
 
 /// Where the kubelet has the logs of pods.
 const POD_LOGS: &str = "/var/log/pods";
-/// How long an answer may take.
+/// How long an answer may take, with the connection.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long nobody asks again after there was none.
+/// How long nobody asks again where nobody took the connection.
 const SILENCE: Duration = Duration::from_secs(4);
 /// Bytes of an answer.
 const ANSWER_MAX: u64 = 1 << 20;
 
 /// Whom to ask.
 pub(super) struct Sources {
+    mount: PathBuf,
     docker: PathBuf,
     podman: PathBuf,
-    /// Who did not answer, until when nobody asks again, and what was said.
+    /// Who could not be reached, until when nobody asks again, and what was said.
     silent: HashMap<PathBuf, (Instant, String)>,
+}
+
+/// What kind of thing is in the way of a cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Obstacle {
+    /// Somebody who knows more does not say it.
+    Asked,
+    /// What the rule makes of it cannot be a task's name.
+    Named,
+    /// The node refuses it.
+    Refused,
 }
 
 /// What comes of a cgroup.
@@ -38,34 +52,54 @@ pub(super) enum Answer {
     /// No rule takes it.
     Nobody,
     /// That cannot be said now, and why, if somebody ought to know.
-    NotYet(Option<String>),
+    NotYet(Option<(Obstacle, String)>),
     /// It becomes this.
     Taken(Box<Found>),
 }
 
 impl Sources {
     pub(super) fn new(config: &Config) -> Sources {
-        Sources { docker: config.docker.clone(), podman: config.podman.clone(), silent: HashMap::new() }
+        Sources {
+            mount: config.mount.clone(),
+            docker: config.docker.clone(),
+            podman: config.podman.clone(),
+            silent: HashMap::new(),
+        }
     }
 
     /// Which rule takes a cgroup; others are asked only where a rule needs it.
-    pub(super) async fn judge(&mut self, rules: &[Rule], path: &str, is_roots: bool) -> Answer {
+    pub(super) async fn judge(&mut self, rules: &[Rule], path: &str) -> Answer {
         let place = Place::of(path);
-        let mut facts = Facts { is_roots, ..Facts::default() };
+        let mut facts = Facts { is_roots: true, ..Facts::default() };
         loop {
-            match choose(rules, &place, &facts) {
+            let choice = choose(rules, &place, &facts);
+            if matches!(choice, Choice::Nobody) {
+                return Answer::Nobody;
+            }
+            // First what it is, then whose is what it is in, and that last of all: a directory may be given away at any time.
+            let Some(cgroup_id) = tree::id(&self.mount, path) else { return Answer::Nobody };
+            if facts.is_roots && choice.believes_a_name() && !tree::is_roots_alone(&self.mount, path) {
+                facts.is_roots = false;
+                continue;
+            }
+            match choice {
                 Choice::Nobody => return Answer::Nobody,
-                Choice::Taken(rule) => return taken(rule, &place, &facts),
+                Choice::Taken(rule) => {
+                    return taken(rule, &place, &facts, (self.mount.join(path), cgroup_id));
+                }
                 Choice::AskContainer => match self.container(&place).await {
                     Ok(Some(known)) => facts.container = Some(known),
                     // Its runtime has not heard of it: it is about to, or somebody else made this.
                     Ok(None) => return Answer::NotYet(None),
-                    Err(why) => return Answer::NotYet(Some(why)),
+                    Err(why) => return Answer::NotYet(Some((Obstacle::Asked, why))),
                 },
                 Choice::AskPod => match pod(Path::new(POD_LOGS), &place) {
                     Ok(Some(known)) => facts.pod = Some(known),
                     Ok(None) => return Answer::NotYet(None),
-                    Err(error) => return Answer::NotYet(Some(format!("cannot list {POD_LOGS}: {error}"))),
+                    Err(error) => {
+                        let why = format!("cannot list {POD_LOGS}: {error}");
+                        return Answer::NotYet(Some((Obstacle::Asked, why)));
+                    }
                 },
             }
         }
@@ -83,28 +117,30 @@ impl Sources {
         {
             return Err(why.clone());
         }
-        let id = container.id.to_owned();
-        let at = socket.clone();
-        let asked = tokio::task::spawn_blocking(move || inspect(&at, &id)).await;
-        let asked = asked.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let mut is_connected = false;
+        let asked = inspect(&socket, container.id, &mut is_connected).await;
         asked.map_err(|error| {
             let why = format!("cannot ask at {}: {error}", socket.display());
-            self.silent.insert(socket, (Instant::now() + SILENCE, why.clone()));
+            // One that answers, but not about this container, may about others.
+            if !is_connected {
+                self.silent.insert(socket, (Instant::now() + SILENCE, why.clone()));
+            }
             why
         })
     }
 }
 
-fn taken(rule: &Rule, place: &Place<'_>, facts: &Facts) -> Answer {
+fn taken(rule: &Rule, place: &Place<'_>, facts: &Facts, (cgroup, cgroup_id): (PathBuf, u64)) -> Answer {
     match rule.workload(place, facts) {
         Ok(workload) => Answer::Taken(Box::new(Found {
-            cgroup: PathBuf::new(),
+            cgroup,
+            cgroup_id,
             rule: rule.name.clone(),
             workload,
             limits: rule.task.limits,
             writers: rule.task.writers,
         })),
-        Err(error) => Answer::NotYet(Some(format!("rule {}: {error}", rule.name))),
+        Err(error) => Answer::NotYet(Some((Obstacle::Named, format!("rule {}: {error}", rule.name)))),
     }
 }
 
@@ -146,9 +182,13 @@ struct InspectedConfig {
     labels: Option<BTreeMap<String, String>>,
 }
 
-/// Asks for a container; `None`: there is none of that id.
-fn inspect(socket: &Path, id: &str) -> io::Result<Option<ContainerFacts>> {
-    let Some(body) = get(socket, &format!("/containers/{id}/json"))? else { return Ok(None) };
+/// Asks for a container; `None`: there is none of that id. Says whether somebody took the connection.
+async fn inspect(socket: &Path, id: &str, is_connected: &mut bool) -> io::Result<Option<ContainerFacts>> {
+    let path = format!("/containers/{id}/json");
+    let asked = tokio::time::timeout(PATIENCE, get(socket, &path, is_connected));
+    let Some(body) = asked.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? else {
+        return Ok(None);
+    };
     let invalid = |error: serde_json::Error| io::Error::new(io::ErrorKind::InvalidData, error);
     let Inspected { id: found, name, config } = serde_json::from_slice(&body).map_err(invalid)?;
     if found != id {
@@ -160,27 +200,15 @@ fn inspect(socket: &Path, id: &str) -> io::Result<Option<ContainerFacts>> {
 }
 
 /// The body of what is there; `None`: nothing. HTTP/1.0, so that the answer is whole when the connection ends.
-fn get(socket: &Path, path: &str) -> io::Result<Option<Vec<u8>>> {
+async fn get(socket: &Path, path: &str, is_connected: &mut bool) -> io::Result<Option<Vec<u8>>> {
     let invalid = |text: &str| io::Error::new(io::ErrorKind::InvalidData, text.to_owned());
-    let until = Instant::now() + PATIENCE;
-    let mut stream = UnixStream::connect(socket)?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes())?;
+    let mut stream = UnixStream::connect(socket).await?;
+    *is_connected = true;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes()).await?;
     let mut answer = Vec::new();
-    let mut buffer = [0; 8192];
-    loop {
-        let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        stream.set_read_timeout(Some(left))?;
-        match stream.read(&mut buffer)? {
-            0 => break,
-            read => answer.extend_from_slice(&buffer[..read]),
-        }
-        if answer.len() as u64 > ANSWER_MAX {
-            return Err(invalid("the answer is too long"));
-        }
+    stream.take(ANSWER_MAX + 1).read_to_end(&mut answer).await?;
+    if answer.len() as u64 > ANSWER_MAX {
+        return Err(invalid("the answer is too long"));
     }
     let end = answer.windows(4).position(|window| window == b"\r\n\r\n");
     let end = end.ok_or_else(|| invalid("the answer has no head"))?;
@@ -195,11 +223,35 @@ fn get(socket: &Path, path: &str) -> io::Result<Option<Vec<u8>>> {
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::net::UnixListener, thread};
+    use std::{
+        io::{Read, Write},
+        os::unix::net::UnixListener,
+        thread,
+    };
 
     use super::*;
 
     const ID: &str = "4f0c2b1e9d8a7f6e5d4c3b2a190807060504030201000f0e0d0c0b0a09080706";
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    }
+
+    #[test]
+    fn whoever_takes_no_connection_or_says_nothing_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("socket");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let mut is_connected = false;
+        let error = block_on(inspect(&socket, ID, &mut is_connected)).unwrap_err();
+        assert_eq!((error.kind(), is_connected), (io::ErrorKind::TimedOut, true));
+        // A queue that is full: nobody accepts.
+        rustix::net::listen(&listener, 0).unwrap();
+        let _queued = std::os::unix::net::UnixStream::connect(&socket);
+        let mut is_connected = false;
+        assert!(block_on(inspect(&socket, ID, &mut is_connected)).is_err());
+        assert!(!is_connected);
+    }
 
     /// What is made of an answer.
     fn answered(answer: &str) -> (String, io::Result<Option<ContainerFacts>>) {
@@ -211,10 +263,13 @@ mod tests {
             let (mut stream, _) = listener.accept().unwrap();
             let mut buffer = [0; 4096];
             let read = stream.read(&mut buffer).unwrap();
-            stream.write_all(answer.as_bytes()).unwrap();
+            // Who is told too much does not listen to the end.
+            let _ = stream.write_all(answer.as_bytes());
             String::from_utf8_lossy(&buffer[..read]).into_owned()
         });
-        let found = inspect(&socket, ID);
+        let mut is_connected = false;
+        let found = block_on(inspect(&socket, ID, &mut is_connected));
+        assert!(is_connected);
         (server.join().unwrap(), found)
     }
 

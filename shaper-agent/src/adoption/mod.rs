@@ -6,7 +6,7 @@ mod ask;
 mod tree;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashSet},
     fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
@@ -21,8 +21,8 @@ use shaper_core::{
 use tokio::time::Instant;
 
 use self::{
-    ask::{Answer, Sources},
-    tree::{Seen, Tree},
+    ask::{Answer, Obstacle, Sources},
+    tree::Tree,
 };
 use crate::{actor::Handle, launch, node::Found};
 
@@ -61,7 +61,9 @@ pub enum RulesError {
 /// where the kernel could not tell of all changes.
 const AGAIN: Duration = Duration::from_secs(5);
 /// Cgroups that are handed to the node at once: between, it does its other work.
-const BATCH: usize = 32;
+const BATCH: usize = 4;
+/// How long it is put off at most to try one again.
+const AGAIN_AT_LAST: Duration = Duration::from_secs(300);
 /// Cgroups that wait for something; more are found again by the next look through all.
 const WAITING_MAX: usize = 4096;
 
@@ -103,122 +105,144 @@ impl Version {
 
 /// Adopts by the rules for as long as the node lives.
 pub async fn keep(config: Config, handle: Handle) {
-    let (rules, version) = (config.read(), Version::of(&config.file));
-    let rules = match rules {
-        Ok(rules) => rules,
-        // It was read a moment ago, when the agent was started.
-        Err(error) => {
-            tracing::error!(error = %launch::chain(&error), "no cgroup is adopted until the rules can be read");
-            Vec::new()
-        }
-    };
-    let tree = match Tree::new(&config.mount, &config.own) {
-        Ok(tree) => tree,
-        Err(error) => {
-            tracing::error!(%error, "cannot be told of new cgroups: none is adopted by a rule");
-            return;
-        }
-    };
+    let tree = Tree::new(&config.mount, &config.own);
     let sources = Sources::new(&config);
-    let mut keeper = Keeper {
-        config,
-        handle,
-        rules: rules.into(),
-        version,
-        tree,
-        sources,
-        waiting: BTreeMap::new(),
-        said: HashMap::new(),
-    };
-    keeper.look_through().await;
+    let rules = Arc::from([]);
+    let mut keeper =
+        Keeper { config, handle, rules, version: None, fault: None, tree, sources, waiting: BTreeMap::new() };
     loop {
+        keeper.again().await;
         let next = Instant::now() + AGAIN;
         loop {
             tokio::select! {
-                seen = keeper.tree.changed(&keeper.rules) => match seen {
-                    Ok(Some(seen)) => keeper.take(seen).await,
-                    Ok(None) => keeper.look_through().await,
-                    Err(error) => {
-                        tracing::error!(%error, "cannot be told of new cgroups any more: they are looked for");
-                        tokio::time::sleep_until(next).await;
-                        break;
-                    }
-                },
+                seen = keeper.tree.changed(&keeper.rules) => keeper.take(seen).await,
                 () = tokio::time::sleep_until(next) => break,
             }
         }
-        keeper.again().await;
     }
+}
+
+/// A cgroup of which something is not known yet, or which the node could not adopt.
+struct Waits {
+    /// When it is tried again.
+    next: Instant,
+    /// How long that was put off.
+    pause: Duration,
+    /// What was said to be in its way.
+    said: Vec<Obstacle>,
 }
 
 struct Keeper {
     config: Config,
     handle: Handle,
     rules: Arc<[Rule]>,
+    /// Of the file that was read last.
     version: Option<Version>,
+    /// What was last said to be wrong with it, unless it was read since.
+    fault: Option<String>,
     tree: Tree,
     sources: Sources,
-    /// Cgroups of which something is not known yet, or which the node could not adopt.
-    waiting: BTreeMap<String, bool>,
-    /// What was in the way of a cgroup when that was last said.
-    said: HashMap<String, String>,
+    /// By path.
+    waiting: BTreeMap<String, Waits>,
 }
 
 impl Keeper {
-    /// Looks at the whole hierarchy.
-    async fn look_through(&mut self) {
-        self.waiting.clear();
-        let seen = self.tree.look_through(&self.rules);
-        let there: std::collections::HashSet<&str> = seen.iter().map(|seen| seen.path.as_str()).collect();
-        self.said.retain(|path, _| there.contains(path.as_str()));
-        self.take(seen).await;
-    }
-
     async fn again(&mut self) {
+        // Before it is read: what is written while it is read is read the next time.
         let version = Version::of(&self.config.file);
-        if version != self.version {
-            self.version = version;
+        if version.is_none() || version != self.version {
             match self.config.read() {
                 Ok(rules) => {
-                    tracing::info!(rules = rules.len(), "the rules of adoption have changed");
+                    if self.version.is_some() {
+                        tracing::info!(rules = rules.len(), "the rules of adoption have changed");
+                    }
+                    (self.version, self.fault) = (version, None);
                     self.rules = rules.into();
-                    return self.look_through().await;
+                    self.waiting.clear();
+                    self.tree.miss();
                 }
                 Err(error) => {
+                    // What is in it stays wrong until it is written; whether it can be read may change by itself.
+                    let stays = matches!(error, RulesError::Document(_));
                     let error = launch::chain(&error);
-                    tracing::error!(
-                        error,
-                        "the rules of adoption stay as they were: the file cannot be used"
-                    );
+                    if self.fault.as_ref() != Some(&error) {
+                        tracing::error!(
+                            error,
+                            "the rules of adoption stay as they were: the file cannot be used"
+                        );
+                    }
+                    self.fault = Some(error);
+                    if stays {
+                        self.version = version;
+                    }
                 }
             }
         }
+        let now = Instant::now();
+        let mut seen = Vec::new();
         if self.tree.misses_some() {
-            return self.look_through().await;
+            seen = self.tree.look_through(&self.rules);
+            let there: HashSet<&str> = seen.iter().map(String::as_str).collect();
+            self.waiting.retain(|path, _| there.contains(path.as_str()));
+            seen.retain(|path| self.waiting.get(path).is_none_or(|waits| waits.next <= now));
+        } else {
+            let due = self.waiting.iter().filter(|(_, waits)| waits.next <= now);
+            seen.extend(due.map(|(path, _)| path.clone()));
         }
-        let waiting = std::mem::take(&mut self.waiting);
-        let seen = waiting.into_iter().map(|(path, is_roots)| Seen { path, is_roots }).collect();
         self.take(seen).await;
     }
 
-    /// Adopts what a rule takes, of these.
-    async fn take(&mut self, seen: Vec<Seen>) {
+    /// Adopts what a rule takes, of these: first what paths alone decide.
+    async fn take(&mut self, mut seen: Vec<String>) {
+        // Each before what is below it.
+        seen.sort();
+        seen.dedup();
+        let mut taken = HashSet::new();
+        let mut open = HashSet::new();
+        let mut later = Vec::new();
         let mut found = Vec::new();
-        for Seen { path, is_roots } in seen {
-            match self.sources.judge(&self.rules, &path, is_roots).await {
-                Answer::Nobody => {}
-                Answer::NotYet(why) => self.wait(path, is_roots, why),
-                Answer::Taken(task) => {
-                    let cgroup = self.config.mount.join(&path);
-                    found.push((path, is_roots, Found { cgroup, ..*task }));
-                }
+        for path in seen {
+            if is_below(&path, |above| taken.contains(above)) {
+                self.waiting.remove(&path);
+            } else if matches!(by_path(&self.rules, &path, true), Choice::AskContainer | Choice::AskPod)
+                || is_below(&path, |above| open.contains(above) || self.waiting.contains_key(above))
+            {
+                open.insert(path.clone());
+                later.push(path);
+            } else if let Some(task) = self.judge(&path).await {
+                taken.insert(path.clone());
+                found.push((path, task));
             }
         }
+        self.adopt(found).await;
+        for path in later {
+            if is_below(&path, |above| taken.contains(above)) {
+                self.waiting.remove(&path);
+            } else if is_below(&path, |above| self.waiting.contains_key(above)) {
+                // What is above may be taken, and this with it.
+                self.wait(path, AGAIN, None);
+            } else if let Some(task) = self.judge(&path).await {
+                taken.insert(path.clone());
+                self.adopt(vec![(path, task)]).await;
+            }
+        }
+    }
+
+    /// What a cgroup becomes, if that is known.
+    async fn judge(&mut self, path: &str) -> Option<Found> {
+        match self.sources.judge(&self.rules, path).await {
+            Answer::Nobody => drop(self.waiting.remove(path)),
+            Answer::NotYet(why) => self.wait(path.to_owned(), AGAIN_AT_LAST, why),
+            Answer::Taken(task) => return Some(*task),
+        }
+        None
+    }
+
+    async fn adopt(&mut self, mut found: Vec<(String, Found)>) {
         while !found.is_empty() {
             let rest = found.split_off(found.len().min(BATCH));
             let batch = std::mem::replace(&mut found, rest);
-            let (keys, tasks): (Vec<_>, Vec<_>) =
-                batch.into_iter().map(|(path, is_roots, task)| ((path, is_roots), task)).unzip();
+            let (paths, tasks): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
             let (reply, answer) = tokio::sync::oneshot::channel();
             self.handle
                 .tell(move |node| {
@@ -227,32 +251,46 @@ impl Keeper {
                 })
                 .await;
             let Ok(results) = answer.await else { return };
-            for ((path, is_roots), (_, refused)) in keys.into_iter().zip(results) {
+            for (path, (_, refused)) in paths.into_iter().zip(results) {
                 match refused {
-                    Some(why) => self.wait(path, is_roots, Some(why)),
-                    None => drop(self.said.remove(&path)),
+                    Some(why) => self.wait(path, AGAIN_AT_LAST, Some((Obstacle::Refused, why))),
+                    None => drop(self.waiting.remove(&path)),
                 }
             }
         }
     }
 
-    fn wait(&mut self, path: String, is_roots: bool, why: Option<String>) {
-        if let Some(why) = why
-            && self.said.get(&path) != Some(&why)
+    /// Has a cgroup tried again, each time after twice as long, up to `most`; says once what kind of thing is in its way.
+    fn wait(&mut self, path: String, most: Duration, why: Option<(Obstacle, String)>) {
+        if !self.config.mount.join(&path).exists() {
+            self.waiting.remove(&path);
+            return;
+        }
+        if self.waiting.len() >= WAITING_MAX && !self.waiting.contains_key(&path) {
+            self.tree.miss();
+            return;
+        }
+        let now = Instant::now();
+        let first = Waits { next: now, pause: Duration::ZERO, said: Vec::new() };
+        let waits = self.waiting.entry(path.clone()).or_insert(first);
+        waits.pause = (waits.pause * 2).clamp(AGAIN, most.max(AGAIN));
+        waits.next = now + waits.pause;
+        if let Some((kind, why)) = why
+            && !waits.said.contains(&kind)
         {
+            waits.said.push(kind);
             tracing::warn!(
                 cgroup = path,
                 why,
                 "a rule takes a cgroup that cannot be adopted now; it is tried again"
             );
-            if self.said.len() < WAITING_MAX {
-                self.said.insert(path.clone(), why);
-            }
-        }
-        if self.waiting.len() < WAITING_MAX && self.config.mount.join(&path).exists() {
-            self.waiting.insert(path, is_roots);
         }
     }
+}
+
+/// Whether one of those that a path is below is such.
+fn is_below(path: &str, is_such: impl Fn(&str) -> bool) -> bool {
+    path.match_indices('/').any(|(end, _)| is_such(&path[..end]))
 }
 
 /// Which cgroups the rules of a file would adopt now.
@@ -301,17 +339,25 @@ impl Check {
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
-            let mut tree = Tree::new(&mount, &config.own)?;
+            let mut tree = Tree::new(&mount, &config.own);
             let mut sources = Sources::new(&config);
             let mut lines = Vec::new();
-            for Seen { path, is_roots } in tree.look_through(&rules) {
-                let line = match sources.judge(&rules, &path, is_roots).await {
+            let mut seen = tree.look_through(&rules);
+            seen.sort();
+            let mut taken = HashSet::new();
+            for path in seen {
+                if is_below(&path, |above| taken.contains(above)) {
+                    continue;
+                }
+                let line = match sources.judge(&rules, &path).await {
                     Answer::Nobody => continue,
                     Answer::NotYet(why) => {
-                        format!("?\t?\t{path}\t{}", why.unwrap_or_else(|| "not known yet".into()))
+                        let why = why.map_or_else(|| "not known yet".into(), |(_, why)| why);
+                        format!("?\t?\t{path}\t{why}")
                     }
                     Answer::Taken(found) => format!("{}\t{}\t{path}", found.rule, found.workload.name),
                 };
+                taken.insert(path);
                 lines.push(line);
             }
             Ok(lines)
@@ -322,4 +368,52 @@ impl Check {
 /// What the path alone decides.
 fn by_path<'r>(rules: &'r [Rule], path: &str, is_roots: bool) -> Choice<'r> {
     choose(rules, &Place::of(path), &Facts { is_roots, ..Facts::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::chown;
+
+    use super::*;
+
+    const NOBODY: u32 = 65_534;
+
+    fn rules() -> Vec<Rule> {
+        let text = "rules: [{name: units, select: {unit: \"*.service\"}}, {name: mine, select: {cgroup: user/mine-*}}]";
+        document::adoption_rules("r.yaml", text).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_is_made_in_a_directory_that_was_given_away_is_not_believed() {
+        let directory = tempfile::tempdir().unwrap();
+        let mount = directory.path().to_owned();
+        let none = mount.join("none");
+        let config = Config {
+            file: none.clone(),
+            mount: mount.clone(),
+            own: none.clone(),
+            docker: none.clone(),
+            podman: none.clone(),
+        };
+        let (rules, mut tree, mut sources) = (rules(), Tree::new(&mount, &none), Sources::new(&config));
+        assert!(tree.look_through(&rules).is_empty() && !tree.misses_some());
+        fs::create_dir(mount.join("user")).unwrap();
+        assert_eq!(tree.changed(&rules).await, ["user"]);
+        fs::create_dir(mount.join("user/a.service")).unwrap();
+        assert_eq!(tree.changed(&rules).await, ["user/a.service"]);
+        assert!(matches!(sources.judge(&rules, "user/a.service").await, Answer::Taken(_)));
+        chown(mount.join("user"), Some(NOBODY), Some(NOBODY)).unwrap();
+        for name in ["b.service", "mine-1"] {
+            fs::create_dir(mount.join("user").join(name)).unwrap();
+        }
+        assert_eq!(tree.changed(&rules).await, ["user/b.service", "user/mine-1"]);
+        assert!(matches!(sources.judge(&rules, "user/b.service").await, Answer::Nobody));
+        assert!(matches!(sources.judge(&rules, "user/mine-1").await, Answer::Taken(_)));
+    }
+
+    #[test]
+    fn what_is_below_is_told_by_whole_components() {
+        assert!(is_below("a/b/c", |above| above == "a") && is_below("a/b/c", |above| above == "a/b"));
+        assert!(!is_below("ab/c", |above| above == "a") && !is_below("a", |above| above == "a"));
+    }
 }

@@ -12,21 +12,44 @@ use shaper_core::{
 use shaper_proto::peer::Caller;
 
 use super::{Node, NodeError, now};
-use crate::{kernel::cgroup::Cgroup, launch, record::Record};
+use crate::{
+    kernel::cgroup::Cgroup,
+    launch,
+    record::{self, Record},
+};
 
 /// A cgroup, and what a rule makes of it.
 #[derive(Clone, Debug)]
 pub struct Found {
     /// The cgroup.
     pub cgroup: PathBuf,
+    /// Its id: what was judged; another that has its place since was not.
+    pub cgroup_id: u64,
     /// The rule.
     pub rule: TaskId,
-    /// What the task is: its name is the task's id.
+    /// What the task is: its name is the task's id, unless that is somebody else's.
     pub workload: Workload,
     /// What it may use.
     pub limits: Limits,
     /// What is done when others write to its files.
     pub writers: Option<Writers>,
+}
+
+/// The longest name of a task.
+const NAME_MAX: usize = 63;
+/// Digits that tell names apart.
+const DIGEST: usize = 8;
+
+/// `name` with a digest (FNV-1a, folded) of a cgroup's path, and of `salt`.
+fn beside(name: &str, cgroup: &Path, salt: u64) -> String {
+    let bytes = cgroup.as_os_str().as_encoded_bytes().iter().copied().chain(salt.to_le_bytes());
+    let digest = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |digest, byte| {
+        (digest ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let folded = (digest >> 32) ^ (digest & u64::from(u32::MAX));
+    // Names are ASCII.
+    let start = name.get(..NAME_MAX - DIGEST - 1).unwrap_or(name);
+    format!("{start}-{folded:0DIGEST$x}")
 }
 
 /// So many released cgroups are remembered; those that were made first are forgotten first.
@@ -39,13 +62,11 @@ impl Node {
         let mut results = Vec::new();
         for found in found {
             let cgroup = found.cgroup.clone();
-            let id = found.workload.name.clone();
             let refused = match self.adopt_one(found) {
-                Ok(true) => {
-                    adopted.push(id);
+                Ok(id) => {
+                    adopted.extend(id);
                     None
                 }
-                Ok(false) => None,
                 Err(NodeError::Cgroup(error)) if error.is_gone() => None,
                 Err(error) => Some(launch::chain(&error)),
             };
@@ -59,32 +80,71 @@ impl Node {
         results
     }
 
-    /// Whether it was adopted now.
-    fn adopt_one(&mut self, found: Found) -> Result<bool, NodeError> {
-        let Found { cgroup, rule, workload, limits, writers } = found;
-        let cgroup_id = Cgroup::open(&self.config.hierarchies.v2, &cgroup)?.id();
-        if self.let_alone.contains(&cgroup_id) {
-            return Ok(false);
+    /// The task, if it was adopted now.
+    fn adopt_one(&mut self, found: Found) -> Result<Option<TaskId>, NodeError> {
+        let Found { cgroup, cgroup_id, rule, mut workload, limits, writers } = found;
+        // One that was made anew is told of anew.
+        let is_judged = Cgroup::open(&self.config.hierarchies.v2, &cgroup)?.id() == cgroup_id;
+        if !is_judged || self.let_alone.contains(&cgroup_id) {
+            return Ok(None);
         }
         self.end_those_gone(&cgroup, cgroup_id, &workload.name);
         let is_it = |record: &Record| record.cgroup == cgroup && record.cgroup_id == Some(cgroup_id);
         if self.tasks.values().any(|task| task.target.is_some() && is_it(&task.record)) {
-            return Ok(false);
+            return Ok(None);
         }
-        let id = workload.name.clone();
+        let id = self.name_of_found(&workload.name, &cgroup, cgroup_id)?;
+        let wanted = std::mem::replace(&mut workload.name, id.clone());
         let root = Caller { uid: 0, gid: 0, groups: Vec::new() };
         let attempt = self.next_attempt(&root, &id, None)?;
+        let before = self.tasks.get(&id).map(|task| task.record.execution.clone());
         let execution = ExecutionId { task: id.clone(), attempt };
         let at = (now(), self.boot_id.as_str());
-        let record = Record::beginning(execution.clone(), root.as_owner(), Origin::Adopted, limits, at);
+        let record = Record::beginning(execution, root.as_owner(), Origin::Adopted, limits, at);
         let cause = Cause::agent("adoption", format!("rule {rule}"));
         let record = Record { cgroup, workload: Some(workload), adopted_by: Some(rule), writers, ..record };
         self.begin_adopted(record, cause)?;
-        if attempt > 1 {
-            self.erase_if_over(&ExecutionId { attempt: attempt - 1, ..execution });
+        if let Some(before) = before {
+            self.erase_if_over(&before);
         }
-        tracing::info!(task = %id, "adopted by a rule");
-        Ok(true)
+        if wanted != id {
+            self.note(&id, &format!("the name that its rule gives, `{wanted}`, is another task's"));
+        }
+        tracing::info!(task = %id, %wanted, "adopted by a rule");
+        Ok(Some(id))
+    }
+
+    /// What a task is called: as its rule says, unless somebody else has that name.
+    fn name_of_found(&self, wanted: &TaskId, cgroup: &Path, cgroup_id: u64) -> Result<TaskId, NodeError> {
+        if self.is_for_rules(wanted)? {
+            return Ok(wanted.clone());
+        }
+        // Who may run tasks can guess the first, and not the second, which is made when the cgroup is.
+        for salt in [0, cgroup_id] {
+            let id: TaskId = beside(wanted.as_str(), cgroup, salt).parse()?;
+            if self.is_for_rules(&id)? {
+                return Ok(id);
+            }
+        }
+        Err(NodeError::Exists(wanted.clone()))
+    }
+
+    /// Whether a rule may give a name: nobody has it, or a task of a rule's that has ended. Nobody else's log or record is
+    /// replaced.
+    fn is_for_rules(&self, id: &TaskId) -> Result<bool, NodeError> {
+        if let Some(task) = self.tasks.get(id)
+            && (task.record.adopted_by.is_none() || task.is_running())
+        {
+            return Ok(false);
+        }
+        let on_disk = record::executions(self.state_dir())?;
+        Ok(on_disk.iter().filter(|execution| execution.task == *id).all(|execution| {
+            // Of a released one there is no record. One that cannot be read may be anybody's.
+            match Record::load(self.state_dir(), execution) {
+                Ok(record) => record.is_none_or(|record| record.adopted_by.is_some()),
+                Err(_) => false,
+            }
+        }))
     }
 
     /// Ends what stood in the place of a new cgroup, or had its name: the kernel tells of an end by another way than of a
@@ -109,6 +169,24 @@ impl Node {
         self.let_alone.extend(record.cgroup_id);
         while self.let_alone.len() > LET_ALONE_MAX {
             self.let_alone.pop_first();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_beside_anothers_is_a_name_and_tells_cgroups_apart() {
+        let long = "n".repeat(NAME_MAX);
+        for name in ["nginx", &long] {
+            let made = |path: &str, salt| beside(name, Path::new(path), salt);
+            let id = made("/sys/fs/cgroup/a", 0);
+            assert!(id.parse::<TaskId>().is_ok() && id.len() <= NAME_MAX, "{id}");
+            assert_eq!(id, made("/sys/fs/cgroup/a", 0));
+            assert_ne!(id, made("/sys/fs/cgroup/b", 0));
+            assert_ne!(id, made("/sys/fs/cgroup/a", 7));
         }
     }
 }

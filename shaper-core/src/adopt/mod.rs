@@ -63,6 +63,13 @@ pub struct ContainerSelect {
     pub labels: BTreeMap<String, String>,
 }
 
+impl ContainerSelect {
+    /// Whether they are Docker's or Podman's only, which can be asked for names, images and labels.
+    pub fn is_asked_for(&self) -> bool {
+        matches!(self.runtime, Some(Runtime::Docker | Runtime::Podman))
+    }
+}
+
 /// Which pods; what is absent is not asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodSelect {
@@ -177,6 +184,17 @@ pub fn choose<'r>(rules: &'r [Rule], place: &Place<'_>, facts: &Facts) -> Choice
     Choice::Nobody
 }
 
+impl Choice<'_> {
+    /// Whether it hangs on root alone having made the cgroup; otherwise somebody chose its path.
+    pub fn believes_a_name(&self) -> bool {
+        match self {
+            Choice::Nobody => false,
+            Choice::AskContainer | Choice::AskPod => true,
+            Choice::Taken(rule) => !matches!(rule.select, Select::Cgroup(_)),
+        }
+    }
+}
+
 /// Whether a rule may take what lies below a directory that belongs to somebody other than root.
 pub fn looks_below(rules: &[Rule], directory: &str) -> bool {
     rules.iter().any(|rule| match &rule.select {
@@ -265,7 +283,11 @@ impl Rule {
         match select {
             Select::Cgroup(_) => &[Field::Cgroup],
             Select::Unit(_) => &[Field::Cgroup, Field::Unit],
-            Select::Container(_) => &[Field::Cgroup, Field::ContainerId, Field::ContainerName],
+            // Of others' containers nobody can be asked for the name.
+            Select::Container(select) if select.is_asked_for() => {
+                &[Field::Cgroup, Field::ContainerId, Field::ContainerName]
+            }
+            Select::Container(_) => &[Field::Cgroup, Field::ContainerId],
             Select::Pod(_) => &[Field::Cgroup, Field::PodUid, Field::PodNamespace, Field::PodName],
             Select::Slurm(_) => &[Field::Cgroup, Field::SlurmJob, Field::SlurmStep],
         }

@@ -201,7 +201,7 @@ fn container(item: &Item<'_>) -> Result<ContainerSelect, DocumentError> {
         labels: fields.map("labels", container_labels)?.unwrap_or_default(),
     };
     let asks = select.name.is_some() || select.image.is_some() || !select.labels.is_empty();
-    if asks && !matches!(select.runtime, Some(Runtime::Docker | Runtime::Podman)) {
+    if asks && !select.is_asked_for() {
         let error = item.error("names, images and labels are known of Docker's and Podman's containers only");
         return Err(error
             .with_remedy("add `\"runtime\": \"docker\"` or `\"runtime\": \"podman\"`; or select the pod"));
@@ -271,7 +271,13 @@ fn named(item: &Item<'_>, select: &Select) -> Result<NameTemplate, DocumentError
     let known = Rule::fields(select);
     let remedy = || {
         let known: Vec<String> = known.iter().map(|field| format!("${{{}}}", field.name())).collect();
-        format!("here are known {}", known.join(", "))
+        let more = match select {
+            Select::Container(container) if !container.is_asked_for() => {
+                "; with `runtime` docker or podman ${container.name} too"
+            }
+            _ => "",
+        };
+        format!("here are known {}{more}", known.join(", "))
     };
     let text = item.text("a name, in which fields such as ${cgroup} can be")?;
     let template: NameTemplate = text.parse().map_err(|error: crate::adopt::InvalidTemplate| {
@@ -285,8 +291,7 @@ fn named(item: &Item<'_>, select: &Select) -> Result<NameTemplate, DocumentError
 }
 
 fn copied(item: &Item<'_>, select: &Select) -> Result<Vec<String>, DocumentError> {
-    let knows = |runtime| matches!(runtime, Some(Runtime::Docker | Runtime::Podman));
-    if !matches!(select, Select::Container(ContainerSelect { runtime, .. }) if knows(*runtime)) {
+    if !matches!(select, Select::Container(container) if container.is_asked_for()) {
         let error = item.error("labels are known of Docker's and Podman's containers only");
         return Err(error.with_remedy("leave it out, or select a container of one of the two"));
     }
@@ -377,6 +382,18 @@ rules:
                 "${pod.name}",
                 "6:13:rules[0].task.name",
                 "`pod.name` is not known of what",
+            ),
+            (
+                "{runtime: docker, labels: {\"com.example/team\": \"web team\"}, image: \"registry/**\"}",
+                "{runtime: crio}",
+                "6:13:rules[0].task.name",
+                "`container.name` is not known of what",
+            ),
+            (
+                "{runtime: docker, labels: {\"com.example/team\": \"web team\"}, image: \"registry/**\"}",
+                "{}",
+                "6:13:rules[0].task.name",
+                "with `runtime` docker or podman",
             ),
             ("${container.name}", "${host}", "6:13:rules[0].task.name", "there is no field `host`"),
             ("100mbit", "fast", "10:46:rules[0].task.limits.net", "a rate on the wire"),

@@ -142,6 +142,39 @@ fn a_name_that_anybody_could_have_made_is_not_believed() {
 }
 
 #[test]
+fn a_directory_that_is_given_away_while_the_agent_watches_is_not_believed_any_more() {
+    let rules = Rules::new();
+    rules.write(
+        "rules:\n- {name: units, select: {unit: \"GROUP-*.service\"}}\n- {name: mine, select: {cgroup: GROUP/later/mine-*}}\n",
+    );
+    let agent = rules.agent();
+    let later = rules.group.make_child("later");
+    let unit = |number: u32| later.join(format!("{}-{number}.service", rules.name()));
+    fs::create_dir(unit(1)).expect("cgroups can be made");
+    adopted(&agent, &format!("{}-1", rules.name()), 1);
+    chown(&later, Some(NOBODY), Some(NOBODY)).expect("root may");
+    fs::create_dir(unit(2)).expect("cgroups can be made");
+    fs::create_dir(later.join("mine-1")).expect("cgroups can be made");
+    adopted(&agent, "mine-1", 1);
+    assert!(find(&agent, &format!("{}-2", rules.name())).is_none());
+}
+
+#[test]
+fn a_name_that_is_somebody_elses_stays_theirs() {
+    let rules = Rules::new();
+    rules.write(JOBS);
+    let agent = rules.agent();
+    agent.run("job-1", &[], &["tick", "600", "0"]);
+    let path = rules.group.make_child("job-1").display().to_string();
+    let beside = || agent.shaper().tasks().into_iter().find(|task| task.cgroup == path);
+    eventually("it is adopted under another name", || beside().is_some());
+    let task = beside().expect("it is adopted");
+    assert!(task.task_id.as_str().starts_with("job-1-"), "{task:?}");
+    let theirs = find(&agent, "job-1").expect("it is as it was");
+    assert_eq!((theirs.attempt, theirs.adopted_by, theirs.phase), (1, None, Phase::Running));
+}
+
+#[test]
 fn an_agent_that_was_killed_finds_what_ended_and_what_came_meanwhile() {
     let rules = Rules::new();
     rules.write(JOBS);
