@@ -399,8 +399,8 @@ rules:
             ("100mbit", "fast", "10:46:rules[0].task.limits.net", "a rate on the wire"),
             (
                 "cpu_weight: 200",
-                "cpu_wait: 200",
-                "10:97:rules[0].task.limits.cpu_wait",
+                "cpu_weigth: 200",
+                "10:97:rules[0].task.limits.cpu_weigth",
                 "did you mean `cpu_weight`",
             ),
             ("writers: yield", "writers: fight", "11:16:rules[0].task.writers", "one of hold, yield, report"),
