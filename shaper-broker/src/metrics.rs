@@ -1,7 +1,6 @@
 //! What a broker tells of itself and the cluster, as metrics.
 
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -37,49 +36,18 @@ pub struct Commits {
 /// What the reactor counts for the metrics alone, since this broker leads.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
-    /// Decisions by kind.
-    pub decisions: BTreeMap<DecisionName, u64>,
+    /// Decisions, in the order of [`DecisionKind::ALL`]: each has a series from the beginning.
+    pub decisions: [u64; DecisionKind::ALL.len()],
     /// From submission to the first node.
     pub placement: Durations,
     /// Tasks that were asked to make room.
     pub preemptions: u64,
 }
 
-/// As [`DecisionKind`] is called.
-type DecisionName = &'static str;
-
-/// All kinds, in their order: each has a series from the beginning.
-const DECISIONS: [DecisionName; 11] = [
-    "placed",
-    "pending",
-    "scale_out",
-    "grew",
-    "shrunk",
-    "reclaimed",
-    "evicted",
-    "refused",
-    "ended",
-    "lost",
-    "cancelled",
-];
-
 impl Tally {
     /// Something was decided.
     pub fn decided(&mut self, kind: DecisionKind) {
-        let name = DECISIONS[match kind {
-            DecisionKind::Placed => 0,
-            DecisionKind::Pending => 1,
-            DecisionKind::ScaleOut => 2,
-            DecisionKind::Grew => 3,
-            DecisionKind::Shrunk => 4,
-            DecisionKind::Reclaimed => 5,
-            DecisionKind::Evicted => 6,
-            DecisionKind::Refused => 7,
-            DecisionKind::Ended => 8,
-            DecisionKind::Lost => 9,
-            DecisionKind::Cancelled => 10,
-        }];
-        *self.decisions.entry(name).or_default() += 1;
+        self.decisions[kind as usize] += 1;
     }
 }
 
@@ -308,9 +276,8 @@ fn add(exposition: &mut Exposition, reading: Reading, queued: usize, left_out: u
     for (family, value) in single {
         exposition.add(family, &[], &[], value);
     }
-    for decision in DECISIONS {
-        let decided = reading.tally.decisions.get(decision).copied().unwrap_or(0);
-        exposition.add(&table::DECISIONS, &[decision.to_owned()], &[], Value::Count(decided));
+    for (kind, decided) in DecisionKind::ALL.into_iter().zip(reading.tally.decisions) {
+        exposition.add(&table::DECISIONS, &[kind.to_string()], &[], Value::Count(decided));
     }
     for node in reading.nodes {
         let labels = Arc::from([node.name]);

@@ -235,6 +235,23 @@ pub enum DecisionKind {
     Cancelled,
 }
 
+impl DecisionKind {
+    /// All of them, in their order.
+    pub const ALL: [DecisionKind; 11] = [
+        DecisionKind::Placed,
+        DecisionKind::Pending,
+        DecisionKind::ScaleOut,
+        DecisionKind::Grew,
+        DecisionKind::Shrunk,
+        DecisionKind::Reclaimed,
+        DecisionKind::Evicted,
+        DecisionKind::Refused,
+        DecisionKind::Ended,
+        DecisionKind::Lost,
+        DecisionKind::Cancelled,
+    ];
+}
+
 impl fmt::Display for DecisionKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {

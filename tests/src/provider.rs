@@ -139,18 +139,13 @@ type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl CloudProvider for Service {
-    async fn node_groups(&self, _: Request<wire::NodeGroupsRequest>) -> Answer<wire::NodeGroupsResponse> {
-        let group = wire::NodeGroup { id: "pool".into(), max_size: 100, ..Default::default() };
-        Ok(Response::new(wire::NodeGroupsResponse { node_groups: vec![group] }))
-    }
-
     async fn node_group_for_node(
         &self,
         request: Request<wire::NodeGroupForNodeRequest>,
     ) -> Answer<wire::NodeGroupForNodeResponse> {
         let name = request.into_inner().node.unwrap_or_default().name;
         let id = if self.group().nodes.contains(&name) { "pool".to_owned() } else { String::new() };
-        let group = wire::NodeGroup { id, ..Default::default() };
+        let group = wire::NodeGroup { id };
         Ok(Response::new(wire::NodeGroupForNodeResponse { node_group: Some(group) }))
     }
 
@@ -224,12 +219,5 @@ impl CloudProvider for Service {
         _: Request<wire::NodeGroupTemplateNodeInfoRequest>,
     ) -> Answer<wire::NodeGroupTemplateNodeInfoResponse> {
         Err(Status::unimplemented("the test says what a node has"))
-    }
-
-    async fn node_group_get_options(
-        &self,
-        _: Request<wire::NodeGroupAutoscalingOptionsRequest>,
-    ) -> Answer<wire::NodeGroupAutoscalingOptionsResponse> {
-        Err(Status::unimplemented("there are no options"))
     }
 }

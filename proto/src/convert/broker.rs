@@ -571,20 +571,7 @@ mod tests {
 
     #[test]
     fn every_kind_of_decision_survives_the_wire() {
-        let kinds = [
-            DecisionKind::Placed,
-            DecisionKind::Pending,
-            DecisionKind::ScaleOut,
-            DecisionKind::Grew,
-            DecisionKind::Shrunk,
-            DecisionKind::Reclaimed,
-            DecisionKind::Evicted,
-            DecisionKind::Refused,
-            DecisionKind::Ended,
-            DecisionKind::Lost,
-            DecisionKind::Cancelled,
-        ];
-        for kind in kinds {
+        for kind in DecisionKind::ALL {
             let decision = Decision {
                 at: 5,
                 by: "broker".into(),

@@ -86,20 +86,24 @@ impl ExternalGrpc {
                     answer.map_err(|it| said("NodeGroupDecreaseTargetSize", &it))?;
                 }
             }
-            OrderKind::Remove { node } => self.remove(node).await?,
+            OrderKind::Remove { node } => self.remove(node, before <= order.target).await?,
         }
         self.target().await
     }
 
-    /// Ends a node, once the provider has said that it is of this group.
-    async fn remove(&mut self, name: &str) -> Result<(), String> {
+    /// Ends a node, once the provider has said that it is of this group. Of a group that is as small already, one that is not
+    /// there was ended before, and the answer lost.
+    async fn remove(&mut self, name: &str, is_small: bool) -> Result<(), String> {
         let id = self.id.clone();
         let instances = self.instances().await?;
         // A provider's id is PROVIDER://…/NAME, as Kubernetes has it.
         let is_it =
             |instance: &&wire::Instance| instance.id == name || instance.id.rsplit('/').next() == Some(name);
-        let provider_id =
-            instances.iter().find(is_it).map(|instance| instance.id.clone()).unwrap_or_default();
+        let instance = instances.iter().find(is_it);
+        if instance.is_none() && is_small {
+            return Ok(());
+        }
+        let provider_id = instance.map(|instance| instance.id.clone()).unwrap_or_default();
         let node = wire::ExternalGrpcNode { provider_id, name: name.to_owned(), ..Default::default() };
         let client = self.client().await?;
         let request = wire::NodeGroupForNodeRequest { node: Some(node.clone()) };

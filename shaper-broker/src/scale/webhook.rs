@@ -128,7 +128,7 @@ impl Webhook {
         }
     }
 
-    fn secret(&self) -> Result<hmac::Key, String> {
+    pub(super) fn secret(&self) -> Result<hmac::Key, String> {
         let text = shaper_identity::files::read_secret(self.secret_file.as_ref(), MOST_SECRET)
             .map_err(|error| chain(&error))?;
         let text = text.trim();
@@ -158,14 +158,13 @@ impl Webhook {
         let tcp = TcpStream::connect((bare, port)).await;
         let tcp = tcp.map_err(|error| passing(format!("{host}:{port}: {error}")))?;
         let timestamp = OffsetDateTime::now_utc().unix_timestamp();
-        let signed = hmac::sign(secret, format!("{id}.{timestamp}.{body}").as_bytes());
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
         let request = Request::post(path)
             .header(header::HOST, uri.authority().map_or(host.as_str(), |authority| authority.as_str()))
             .header(header::CONTENT_TYPE, "application/cloudevents+json")
             .header("webhook-id", id)
             .header("webhook-timestamp", timestamp)
-            .header("webhook-signature", format!("v1,{}", STANDARD.encode(signed)))
+            .header("webhook-signature", signature(secret, id, timestamp, body))
             .body(Full::new(Bytes::from(body.to_owned())))
             .map_err(|error| lasting(format!("{}: {error}", self.url)))?;
         if !is_tls {
@@ -192,6 +191,12 @@ impl Webhook {
             .map_err(|error| error.to_string())?;
         Ok(Arc::new(config.with_root_certificates(roots).with_no_client_auth()))
     }
+}
+
+/// What `webhook-signature` says.
+pub(super) fn signature(secret: &hmac::Key, id: &str, timestamp: i64, body: &str) -> String {
+    let signed = hmac::sign(secret, format!("{id}.{timestamp}.{body}").as_bytes());
+    format!("v1,{}", STANDARD.encode(signed))
 }
 
 async fn exchange(

@@ -9,16 +9,16 @@ use shaper_tests::{
     provider::{Manner, Provider, Wish},
     time::eventually,
 };
+use tempfile::TempDir;
 
 const NODE: &str = "cpu=1,memory=1Gi";
 
-/// A broker that has the nodes of that provider started and ended.
-fn broker(provider: &Provider, fields: &str) -> Broker {
+/// A broker that has the nodes of that provider started and ended, and where it is told so.
+fn broker(provider: &Provider, fields: &str) -> (Broker, TempDir) {
     let directory = tempfile::tempdir().expect("a temporary directory can be made");
     let file = directory.path().join("scale.yaml");
     std::fs::write(&file, provider.document(fields)).expect("a file can be made");
-    // It is read once, when the broker starts; here it starts again, too.
-    Broker::start_with(&["--scale", directory.keep().join("scale.yaml").to_str().expect("it is text")])
+    (Broker::start_with(&["--scale", file.to_str().expect("it is text")]), directory)
 }
 
 fn scale(broker: &Broker) -> serde_json::Value {
@@ -39,7 +39,8 @@ fn a_burst_has_exactly_the_nodes_started_that_it_takes_and_they_go_when_nothing_
     let networks = networks(3);
     let provider = Provider::start(&["n1"]);
     let fields = "capacity: {cpu_cores: 1, memory_gb: 1}\n  min: 1\n  max: 5\n  idle_seconds: 2";
-    let mut cluster = Cluster::start_of(broker(&provider, fields), &networks[..1], &[NODE]);
+    let (broker, _directory) = broker(&provider, fields);
+    let mut cluster = Cluster::start_of(broker, &networks[..1], &[NODE]);
     let watch = Watch::begin(&cluster);
     cluster.submit("stays", 0.6, "medium", Load::Until(0));
     cluster.wait_until_runs("stays");
@@ -98,7 +99,8 @@ fn a_provider_that_hangs_refuses_or_brings_nothing_is_told_and_nothing_is_asked_
     let provider = Provider::start(&[]);
     let fields =
         "capacity: {cpu_cores: 1, memory_gb: 1}\n  max: 2\n  timeout_seconds: 20\n  provision_seconds: 3";
-    let mut cluster = Cluster::start_of(broker(&provider, fields), &[], &[]);
+    let (broker, _directory) = broker(&provider, fields);
+    let mut cluster = Cluster::start_of(broker, &[], &[]);
     // It does what it is asked and does not say so, and then the broker dies.
     provider.behave(Manner { hangs: true, ..Manner::default() });
     cluster.submit("first", 1.0, "medium", Load::Until(0));

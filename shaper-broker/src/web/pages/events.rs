@@ -18,20 +18,6 @@ pub(in crate::web) struct Events {
     kind: Option<String>,
 }
 
-const KINDS: [DecisionKind; 11] = [
-    DecisionKind::Placed,
-    DecisionKind::Pending,
-    DecisionKind::ScaleOut,
-    DecisionKind::Grew,
-    DecisionKind::Shrunk,
-    DecisionKind::Reclaimed,
-    DecisionKind::Evicted,
-    DecisionKind::Refused,
-    DecisionKind::Ended,
-    DecisionKind::Lost,
-    DecisionKind::Cancelled,
-];
-
 impl Page for Events {
     const MENU: &'static str = "/events";
 
@@ -60,7 +46,7 @@ impl Page for Events {
             "<form class=\"filter\" method=\"get\" action=\"/events\"><label>Kind <select name=\"kind\">",
         );
         html.raw("<option value=\"\">any</option>");
-        for kind in KINDS {
+        for kind in DecisionKind::ALL {
             html.raw("<option");
             if self.kind.as_ref().is_some_and(|chosen| *chosen == kind.to_string()) {
                 html.raw(" selected");

@@ -1,5 +1,6 @@
 //! The pages, one a file: each looks at the state and copies out what it shows, on the broker's thread; and writes it down,
-//! elsewhere. What a look costs is bounded by [`SCAN`] and by the number of nodes, whatever the number of tasks.
+//! elsewhere. What a look costs is bounded by [`SCAN`], by the number of nodes, and by what
+//! is on those that are shown.
 
 mod events;
 mod nodes;
