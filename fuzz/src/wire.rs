@@ -16,7 +16,7 @@ use shaper_core::{
     shrink,
     snapshot::NodeSnapshot,
     spec::{Capacity, Decision, Demand, Policy, Profile, TaskSpec},
-    task::{Phase, TaskStatus},
+    task::{Phase, TaskStatus, Workload},
 };
 use shaper_proto::{convert::WireError, v1};
 
@@ -99,7 +99,7 @@ fn broker_message(data: &[u8]) -> Option<()> {
 /// What the agent makes of a client's messages.
 fn client_message(data: &[u8]) -> Option<()> {
     let (which, data) = data.split_first()?;
-    match which % 4 {
+    match which % 5 {
         0 => {
             let v1::RunTaskRequest { task_id, limits, .. } = v1::RunTaskRequest::decode(data).ok()?;
             name(&task_id);
@@ -116,6 +116,13 @@ fn client_message(data: &[u8]) -> Option<()> {
             // A change that was made is no change any more.
             let after = Limits::default().with(&change);
             assert_eq!(after.with(&change), after);
+        }
+        3 => {
+            let v1::EnterTaskRequest { task_id, workload, limits, .. } =
+                v1::EnterTaskRequest::decode(data).ok()?;
+            name(&task_id);
+            survives::<Workload, v1::Workload>(&workload?.encode_to_vec());
+            survives::<Limits, v1::Limits>(&limits?.encode_to_vec());
         }
         _ => {
             let v1::SubmitTaskRequest { spec } = v1::SubmitTaskRequest::decode(data).ok()?;
