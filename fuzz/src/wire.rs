@@ -87,6 +87,10 @@ fn broker_message(data: &[u8]) -> Option<()> {
             let start = match directive.kind? {
                 Directive::Start(start) => start,
                 Directive::LeasedStart(leased) => leased.start?,
+                Directive::Resize(resize) => {
+                    survives::<Demand, v1::ResourceDemand>(&resize.request?.encode_to_vec());
+                    return Some(());
+                }
                 Directive::Stop(_) | Directive::Forget(_) => return Some(()),
             };
             survives::<TaskSpec, v1::TaskSpec>(&start.spec?.encode_to_vec());

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use shaper_core::{
-    spec::{Policy, TaskSpec},
+    spec::{Demand, Policy, TaskSpec},
     task::Owner,
 };
 use shaper_identity::{
@@ -232,6 +232,11 @@ async fn carry_out(
             let assigned = node.call(move |node| node.stop_assigned(&id, grace)).await??;
             return Ok(directive_result::Outcome::Settled(wire_assigned(assigned)));
         }
+        directive::Kind::Resize(v1::Resize { request, reason }) => {
+            let request = Demand::try_from(request.ok_or(WireError::Missing("resize.request"))?)?;
+            let resize = move |node: &mut Node| node.resize_assigned(&id, request, &reason);
+            return Ok(directive_result::Outcome::Settled(wire_assigned(node.call(resize).await??)));
+        }
         directive::Kind::Forget(_) => {
             node.call(move |node| node.forget_assigned(&id)).await??;
             return Ok(directive_result::Outcome::Accepted(true));
@@ -264,8 +269,15 @@ fn hello(inventory: Inventory) -> v1::Hello {
     }
 }
 
-fn wire_assigned(Assigned { status, generation, evicted, lease_over }: Assigned) -> v1::NodeTask {
-    v1::NodeTask { task: Some(status.into()), generation, evicted, lease_over }
+fn wire_assigned(assigned: Assigned) -> v1::NodeTask {
+    let Assigned { status, generation, evicted, lease_over, request } = assigned;
+    v1::NodeTask {
+        task: Some(status.into()),
+        generation,
+        evicted,
+        lease_over,
+        request: request.map(Into::into),
+    }
 }
 
 fn wire_news(news: News) -> agent_message::Kind {

@@ -5,7 +5,7 @@ use shaper_core::{
     id::TaskId,
     policy::Rule,
     profile::Expected,
-    spec::{Capacity, Decision, Policy, Priority},
+    spec::{Capacity, Decision, Demand, Policy, Priority},
     task::{Phase as RunPhase, TaskStatus, UnixNanos},
 };
 use shaper_proto::{
@@ -71,6 +71,7 @@ pub fn cluster_task(epoch: u64, task: &Task) -> v1::ClusterTask {
         cancel_requested: task.cancel.is_some() || task.phase == Phase::Cancelled,
         node: task.node.clone().unwrap_or_default(),
         epoch,
+        reserved: task.resized.as_ref().map(|resized| resized.request.into()),
     }
 }
 
@@ -215,6 +216,9 @@ fn directive(directive: Directive) -> v1::Directive {
             }
         }
         DirectiveKind::Stop { grace_millis, reason } => Kind::Stop(v1::Stop { grace_millis, reason }),
+        DirectiveKind::Resize { request, reason } => {
+            Kind::Resize(v1::Resize { request: Some(request.into()), reason })
+        }
         DirectiveKind::Forget => Kind::Forget(true),
     };
     v1::Directive {
@@ -227,10 +231,11 @@ fn directive(directive: Directive) -> v1::Directive {
 }
 
 fn node_task(wire: v1::NodeTask) -> Result<NodeTask, WireError> {
-    let v1::NodeTask { task, generation, evicted, lease_over } = wire;
+    let v1::NodeTask { task, generation, evicted, lease_over, request } = wire;
+    let request = request.map(Demand::try_from).transpose()?;
     let status = TaskStatus::try_from(task.ok_or(WireError::Missing("task"))?)?;
     convert::execution(status.task_id.as_str(), status.attempt)?;
-    Ok(NodeTask { status, generation, evicted, lease_over })
+    Ok(NodeTask { status, generation, evicted, lease_over, request })
 }
 
 /// Epochs count starts of brokers: one beyond this comes from nothing that counts.

@@ -28,6 +28,9 @@ pub(crate) struct ClusterTask {
     pub(crate) cancel_requested: bool,
     /// As its node last reported it.
     pub(crate) on_node: Option<TaskStatus>,
+    /// What is reserved for it now, where that is not what it asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) reserved: Option<Demand>,
 }
 
 /// Where a task of the cluster is in its life.
@@ -257,6 +260,7 @@ impl TryFrom<v1::ClusterTask> for ClusterTask {
             cancel_requested,
             node,
             epoch: _,
+            reserved,
         } = wire;
         let v1::Credentials { uid, gid, groups: _ } = owner.ok_or(WireError::Missing("owner"))?;
         let phase = match phase.ok_or(WireError::Missing("phase"))? {
@@ -279,6 +283,7 @@ impl TryFrom<v1::ClusterTask> for ClusterTask {
             revision,
             cancel_requested,
             on_node: on_node.map(TaskStatus::try_from).transpose()?,
+            reserved: reserved.map(Demand::try_from).transpose()?,
         })
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     id::TaskId,
     limits::Limits,
-    policy::{PolicyLimits, Selector},
+    policy::{PolicyFloors, PolicyLimits, Selector},
     units::{BitsPerSec, Bytes, Iops, Millicores},
 };
 
@@ -186,6 +186,9 @@ pub struct Policy {
     /// What they are granted at most.
     #[serde(default)]
     pub limits: PolicyLimits,
+    /// How far down what is reserved for them may come.
+    #[serde(default)]
+    pub floors: PolicyFloors,
 }
 
 /// The window of a policy that names none: 10 s.

@@ -11,7 +11,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use shaper_core::{
-    spec::{Capacity, Decision, DecisionKind, TaskSpec},
+    spec::{Capacity, Decision, DecisionKind, Demand, TaskSpec},
     task::{ExitStatus, Owner, TaskStatus, UnixNanos},
 };
 use tempfile::TempDir;
@@ -52,6 +52,9 @@ pub struct ClusterTask {
     pub cancel_requested: bool,
     /// As its node told.
     pub on_node: Option<TaskStatus>,
+    /// What is reserved for it, if that is not what it asked for.
+    #[serde(default)]
+    pub reserved: Option<Demand>,
 }
 
 /// Where a task is.

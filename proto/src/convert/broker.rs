@@ -6,7 +6,7 @@ use shaper_core::{
     document::{MAX_RETRIES, MAX_RUNTIME_SECONDS, fits_label},
     id::TaskId,
     limits::Limits,
-    policy::{NamePattern, PolicyLimits, Selector},
+    policy::{NamePattern, PolicyFloors, PolicyLimits, Selector},
     spec::{
         Capacity, Credentials, Decision, DecisionKind, Demand, NodeVerdict, OnNodeLost, Policy, Priority,
         Profile, TaskSpec,
@@ -321,6 +321,7 @@ impl TryFrom<v1::Policy> for Policy {
             namespace,
             selector,
             limits,
+            floors,
         } = wire;
         if let Some(permille) = eviction_threshold_permille {
             in_range("eviction_threshold_permille", permille.into(), 1..=1000, "from 1 to 1000")?;
@@ -335,6 +336,7 @@ impl TryFrom<v1::Policy> for Policy {
             window_millis: in_range("window_millis", window_millis, 500..=3_600_000, "from 500 to 3600000")?,
             selector: selector.map(Selector::try_from).transpose()?.unwrap_or_default(),
             limits: limits.map(PolicyLimits::try_from).transpose()?.unwrap_or_default(),
+            floors: floors.map(PolicyFloors::try_from).transpose()?.unwrap_or_default(),
         })
     }
 }
@@ -351,6 +353,7 @@ impl From<Policy> for v1::Policy {
             window_millis,
             selector,
             limits,
+            floors,
         } = policy;
         v1::Policy {
             policy_name,
@@ -362,6 +365,7 @@ impl From<Policy> for v1::Policy {
             namespace,
             selector: Some(selector.into()),
             limits: Some(limits.into()),
+            floors: Some(floors.into()),
         }
     }
 }
@@ -400,6 +404,24 @@ impl TryFrom<v1::PolicyLimits> for PolicyLimits {
 impl From<PolicyLimits> for v1::PolicyLimits {
     fn from(PolicyLimits { cpu }: PolicyLimits) -> v1::PolicyLimits {
         v1::PolicyLimits { cpu_millicores: cpu.map(|cpu| cpu.0) }
+    }
+}
+
+impl TryFrom<v1::PolicyFloors> for PolicyFloors {
+    type Error = WireError;
+
+    fn try_from(wire: v1::PolicyFloors) -> Result<PolicyFloors, WireError> {
+        let v1::PolicyFloors { cpu_millicores, memory_bytes } = wire;
+        Ok(PolicyFloors {
+            cpu: cpu_millicores.map(cpu).transpose()?,
+            memory: memory_bytes.map(|bytes| memory("floors.memory_bytes", bytes)).transpose()?,
+        })
+    }
+}
+
+impl From<PolicyFloors> for v1::PolicyFloors {
+    fn from(PolicyFloors { cpu, memory }: PolicyFloors) -> v1::PolicyFloors {
+        v1::PolicyFloors { cpu_millicores: cpu.map(|cpu| cpu.0), memory_bytes: memory.map(|memory| memory.0) }
     }
 }
 
@@ -531,6 +553,7 @@ mod tests {
                 name: "etl-*".parse().ok(),
             },
             limits: PolicyLimits { cpu: Some(Millicores(2_500)) },
+            floors: PolicyFloors { cpu: Some(Millicores(500)), memory: Some(Bytes(1 << 30)) },
         }
     }
 

@@ -170,7 +170,7 @@ impl Node {
                 execution: execution.clone(),
                 namespace: spec.namespace.clone(),
                 priority: spec.profile.priority,
-                request: spec.profile.demand,
+                request: *assignment.request(),
                 limits: Limits { cpu: effective.cpu_limit(spec), ..spec.limits },
                 policy: effective.eviction.clone(),
                 started_at: task.record.created_at,

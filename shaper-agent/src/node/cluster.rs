@@ -5,12 +5,13 @@ use std::{sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 use shaper_core::{
     id::{ExecutionId, TaskId},
-    limits::{Limit, Limits},
-    spec::{Capacity, Credentials, Decision, DecisionKind, Policy, Priority, TaskSpec},
+    ledger::{Actor, Cause},
+    limits::{Limit, Limits, LimitsChange},
+    spec::{Capacity, Credentials, Decision, DecisionKind, Demand, Policy, Priority, TaskSpec},
     task::{Owner, TaskStatus},
-    units::Weight,
+    units::{Bytes, Weight},
 };
-use shaper_proto::peer::Caller;
+use shaper_proto::{failpoint, peer::Caller};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Node, NodeError, RunRequest, Task, now};
@@ -33,9 +34,17 @@ pub struct Assignment {
     /// It is over because that was, or because the machine was started anew.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub lease_over: bool,
+    /// What is reserved for it, if the broker has said another amount since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resized: Option<Demand>,
 }
 
 impl Assignment {
+    /// What is reserved for it: what it asked for, or what the broker has said since.
+    pub fn request(&self) -> &Demand {
+        self.resized.as_ref().unwrap_or(&self.spec.profile.demand)
+    }
+
     pub(super) fn lease(&self) -> Option<Duration> {
         self.lease_seconds.map(|seconds| Duration::from_secs(seconds.into()))
     }
@@ -66,6 +75,8 @@ pub struct Assigned {
     pub evicted: bool,
     /// It is over because its lease was, or because the machine was started anew.
     pub lease_over: bool,
+    /// What is reserved for it.
+    pub request: Option<Demand>,
 }
 
 /// What the node tells the broker on its own account.
@@ -229,6 +240,7 @@ impl Node {
             generation: assignment.map_or(0, |assignment| assignment.generation),
             evicted: assignment.is_some_and(|assignment| assignment.evicted),
             lease_over: assignment.is_some_and(|assignment| assignment.lease_over),
+            request: assignment.map(|assignment| *assignment.request()),
         })
     }
 
@@ -264,6 +276,7 @@ impl Node {
                 evicted: false,
                 lease_seconds,
                 lease_over: false,
+                resized: None,
             }),
             owner: Some(owner),
             gpus: 0,
@@ -289,6 +302,65 @@ impl Node {
             task.record.save(&state_dir)?;
         }
         self.cancel(&Caller { uid: 0, gid: 0, groups: Vec::new() }, id, grace)?;
+        self.assigned(id)
+    }
+
+    /// Reserves another amount for a task of the broker's. CPU follows with the next turn of the adjustment, which guarantees
+    /// what is reserved. Memory is limited to what is reserved where its owner has set no limit; a limit below what it uses is
+    /// refused, and then nothing has changed.
+    pub fn resize_assigned(
+        &mut self,
+        directive: &DirectiveId,
+        request: Demand,
+        reason: &str,
+    ) -> Result<Assigned, NodeError> {
+        self.heed(directive)?;
+        let id = &directive.execution.task;
+        let task = self.task(id)?;
+        let assignment = task.record.assignment.as_ref();
+        let Some(assignment) = assignment.filter(|_| task.record.execution == directive.execution) else {
+            return Err(NodeError::NoSuchTask(id.clone()));
+        };
+        if assignment.generation >= directive.generation {
+            return self.assigned(id);
+        }
+        let is_ending = task.over || task.record.kill_at_boottime_ns.is_some();
+        if !task.is_running() || task.started.is_none() || is_ending {
+            return Err(NodeError::Precondition(format!("`{id}` does not run, or is about to end")));
+        }
+        let (before, own) = (*assignment.request(), &assignment.spec.profile.demand);
+        let rest = |demand: &Demand| (demand.gpu_memory, demand.network, demand.storage_io);
+        if rest(&request) != rest(own) {
+            return Err(NodeError::Invalid(
+                "only CPU and memory of a running task can be reserved anew".into(),
+            ));
+        }
+        let follows = assignment.spec.limits.memory == Limit::Unlimited && task.record.memory_floor.is_none();
+        let in_force = task.record.limits.memory.at().unwrap_or(Bytes(u64::MAX));
+        // What was given on top of what is reserved stays, and comes back when others need it.
+        let wanted = match request.memory < before.memory {
+            true => (in_force > request.memory).then_some(request.memory),
+            false => (in_force < request.memory).then_some(request.memory),
+        };
+        if !follows && request.memory < before.memory {
+            return Err(NodeError::Precondition(format!(
+                "the memory of `{id}` is limited to what its owner or an operator said, and not to what is reserved"
+            )));
+        }
+        if let Some(memory) = wanted.filter(|_| follows) {
+            let change = LimitsChange { memory: Some(Limit::At(memory)), ..LimitsChange::default() };
+            self.call_off(id);
+            self.change(id, &change, &Cause::new(Actor::Broker(directive.epoch), reason))?;
+        }
+        failpoint::hit("resize-before-record");
+        let state_dir = self.config.state_dir.clone();
+        let task = self.task_mut(id)?;
+        if let Some(assignment) = &mut task.record.assignment {
+            assignment.generation = directive.generation;
+            assignment.resized = (request != assignment.spec.profile.demand).then_some(request);
+            task.record.save(&state_dir)?;
+        }
+        self.look_at_memory();
         self.assigned(id)
     }
 

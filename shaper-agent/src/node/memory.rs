@@ -557,7 +557,7 @@ impl Node {
             let grant = task.record.limits.memory;
             let floor = task.record.memory_floor.unwrap_or(match assignment.spec.limits.memory {
                 Limit::At(limit) => limit,
-                Limit::Unlimited => assignment.spec.profile.demand.memory,
+                Limit::Unlimited => assignment.request().memory,
             });
             // What the meter knows of a task that does nothing may be ten seconds old.
             let has_to_give = grant.at().is_some_and(|grant| grant > floor);

@@ -182,8 +182,8 @@ impl Node {
             let submitted = task.record.assignment.as_ref().map(|assignment| Submitted {
                 namespace: assignment.spec.namespace.clone(),
                 name: assignment.spec.name.clone(),
-                cpu: assignment.spec.profile.demand.cpu,
-                memory: assignment.spec.profile.demand.memory,
+                cpu: assignment.request().cpu,
+                memory: assignment.request().memory,
             });
             readings.push(TaskReading {
                 usage,

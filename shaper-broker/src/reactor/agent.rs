@@ -70,7 +70,7 @@ impl Turn<'_> {
             let is_victim = task.preempted.is_some();
             match (has.contains(&task.execution()), task.acknowledged, task.cancel) {
                 (true, _, None) if is_victim => self.direct_preemption(&id),
-                (true, _, None) => {}
+                (true, _, None) => self.direct_resize(&id),
                 // It never began, and would only have to end again.
                 (false, false, None) if is_victim => self.set_back(&id, Setback::Evicted),
                 (true, _, Some(_)) => self.direct_stop(&id),
@@ -199,7 +199,12 @@ impl Turn<'_> {
         let DirectiveResult { execution, generation, outcome } = result;
         let current = matches!(self.standing(&node, &execution), Standing::Current);
         match outcome {
-            DirectiveOutcome::Settled(report) => self.take(session, &node, *report),
+            DirectiveOutcome::Settled(report) => {
+                self.take(session, &node, *report);
+                if current {
+                    self.stays_as_it_is(&execution.task, &node, generation, "it has another directive since");
+                }
+            }
             DirectiveOutcome::Accepted if current => self.acknowledge(&execution.task),
             DirectiveOutcome::Accepted => self.forgotten(&node, &execution, generation),
             DirectiveOutcome::Refused(why) => {
@@ -211,6 +216,9 @@ impl Turn<'_> {
                 });
                 if current && task.is_some_and(|task| task.preempted == Some(generation)) {
                     self.victim_stays(&execution.task, &node);
+                }
+                if current {
+                    self.stays_as_it_is(&execution.task, &node, generation, &why);
                 }
                 if current && never_began {
                     self.refused(&execution.task, &node, &why);
@@ -301,7 +309,7 @@ impl Turn<'_> {
 
     /// Takes note of what an agent says about an execution.
     fn take(&mut self, session: SessionId, node: &str, report: NodeTask) {
-        let NodeTask { status, generation, evicted, lease_over } = report;
+        let NodeTask { status, generation, evicted, lease_over, request } = report;
         let execution = status.execution();
         let has_ended = matches!(status.phase, RunPhase::Ended { .. });
         match (self.standing(node, &execution), &status.phase) {
@@ -319,6 +327,9 @@ impl Turn<'_> {
                     row.task.evicted = true;
                 }
                 self.update(&execution.task, status, lease_over);
+                if let Some(request) = request.filter(|_| !has_ended) {
+                    self.guarantees(&execution.task, &request, generation);
+                }
             }
             (Standing::Over, RunPhase::Ended { .. }) => {
                 self.direct(session, execution, DirectiveKind::Forget)

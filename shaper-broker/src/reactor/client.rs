@@ -67,6 +67,7 @@ impl Turn<'_> {
             on_node: None,
             holders: Vec::new(),
             revision: 0,
+            resized: None,
         };
         self.state.next_sequence += 1;
         self.state.shown.list(sequence, id.clone());

@@ -18,6 +18,7 @@ use shaper_core::{
 use super::{
     Row, Turn,
     history::{self, History},
+    recent::Recent,
     state::{State, TaskRow},
 };
 
@@ -77,6 +78,8 @@ pub(super) struct Watch {
     kills: u64,
     /// The most memory it was seen to use since.
     peak: Option<u64>,
+    /// The most that it has used lately.
+    pub(super) recent: Recent,
     /// How long all its samples were.
     booked: Micros,
     trackers: [Tracker; MEASURED.len()],
@@ -85,7 +88,8 @@ pub(super) struct Watch {
 impl Watch {
     fn begin(attempt: u32, since: Usage, kills: u64) -> Watch {
         let trackers = MEASURED.map(Tracker::new);
-        Watch { attempt, since, kills, peak: None, booked: Micros(0), trackers }
+        let recent = Recent::begin(&since);
+        Watch { attempt, since, kills, peak: None, recent, booked: Micros(0), trackers }
     }
 
     /// A sample of each resource, of what was used since the last and until `usage`.
@@ -144,6 +148,7 @@ impl Turn<'_> {
             *watch = Watch::begin(status.attempt, usage, kills);
         }
         watch.peak = watch.peak.max(usage.memory_bytes);
+        watch.recent.see(&usage);
         let over = Micros(usage.at_monotonic_ns.saturating_sub(watch.since.at_monotonic_ns) / 1000);
         if over >= SAMPLE {
             self.book(id, &usage, over, kills, self.now);

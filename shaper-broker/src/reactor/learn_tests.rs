@@ -49,7 +49,8 @@ impl Running {
         let mut status = status("t", 1, phase);
         status.created_at = self.broker.now - self.seconds * SECOND;
         status.usage = self.usage;
-        let report = Box::new(NodeTask { status, generation: 1, evicted: false, lease_over: false });
+        let report =
+            Box::new(NodeTask { status, generation: 1, evicted: false, lease_over: false, request: None });
         on_event(&mut self.broker.state, Event::TaskReport { session: self.session, report }, self.broker.now)
             .rows
     }

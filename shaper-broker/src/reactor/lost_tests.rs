@@ -77,6 +77,7 @@ fn a_task_waits_for_its_node_until_that_is_said_to_be_dead() {
         generation: 1,
         evicted: false,
         lease_over: false,
+        request: None,
     };
     let (_, effects) = broker.connect(hello("n1", "boot", 4000, vec![still]));
     let directives = directives(&effects);
@@ -171,6 +172,7 @@ fn a_node_that_is_back_in_time_keeps_its_task_and_says_if_it_had_to_end_it() {
         generation: 1,
         evicted: false,
         lease_over,
+        request: None,
     };
     let mut broker = lost_with(rerun("t"));
     broker.state.uptime = 90 * SECOND;

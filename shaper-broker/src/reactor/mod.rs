@@ -21,6 +21,8 @@ mod places;
 pub mod policies;
 mod preempt;
 pub mod query;
+mod recent;
+mod reshape;
 pub mod rows;
 pub mod scale;
 mod schedule;
@@ -39,6 +41,8 @@ mod policy_tests;
 #[cfg(test)]
 mod preempt_tests;
 #[cfg(test)]
+mod reshape_tests;
+#[cfg(test)]
 mod scale_tests;
 #[cfg(test)]
 mod sim;
@@ -50,7 +54,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use shaper_core::{
     id::{ExecutionId, TaskId},
     scale::Order,
-    spec::{Capacity, Credentials, Decision, DecisionKind, NodeVerdict, Policy, TaskSpec},
+    spec::{Capacity, Credentials, Decision, DecisionKind, Demand, NodeVerdict, Policy, TaskSpec},
     task::{TaskStatus, UnixNanos},
 };
 
@@ -230,6 +234,8 @@ pub struct NodeTask {
     pub evicted: bool,
     /// It was ended, or not started, because the broker was not heard of for its lease, or the node was started anew.
     pub lease_over: bool,
+    /// What the node guarantees it, if it says so.
+    pub request: Option<Demand>,
 }
 
 /// An order to an agent. (task, attempt, generation) is carried out once.
@@ -254,6 +260,13 @@ pub enum DirectiveKind {
     Stop {
         /// Between SIGTERM and SIGKILL.
         grace_millis: u64,
+        /// Why.
+        reason: String,
+    },
+    /// Another amount is to be reserved for it.
+    Resize {
+        /// How much.
+        request: Demand,
         /// Why.
         reason: String,
     },
@@ -500,7 +513,10 @@ pub fn on_event(state: &mut State, event: Event, now: UnixNanos) -> Outcome {
         Event::CordonNode { caller, node, wish } => turn.cordon(&caller, &node, wish),
         Event::RemoveNode { caller, node } => turn.remove_node(&caller, &node),
         Event::Scale(event) => turn.scale(event),
-        Event::Tick => turn.rerun(),
+        Event::Tick => {
+            turn.rerun();
+            turn.notice_slack();
+        }
     }
     turn.schedule();
     turn.finish()
@@ -544,6 +560,10 @@ struct Turn<'a> {
     freed: BTreeSet<String>,
     /// Tasks that began to wait.
     began_to_wait: BTreeSet<TaskId>,
+    /// It is to be looked at on all nodes whether running tasks could do with less.
+    look_for_slack: bool,
+    /// How often that was done.
+    slack_looks: usize,
 }
 
 /// An answer that is made when everything has happened.
@@ -567,6 +587,8 @@ impl Turn<'_> {
             look_at_all: false,
             freed: BTreeSet::new(),
             began_to_wait: BTreeSet::new(),
+            look_for_slack: false,
+            slack_looks: 0,
         }
     }
 
@@ -586,6 +608,7 @@ impl Turn<'_> {
         let is_on_a_node = row.task.phase.node().is_some();
         if !is_on_a_node {
             row.task.preempted = None;
+            row.task.resized = None;
         }
         if let Some(node) = before.booked_on().filter(|node| row.task.phase.booked_on() != Some(node)) {
             self.freed.insert(node.to_owned());

@@ -65,7 +65,8 @@ fn the_tasks_of_a_drained_node_end_and_go_elsewhere() {
     assert_eq!(broker.kinds("high"), [DecisionKind::Placed, DecisionKind::Evicted]);
     let mut ended = |task: &str| {
         let status = status(task, 1, RunPhase::Ended { status: ExitStatus::Signal(15), at: SECOND });
-        let report = Box::new(NodeTask { status, generation: 2, evicted: false, lease_over: false });
+        let report =
+            Box::new(NodeTask { status, generation: 2, evicted: false, lease_over: false, request: None });
         directives(&broker.on(Event::TaskReport { session: n1, report }))
     };
     assert_eq!(ended("high"), [("forget", "high.1".into(), 3), ("start", "high.2".into(), 4)]);
@@ -84,6 +85,7 @@ fn what_was_to_be_drained_while_it_was_away_is_drained_when_it_is_back() {
         generation: 1,
         evicted: false,
         lease_over: false,
+        request: None,
     });
     let (_, effects) = broker.connect(hello("n1", "boot", 4000, inventory.into()));
     let mut told = directives(&effects);

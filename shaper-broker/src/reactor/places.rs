@@ -93,8 +93,8 @@ impl Places {
 
     /// A task on a node, as one that may have to go.
     pub(super) fn resident(&self, number: u64, node: &NodeRow, task: &Task, since: UnixNanos) -> Resident {
-        let request = Request { priority: task.priority(), ..self.request(task.demand()) };
-        Resident { task: number, request, at: self.at(node, task.demand()), since }
+        let request = Request { priority: task.priority(), ..self.request(task.request()) };
+        Resident { task: number, request, at: self.at(node, task.request()), since }
     }
 
     /// Who of them is to go so that a task fits.

@@ -12,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use shaper_core::{
     id::TaskId,
-    policy::{self, Given, Rule, Setting, Subject},
+    policy::{self, Given, PolicyFloors, Rule, Setting, Subject},
     spec::{Credentials, Policy},
     task::UnixNanos,
 };
@@ -131,9 +131,12 @@ impl Turn<'_> {
             self.rows.push(Row::Policy(name.clone()));
             changes.push(PolicyChange { name, before, after });
         }
-        let preempts =
-            |of: &Option<(Policy, u32)>| of.as_ref().is_some_and(|(policy, _)| policy.preemption_enabled);
-        if changes.iter().any(|change| preempts(&change.before) || preempts(&change.after)) {
+        let makes_room = |of: &Option<(Policy, u32)>| {
+            of.as_ref().is_some_and(|(policy, _)| {
+                policy.preemption_enabled || policy.floors != PolicyFloors::default()
+            })
+        };
+        if changes.iter().any(|change| makes_room(&change.before) || makes_room(&change.after)) {
             // Room may be made that could not before, or no more.
             self.state.line_up();
             self.look_at_all = true;

@@ -25,6 +25,7 @@ fn policy(name: &str, limit: Option<u64>) -> Policy {
         window_millis: 10_000,
         selector: Default::default(),
         limits: PolicyLimits { cpu: limit.map(Millicores) },
+        floors: Default::default(),
     }
 }
 

@@ -63,7 +63,7 @@ fn plan(state: &State, id: &TaskId, now: UnixNanos, may: impl Fn(&Node) -> bool)
 impl State {
     /// Whether what a node has without those that are nominated leaves room for a task.
     fn has_room(&self, node: &Node, id: &TaskId) -> bool {
-        let demands = |id: &TaskId| self.tasks.get(id).map(|row| *row.task.demand());
+        let demands = |id: &TaskId| self.tasks.get(id).map(|row| *row.task.request());
         let mut books = Node::new(node.row.clone());
         for demand in node.tasks.iter().filter_map(demands) {
             books.reserve(&demand, u64::saturating_add);
@@ -147,6 +147,11 @@ impl Turn<'_> {
         if let Some(row) = self.change(victim) {
             row.task.preempted = None;
         }
+        self.break_promises(node, &format!("{node} does not end `{victim}`"));
+    }
+
+    /// No place on a node is cleared for anybody.
+    pub(super) fn break_promises(&mut self, node: &str, why: &str) {
         let nominees: BTreeSet<_> =
             self.state.nodes.get(node).map(|node| node.nominees.clone()).unwrap_or_default();
         let (since, until) = (self.now, self.now.saturating_add(AFTER_REFUSAL));
@@ -158,6 +163,7 @@ impl Turn<'_> {
             }
             let entered = self.state.enter(&id);
             debug_assert!(entered, "the node of `{id}` is there");
+            self.decide(&id, DecisionKind::Pending, why, Vec::new());
             self.place_again(&id);
         }
     }

@@ -39,7 +39,7 @@ fn ended(
     let status = status(task, 1, RunPhase::Ended { status: exit, at: SECOND });
     broker.on(Event::TaskReport {
         session,
-        report: Box::new(NodeTask { status, generation, evicted: false, lease_over: false }),
+        report: Box::new(NodeTask { status, generation, evicted: false, lease_over: false, request: None }),
     })
 }
 
@@ -161,7 +161,7 @@ fn a_promise_ends_with_its_node_and_is_kept_over_sessions_of_the_victims() {
     // The node of the victims is back: what it was asked for is asked again.
     let inventory = ["a", "b", "c"].map(|task| {
         let status = status(task, 1, RunPhase::Running);
-        NodeTask { status, generation: 1, evicted: false, lease_over: false }
+        NodeTask { status, generation: 1, evicted: false, lease_over: false, request: None }
     });
     let (n1, effects) = broker.connect(hello("n1", "boot", 4000, inventory.into()));
     assert_eq!(directives(&effects), [("stop", "b.1".into(), 2)]);

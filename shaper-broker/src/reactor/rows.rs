@@ -20,7 +20,9 @@ use super::{
     places::Places,
     policies::PolicyRevision,
     scale::ScaleRow,
-    state::{Avoid, Cancel, Holder, Node, NodeRow, Phase, PolicyRow, State, Submission, Task, TaskRow},
+    state::{
+        Avoid, Cancel, Holder, Node, NodeRow, Phase, PolicyRow, Resized, State, Submission, Task, TaskRow,
+    },
 };
 
 /// A row, by what it is about.
@@ -99,6 +101,8 @@ pub struct Run<'a> {
     holders: Cow<'a, [Holder]>,
     revision: u64,
     decisions: Cow<'a, VecDeque<Decision>>,
+    #[serde(default)]
+    resized: Option<Cow<'a, Resized>>,
 }
 
 impl Run<'_> {
@@ -121,6 +125,7 @@ impl Run<'_> {
             on_node,
             holders,
             revision,
+            resized,
         } = task;
         Run {
             sequence: submission.sequence,
@@ -141,6 +146,7 @@ impl Run<'_> {
             holders: Cow::Borrowed(holders),
             revision: *revision,
             decisions: Cow::Borrowed(decisions),
+            resized: resized.as_ref().map(Cow::Borrowed),
         }
     }
 
@@ -163,6 +169,7 @@ impl Run<'_> {
             on_node: self.on_node.map(|status| Arc::new(status.into_owned())),
             holders: self.holders.into_owned(),
             revision: self.revision,
+            resized: self.resized.map(Cow::into_owned),
         };
         TaskRow { task, decisions: self.decisions.into_owned() }
     }
@@ -537,7 +544,7 @@ impl State {
             places.open(&node.row, node.takes_work());
             let nominees = node.nominees.iter().map(|(_, _, id)| id);
             for row in node.tasks.iter().chain(nominees).filter_map(|id| self.tasks.get(id)) {
-                places.take(&node.row, row.task.demand());
+                places.take(&node.row, row.task.request());
             }
         }
         self.places = places;

@@ -66,8 +66,13 @@ fn why(broker: &Broker, task: &str) -> String {
 
 fn end(broker: &mut Broker, session: SessionId, task: &str) {
     let phase = RunPhase::Ended { status: ExitStatus::Code(0), at: broker.now };
-    let report =
-        NodeTask { status: status(task, 1, phase), generation: 1, evicted: false, lease_over: false };
+    let report = NodeTask {
+        status: status(task, 1, phase),
+        generation: 1,
+        evicted: false,
+        lease_over: false,
+        request: None,
+    };
     broker.on(Event::TaskReport { session, report: Box::new(report) });
 }
 
@@ -140,8 +145,13 @@ fn what_room_can_be_made_for_adds_no_node() {
     assert_eq!(pass(&mut broker, 60), [], "nobody waits for a node");
     // Who had to go for it does, and has one.
     let phase = RunPhase::Ended { status: ExitStatus::Signal(15), at: broker.now };
-    let report =
-        NodeTask { status: status("batch", 1, phase), generation: 2, evicted: false, lease_over: false };
+    let report = NodeTask {
+        status: status("batch", 1, phase),
+        generation: 2,
+        evicted: false,
+        lease_over: false,
+        request: None,
+    };
     broker.on(Event::TaskReport { session: w1, report: Box::new(report) });
     let asked = loop {
         broker.on(Event::Tick);

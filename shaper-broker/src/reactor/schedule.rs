@@ -10,7 +10,7 @@ use shaper_core::{
 };
 
 use super::{
-    Effect, Phase, State, Turn, query,
+    Effect, Phase, State, Turn, query, reshape,
     state::{Avoid, Node, Setback, TaskRow},
     waiting::{Lack, Place, place_of},
 };
@@ -25,7 +25,8 @@ pub(super) const NO_NODE: &str = "no node is connected";
 /// When something is to be decided that no event will cause. The shell sends a Tick then.
 pub fn next_wakeup(state: &State) -> Option<UnixNanos> {
     let waiting = state.waiting.alone().filter_map(|id| state.tasks.get(id));
-    waiting.flat_map(|row| &row.task.avoid).map(|avoid| avoid.until).min()
+    let backoffs = waiting.flat_map(|row| &row.task.avoid).map(|avoid| avoid.until);
+    backoffs.chain(reshape::next_look(state)).min()
 }
 
 /// Why a task waits. The text has no numbers that change while nothing else does: a task that goes on
@@ -117,8 +118,9 @@ impl Turn<'_> {
     /// which something may have changed.
     pub(super) fn schedule(&mut self) {
         self.start_nominees();
-        if self.look_at_all || !self.freed.is_empty() {
-            return self.look_at_lines();
+        if self.look_at_all || self.look_for_slack || !self.freed.is_empty() {
+            self.look_at_lines();
+            return self.restore_requests();
         }
         let now = self.now;
         let tasks = &self.state.tasks;
@@ -150,7 +152,11 @@ impl Turn<'_> {
             freed.any(|node| places.fits(&node.row, demand))
         };
         let mut heads = waiting.heads(|kind, lack| {
-            self.look_at_all || lack.is_none() || fits(&kind.demand) || kind.permit.is_some()
+            self.look_at_all
+                || lack.is_none()
+                || fits(&kind.demand)
+                || kind.permit.is_some()
+                || self.look_for_slack && lack == Some(Lack::Room)
         });
         let newcomers = std::mem::take(&mut self.began_to_wait);
         while let Some(((_, _, id), line)) = heads.pop_first() {
@@ -196,7 +202,8 @@ impl Turn<'_> {
                 self.assign(id, node);
                 None
             }
-            Found::None(Waits::For(Lack::Room)) if self.make_room(id) => None,
+            // In this order: nobody ends where less of what nobody uses is enough.
+            Found::None(Waits::For(Lack::Room)) if self.lower_others(id) || self.make_room(id) => None,
             Found::None(waits) => {
                 self.wait(id, &waits);
                 match waits {

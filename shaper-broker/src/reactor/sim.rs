@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use proptest::{prelude::*, sample::Index};
 use shaper_core::{
+    policy::PolicyFloors,
     spec::{DecisionKind, OnNodeLost, Priority},
     task::{ExitStatus, Phase as RunPhase},
     units::Millicores,
@@ -61,6 +62,8 @@ enum Step {
     Answer(Index),
     /// An agent is cut off, and the broker does not notice.
     Cut(Index),
+    /// An agent tells what its tasks use: now, and twice before.
+    Tell(Index),
     /// The broker notices.
     Notice(Index),
     /// An operator says that a node is dead, and it is.
@@ -94,6 +97,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => index().prop_map(Step::Ask),
         3 => index().prop_map(Step::Answer),
         1 => index().prop_map(Step::Cut),
+        4 => index().prop_map(Step::Tell),
         1 => index().prop_map(Step::Notice),
         1 => index().prop_map(Step::Fence),
         4 => (0u8..90).prop_map(Step::Wait),
@@ -163,7 +167,7 @@ impl Agent {
             (DirectiveKind::Start(_), None) if refuses => {
                 self.outbox.push_back(Said::Result(result(DirectiveOutcome::Refused("no".into()))));
             }
-            (DirectiveKind::Start(_), None) => {
+            (DirectiveKind::Start(start), None) => {
                 let lease_over = lease_ends(&execution.task, self.contact) <= now;
                 let phase = if lease_over {
                     let (stage, error) = ("lease".into(), "too late".into());
@@ -172,7 +176,8 @@ impl Agent {
                     RunPhase::Running
                 };
                 let status = status(execution.task.as_str(), execution.attempt, phase);
-                let task = NodeTask { status, generation, evicted: false, lease_over };
+                let request = Some(start.spec.profile.demand);
+                let task = NodeTask { status, generation, evicted: false, lease_over, request };
                 self.inventory.insert(execution.clone(), task.clone());
                 self.outbox.push_back(Said::Result(result(DirectiveOutcome::Accepted)));
                 self.outbox.push_back(Said::Report(Box::new(task)));
@@ -191,6 +196,22 @@ impl Agent {
             }
             (DirectiveKind::Stop { .. }, None) => {
                 self.outbox.push_back(Said::Result(result(DirectiveOutcome::Refused("not here".into()))));
+            }
+            (DirectiveKind::Resize { request, .. }, Some(task)) if task.status.phase == RunPhase::Running => {
+                if task.generation < generation {
+                    if refuses {
+                        let outcome = DirectiveOutcome::Refused("it uses it".into());
+                        return self.outbox.push_back(Said::Result(result(outcome)));
+                    }
+                    if let Some(task) = self.inventory.get_mut(&execution) {
+                        (task.generation, task.request) = (generation, Some(request));
+                    }
+                }
+                let task = Box::new(self.inventory[&execution].clone());
+                self.outbox.push_back(Said::Result(result(DirectiveOutcome::Settled(task))));
+            }
+            (DirectiveKind::Resize { .. }, _) => {
+                self.outbox.push_back(Said::Result(result(DirectiveOutcome::Refused("it is over".into()))));
             }
             (DirectiveKind::Forget, _) => {
                 let running = self.live().any(|live| *live == execution);
@@ -239,7 +260,7 @@ fn has_nominee(node: &Node, id: &TaskId) -> bool {
 }
 
 impl Cluster {
-    fn new(preempts: bool) -> Cluster {
+    fn new(preempts: bool, floors: bool) -> Cluster {
         let agent = |number: usize| Agent {
             name: format!("n{number}"),
             boot: 0,
@@ -268,6 +289,12 @@ impl Cluster {
         cluster.start();
         for priority in [Priority::Medium, Priority::High].into_iter().filter(|_| preempts) {
             let policy = Box::new(policy(&format!("{priority}"), priority, true));
+            cluster.on(Event::ApplyPolicy { caller: OPERATOR, within: Vec::new(), policy });
+        }
+        for priority in [Priority::Low, Priority::Medium].into_iter().filter(|_| floors) {
+            let floors = PolicyFloors { cpu: Some(Millicores(200)), memory: None };
+            let policy = Policy { floors, ..policy(&format!("{priority}-floors"), priority, false) };
+            let policy = Box::new(policy);
             cluster.on(Event::ApplyPolicy { caller: OPERATOR, within: Vec::new(), policy });
         }
         cluster
@@ -469,6 +496,20 @@ impl Cluster {
                     agent.unnoticed = Some(session);
                 }
             }
+            Step::Tell(node) => {
+                let agent = &mut self.agents[node.index(NODES)];
+                let live: Vec<_> = agent.live().cloned().collect();
+                for execution in live {
+                    for earlier in [10, 5, 0] {
+                        let mut report = agent.inventory[&execution].clone();
+                        // A tenth of a core. The clock of the node is ahead of ours.
+                        let at = (self.now / SECOND + 20 - earlier) * SECOND;
+                        report.status.usage.at_monotonic_ns = at;
+                        report.status.usage.cpu_time_ns = at / 10;
+                        agent.outbox.push_back(Said::Report(Box::new(report)));
+                    }
+                }
+            }
             Step::Notice(node) => self.notice(node.index(NODES)),
             Step::Fence(node) => {
                 let agent = &mut self.agents[node.index(NODES)];
@@ -540,7 +581,7 @@ impl Cluster {
             assert_eq!(waiting.iter().any(|(_, _, queued)| queued == id), is_pending);
         }
         for node in self.state.nodes.values() {
-            let cpu = |id: &TaskId| self.state.tasks[id].task.demand().cpu.0;
+            let cpu = |id: &TaskId| self.state.tasks[id].task.request().cpu.0;
             let sum: u64 = node.tasks.iter().map(cpu).sum();
             let promised: u64 = node.nominees.iter().map(|(_, _, id)| cpu(id)).sum();
             assert_eq!(node.reserved.cpu, Millicores(sum + promised), "{}", node.row.name);
@@ -548,7 +589,12 @@ impl Cluster {
                 let task = &self.state.tasks[*id].task;
                 task.preempted.is_none() && task.cancel.is_none()
             });
-            let stay: u64 = stay.map(cpu).sum();
+            // What was asked of it, it has when its node has done it.
+            let soon = |id: &TaskId| {
+                let resized = self.state.tasks[id].task.resized.as_ref();
+                resized.and_then(|it| it.asked.as_ref()).map_or_else(|| cpu(id), |asked| asked.request.cpu.0)
+            };
+            let stay: u64 = stay.map(soon).sum();
             assert!(stay + promised <= CAPACITY, "{} has {stay}, and {promised} are promised", node.row.name);
             assert!(sum <= CAPACITY, "{} holds {sum}", node.row.name);
         }
@@ -657,8 +703,9 @@ proptest! {
     fn nothing_is_lost_doubled_or_overcommitted(
         steps in prop::collection::vec(step(), 1..150),
         preempts in any::<bool>(),
+        floors in any::<bool>(),
     ) {
-        let mut cluster = Cluster::new(preempts);
+        let mut cluster = Cluster::new(preempts, floors);
         for step in &steps {
             cluster.step(step);
         }

@@ -147,6 +147,30 @@ impl Avoid {
     }
 }
 
+/// What is reserved for a task that is on a node, where that is not what it asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resized {
+    /// What is in the node's books.
+    pub request: Demand,
+    /// What the node was asked to make of it.
+    pub asked: Option<Asked>,
+    /// The node would not: it is not asked again before.
+    pub rests_until: UnixNanos,
+}
+
+/// A wish that another amount be reserved for a task.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Asked {
+    /// How much.
+    pub request: Demand,
+    /// Of the directive.
+    pub generation: u64,
+    /// Why, for people.
+    pub reason: String,
+}
+
 /// A node that may know an attempt of a task: the latest that was there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -214,6 +238,8 @@ pub struct Task {
     pub holders: Vec<Holder>,
     /// Of its latest change.
     pub revision: u64,
+    /// What is reserved for it on its node, if that is not what it asked for, or is to be another.
+    pub resized: Option<Resized>,
 }
 
 impl Task {
@@ -245,6 +271,11 @@ impl Task {
     /// What it asks for.
     pub fn demand(&self) -> &Demand {
         &self.spec().profile.demand
+    }
+
+    /// What is reserved for it: what it asks for, if nothing was changed on its node.
+    pub fn request(&self) -> &Demand {
+        self.resized.as_ref().map_or_else(|| self.demand(), |resized| &resized.request)
     }
 
     /// Its priority.
@@ -319,7 +350,7 @@ pub struct Node {
     pub session: Option<SessionId>,
     /// CPU utilisation as last reported.
     pub cpu_utilisation_permille: u32,
-    /// Sum of the demands of `tasks` and of `nominees`: while a place is cleared, more than there is.
+    /// Sum of what is reserved for `tasks` and of the demands of `nominees`: while a place is cleared, more than there is.
     pub reserved: Capacity,
     /// The tasks that are assigned to it.
     pub tasks: BTreeSet<TaskId>,
@@ -451,6 +482,8 @@ pub struct State {
     pub(super) running: usize,
     /// Groups of nodes that are started and ended.
     pub scale: Scale,
+    /// When it was looked at last whether tasks that run could do with less.
+    pub(super) slack_looked_at: UnixNanos,
     /// What is counted for the metrics alone.
     pub tally: Tally,
     /// What is kept for people to look at alone.
@@ -521,8 +554,8 @@ impl State {
                 Some(node) => {
                     if node.tasks.insert(id.clone()) {
                         self.running += usize::from(matches!(task.phase, Phase::Running { .. }));
-                        node.reserve(task.demand(), u64::saturating_add);
-                        self.places.take(&node.row, task.demand());
+                        node.reserve(task.request(), u64::saturating_add);
+                        self.places.take(&node.row, task.request());
                         self.assigned += 1;
                         if let Some(seconds) = task.submission.task_lease_seconds {
                             node.contact_at = node.contact_at.max(self.uptime);
@@ -561,8 +594,8 @@ impl State {
                     && node.tasks.remove(id)
                 {
                     self.running -= usize::from(matches!(task.phase, Phase::Running { .. }));
-                    node.reserve(task.demand(), u64::saturating_sub);
-                    self.places.give(&node.row, task.demand());
+                    node.reserve(task.request(), u64::saturating_sub);
+                    self.places.give(&node.row, task.request());
                     self.assigned -= 1;
                     if let Some(seconds) = task.submission.task_lease_seconds {
                         self.leases.remove(&node.row.name, seconds, id);
@@ -570,6 +603,22 @@ impl State {
                 }
             }
             Phase::Ended { .. } | Phase::Cancelled => {}
+        }
+    }
+
+    /// Changes what is reserved for a task that is on a node.
+    pub(super) fn rebook(&mut self, id: &TaskId, resized: Option<Resized>) {
+        let Some(row) = self.tasks.get_mut(id) else { return };
+        let before = *row.task.request();
+        row.task.resized = resized;
+        let after = *row.task.request();
+        if before != after
+            && let Some(node) = row.task.phase.node().and_then(|node| self.nodes.get_mut(node))
+        {
+            node.reserve(&before, u64::saturating_sub);
+            self.places.give(&node.row, &before);
+            node.reserve(&after, u64::saturating_add);
+            self.places.take(&node.row, &after);
         }
     }
 

@@ -55,6 +55,7 @@ pub(crate) fn policy(name: &str, priority: Priority, preemption_enabled: bool) -
         window_millis: 10_000,
         selector: Default::default(),
         limits: Default::default(),
+        floors: Default::default(),
     }
 }
 
@@ -137,6 +138,7 @@ impl Broker {
             generation: 1,
             evicted: false,
             lease_over: false,
+            request: None,
         });
         self.on(Event::TaskReport { session, report })
     }
@@ -202,6 +204,7 @@ pub(super) fn directives(effects: &[Effect]) -> Vec<(&'static str, String, u64)>
     let kind = |directive: &Directive| match directive.kind {
         DirectiveKind::Start(_) => "start",
         DirectiveKind::Stop { .. } => "stop",
+        DirectiveKind::Resize { .. } => "resize",
         DirectiveKind::Forget => "forget",
     };
     directives.map(|it| (kind(it), it.execution.to_string(), it.generation)).collect()
@@ -420,6 +423,7 @@ fn a_silent_node_keeps_its_tasks_and_gets_no_more() {
         generation: 1,
         evicted: false,
         lease_over: false,
+        request: None,
     };
     let (_, effects) = broker.connect(hello("n1", "boot", 4000, vec![running]));
     assert_eq!(broker.task("t").phase, on("n1"));
@@ -435,7 +439,13 @@ fn an_eviction_of_which_nobody_heard_is_one_all_the_same() {
     broker.report(n1, "t", 1, RunPhase::Running);
     broker.on(Event::AgentGone { session: n1 });
     let ended = RunPhase::Ended { status: ExitStatus::Signal(15), at: 1 };
-    let evicted = NodeTask { status: status("t", 1, ended), generation: 1, evicted: true, lease_over: false };
+    let evicted = NodeTask {
+        status: status("t", 1, ended),
+        generation: 1,
+        evicted: true,
+        lease_over: false,
+        request: None,
+    };
     broker.connect(hello("n1", "boot", 4000, vec![evicted]));
     assert!(broker.reason("t").starts_with("n1 evicted it"), "{}", broker.reason("t"));
 }
@@ -489,6 +499,7 @@ fn what_the_broker_does_not_know_is_left_alone_and_what_is_over_is_ended() {
         generation: 1,
         evicted: false,
         lease_over: false,
+        request: None,
     });
     let (_, effects) = broker.connect(hello("n1", "boot", 4000, inventory.to_vec()));
     assert_eq!(directives(&effects), [("forget", "done.1".into(), 2), ("stop", "stray.1".into(), 2)]);
@@ -517,6 +528,7 @@ fn a_cancel_ends_what_waits_at_once_and_what_runs_when_its_node_says_so() {
         generation: 1,
         evicted: false,
         lease_over: false,
+        request: None,
     };
     let (n1, effects) = broker.connect(hello("n1", "boot", 4000, vec![running]));
     assert_eq!(directives(&effects), [("stop", "t.1".into(), 2)], "repeated with the same numbers");
@@ -603,7 +615,13 @@ fn users_see_their_own_tasks_and_profiles() {
     done.usage.ingress = Traffic { bytes: 1_250_000, packets: 1 };
     broker.on(Event::TaskReport {
         session: n1,
-        report: Box::new(NodeTask { status: done, generation: 1, evicted: false, lease_over: false }),
+        report: Box::new(NodeTask {
+            status: done,
+            generation: 1,
+            evicted: false,
+            lease_over: false,
+            request: None,
+        }),
     });
     let seen = |caller| query::tasks(&broker.state, &caller).count();
     assert_eq!((seen(USER), seen(OTHER), seen(OPERATOR)), (1, 0, 1));
@@ -680,6 +698,7 @@ fn what_a_running_task_uses_is_no_change_of_it() {
         generation: 1,
         evicted: false,
         lease_over: false,
+        request: None,
     };
     report.status.usage.cpu_time_ns = 7;
     let event = Event::TaskReport { session, report: Box::new(report) };

@@ -129,6 +129,11 @@ impl Waiting {
         lacks
     }
 
+    /// Whether there are some that wait for room.
+    pub(super) fn lacks_room(&self) -> bool {
+        self.lines.values().any(|line| line.lack == Some(Lack::Room))
+    }
+
     /// Those that fit nowhere, by what they ask for, in the order of the first of each.
     pub(super) fn stranded(&self, named: usize) -> Vec<Stranded> {
         let mut by_demand: HashMap<Demand, Stranded> = HashMap::new();

@@ -78,7 +78,7 @@ impl Cluster {
             };
             let notes = vec![HOSTILE.to_owned()];
             let status = TaskStatus { usage, notes, ..examples::status("runs", 1, RunPhase::Running) };
-            let report = NodeTask { status, generation: 1, evicted: false, lease_over: false };
+            let report = NodeTask { status, generation: 1, evicted: false, lease_over: false, request: None };
             self.broker.tell(vec![Event::TaskReport { session, report: Box::new(report) }]).await.unwrap();
         }
         let mut large = examples::spec("waits", 64_000, Priority::Low, 0);

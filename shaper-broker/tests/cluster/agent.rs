@@ -96,6 +96,7 @@ impl Agent {
             generation: directive.generation,
             evicted: false,
             lease_over: false,
+            request: None,
         };
         let key = (directive.task_id.clone(), directive.attempt);
         self.starts.push(key.clone());

@@ -55,6 +55,7 @@ fn cluster_text(task: &ClusterTask, now: UnixNanos) -> String {
         revision: _,
         cancel_requested,
         on_node,
+        reserved,
     } = task;
     let TaskSpec {
         profile,
@@ -95,6 +96,11 @@ fn cluster_text(task: &ClusterTask, now: UnixNanos) -> String {
     }
     field(&mut text, "Submitted", &format!("{} ({} ago)", Utc(*submitted_at), time::age(*submitted_at, now)));
     section(&mut text, "Resources", &requests(demand, limits));
+    if let Some(Demand { cpu, memory, .. }) = reserved {
+        let less =
+            format!("{cpu} cores and {memory}, for others need the room: see `shaper explain {task_id}`");
+        field(&mut text, "Reserved", &less);
+    }
     if let Some(task) = on_node {
         let title = format!("Limits on {}, as last reported", node.as_deref().unwrap_or("its node"));
         section(&mut text, &printable(&title), &self::limits(task));

@@ -3,14 +3,14 @@
 use super::{
     error::{DocumentError, quoted},
     number::shortest,
-    profile::{CORES, DEMAND, PRIORITIES, demand, demand_fields, name, priority},
+    profile::{CORES, DEMAND, MEMORY, PRIORITIES, demand, demand_fields, name, priority},
     read::{Field, Item, Kind, Quantity, Written},
     task::labels,
 };
 use crate::{
-    policy::{NamePattern, PolicyLimits, Selector},
+    policy::{NamePattern, PolicyFloors, PolicyLimits, Selector},
     spec::{DEFAULT_NAMESPACE, DEFAULT_WINDOW_MILLIS, Policy},
-    units::Millicores,
+    units::{Bytes, Millicores},
 };
 
 pub(super) const POLICY: &[Field] = &[
@@ -20,6 +20,7 @@ pub(super) const POLICY: &[Field] = &[
     Field::optional("selector", Kind::Fields(SELECTOR), "{\"labels\": {\"team\": \"data\"}}"),
     Field::optional("resource_demand", Kind::Fields(DEMAND), "{\"cpu_cores\": 8, \"memory_gb\": 16}"),
     Field::optional("limits", Kind::Fields(LIMITS), "{\"cpu\": 2.5}"),
+    Field::optional("floors", Kind::Fields(FLOORS), "{\"cpu\": 0.5, \"memory_gb\": 1}"),
     Field::optional(
         "behavior",
         Kind::Fields(BEHAVIOR),
@@ -33,6 +34,11 @@ const SELECTOR: &[Field] = &[
 ];
 
 const LIMITS: &[Field] = &[Field::optional("cpu", Kind::Cores(&CPU), "2.5")];
+
+const FLOORS: &[Field] = &[
+    Field::optional("cpu", Kind::Cores(&CPU), "0.5"),
+    Field::optional("memory_gb", Kind::Quantity(&MEMORY), "1"),
+];
 
 const BEHAVIOR: &[Field] = &[
     Field::optional("eviction_threshold", Kind::Quantity(&THRESHOLD), "0.9"),
@@ -79,6 +85,7 @@ pub(super) fn policy(item: &Item<'_>) -> Result<Policy, DocumentError> {
         window_millis: DEFAULT_WINDOW_MILLIS,
         selector: fields.map("selector", selector)?.unwrap_or_default(),
         limits: fields.map("limits", limits)?.unwrap_or_default(),
+        floors: fields.map("floors", floors)?.unwrap_or_default(),
     };
     let Some(behavior) = fields.optional("behavior") else { return Ok(policy) };
     let behavior = behavior.fields("the behavior of a policy", BEHAVIOR)?;
@@ -115,6 +122,14 @@ fn limits(item: &Item<'_>) -> Result<PolicyLimits, DocumentError> {
     Ok(PolicyLimits { cpu: fields.map("cpu", |item| item.written(&CPU))? })
 }
 
+fn floors(item: &Item<'_>) -> Result<PolicyFloors, DocumentError> {
+    let fields = item.fields("`floors`", FLOORS)?;
+    Ok(PolicyFloors {
+        cpu: fields.map("cpu", |item| item.written(&CPU))?,
+        memory: fields.map("memory_gb", |item| item.quantity(&MEMORY).map(Bytes))?,
+    })
+}
+
 /// The fields of a policy by their paths, and the values that a document would give them. What is as it would be without the
 /// field is left out; so is the name.
 pub fn policy_fields(policy: &Policy) -> Vec<(String, String)> {
@@ -128,6 +143,7 @@ pub fn policy_fields(policy: &Policy) -> Vec<(String, String)> {
         window_millis,
         selector: Selector { labels, name },
         limits: PolicyLimits { cpu },
+        floors,
     } = policy;
     let mut fields = vec![("priority".to_owned(), priority.to_string())];
     let mut add = |path: &str, value: Option<String>| {
@@ -142,6 +158,8 @@ pub fn policy_fields(policy: &Policy) -> Vec<(String, String)> {
         add(&format!("resource_demand.{field}"), Some(value));
     }
     add("limits.cpu", cpu.map(|cpu| cpu.to_string()));
+    add("floors.cpu", floors.cpu.map(|cpu| cpu.to_string()));
+    add("floors.memory_gb", floors.memory.map(|memory| shortest(memory.0, MEMORY.unit)));
     let threshold = threshold.map(|permille| shortest(permille.into(), THRESHOLD.unit));
     add("behavior.eviction_threshold", threshold);
     add("behavior.preemption_enabled", preemption_enabled.then(|| "true".to_owned()));

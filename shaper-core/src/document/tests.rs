@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     limits::{Limit, Limits},
-    policy::{PolicyLimits, Selector},
+    policy::{PolicyFloors, PolicyLimits, Selector},
     spec::{Credentials, DEFAULT_WINDOW_MILLIS, Demand, OnNodeLost, Priority, TaskSpec},
     units::{BitsPerSec, Bytes, Iops, Micros, Millicores, Weight},
 };
@@ -298,6 +298,7 @@ fn a_policy_as_it_is_given() {
         window_millis: DEFAULT_WINDOW_MILLIS,
         selector: Selector::default(),
         limits: PolicyLimits::default(),
+        floors: Default::default(),
     };
     assert_eq!(policy("p.yaml", POLICY), Ok(expected.clone()));
     let flow = "policy_name: \"high_priority_tasks\"\npriority: \"high\"\nresource_demand: {cpu_cores: 8, memory_gb: 16}\n\
@@ -309,13 +310,15 @@ fn a_policy_as_it_is_given() {
     let grown = format!("{POLICY}  window_seconds: 2.5\nnamespace: batch\n");
     let expected = Policy { window_millis: 2500, namespace: "batch".into(), ..expected };
     assert_eq!(policy("p.yaml", grown), Ok(expected.clone()));
-    let selector = "selector: {labels: {team: data, tier: ''}, name: 'etl-*'}\nlimits: {cpu: 250m}\n";
+    let selector = "selector: {labels: {team: data, tier: ''}, name: 'etl-*'}\nlimits: {cpu: 250m}\n\
+                    floors: {cpu: 0.5, memory_gb: 0.25}\n";
     let labels = BTreeMap::from([("team".into(), "data".into()), ("tier".into(), "".into())]);
     let expected = Policy {
         window_millis: DEFAULT_WINDOW_MILLIS,
         namespace: "default".into(),
         selector: Selector { labels, name: "etl-*".parse().ok() },
         limits: PolicyLimits { cpu: Some(Millicores(250)) },
+        floors: PolicyFloors { cpu: Some(Millicores(500)), memory: Some(Bytes(GIB / 4)) },
         ..expected
     };
     assert_eq!(policy("p.yaml", format!("{POLICY}{selector}")), Ok(expected));
@@ -329,6 +332,7 @@ fn a_policy_as_it_is_given() {
         window_millis: DEFAULT_WINDOW_MILLIS,
         selector: Selector::default(),
         limits: PolicyLimits::default(),
+        floors: Default::default(),
     };
     assert_eq!(policy("p.yaml", "policy_name: x\npriority: low\n"), Ok(least));
 }

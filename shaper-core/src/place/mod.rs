@@ -15,6 +15,7 @@ mod fragment;
 mod index;
 mod judge;
 mod lanes;
+mod lower;
 mod mix;
 mod node;
 mod preempt;
@@ -30,6 +31,7 @@ pub use self::{
     forecast::{Holder, Reservation, Wanted},
     index::Walk,
     judge::{Candidate, Choice, NOTHING, best, choose, could_ever_hold, fits, judge},
+    lower::{Amount, Lowered, Spare, lower},
     mix::{Shape, TaskMix},
     node::{Gpus, MAX_GPUS, NodeId, NodeSpec, Placement, Readiness, WHOLE},
     preempt::{Considered, Cost, NAMED, Preemption, Resident, Residents, Victim, WAYS},

@@ -30,7 +30,7 @@ pub use selector::{InvalidPattern, NamePattern, Selector};
 use crate::{
     limits::Limit,
     spec::{Policy, Priority, TaskSpec},
-    units::Millicores,
+    units::{Bytes, Millicores},
 };
 
 /// What of a task decides which policies cover it.
@@ -68,11 +68,14 @@ pub enum Setting {
     Preemption,
     /// The most CPU that they are granted.
     CpuLimit,
+    /// How far down what is reserved for them may come, so that another task has room.
+    Floors,
 }
 
 impl Setting {
     /// All of them.
-    pub const ALL: [Setting; 3] = [Setting::Eviction, Setting::Preemption, Setting::CpuLimit];
+    pub const ALL: [Setting; 4] =
+        [Setting::Eviction, Setting::Preemption, Setting::CpuLimit, Setting::Floors];
 
     /// What a policy says of it, for people; `None`: nothing.
     pub fn shown(self, policy: &Policy) -> Option<String> {
@@ -87,6 +90,7 @@ impl Setting {
                 policy.preemption_enabled.then(|| "end lower priorities where they fit on no node".to_owned())
             }
             Setting::CpuLimit => policy.limits.cpu.map(|cpu| format!("at most {cpu} cores")),
+            Setting::Floors => policy.floors.shown(),
         }
     }
 
@@ -95,6 +99,7 @@ impl Setting {
             Setting::Eviction => policy.eviction_threshold_permille.is_some(),
             Setting::Preemption => policy.preemption_enabled,
             Setting::CpuLimit => policy.limits.cpu.is_some(),
+            Setting::Floors => policy.floors != PolicyFloors::default(),
         }
     }
 }
@@ -105,6 +110,7 @@ impl fmt::Display for Setting {
             Setting::Eviction => "behavior",
             Setting::Preemption => "behavior.preemption_enabled",
             Setting::CpuLimit => "limits.cpu",
+            Setting::Floors => "floors",
         })
     }
 }
@@ -115,6 +121,30 @@ impl fmt::Display for Setting {
 pub struct PolicyLimits {
     /// CPU.
     pub cpu: Option<Millicores>,
+}
+
+/// How far down what is reserved for a task may come while it runs, so that another task has room. `None`: what it requests
+/// stays reserved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyFloors {
+    /// CPU.
+    pub cpu: Option<Millicores>,
+    /// Memory.
+    pub memory: Option<Bytes>,
+}
+
+impl PolicyFloors {
+    fn shown(&self) -> Option<String> {
+        let PolicyFloors { cpu, memory } = *self;
+        let (cpu, memory) = (cpu.map(|cpu| format!("{cpu} cores")), memory.map(|memory| memory.to_string()));
+        let floors = match (cpu, memory) {
+            (Some(cpu), Some(memory)) => format!("{cpu} and {memory}"),
+            (Some(one), None) | (None, Some(one)) => one,
+            (None, None) => return None,
+        };
+        Some(format!("no less than {floors} reserved, where others need the room"))
+    }
 }
 
 /// Why one policy comes before another.
@@ -210,7 +240,24 @@ pub fn permit<'a>(
     policies: impl IntoIterator<Item = &'a Policy>,
     subject: &Subject<'_>,
 ) -> Option<&'a Policy> {
-    let wanting = policies.into_iter().filter(|policy| policy.preemption_enabled && policy.covers(subject));
+    giving(Setting::Preemption, policies, subject)
+}
+
+/// The policy that says how far down what is reserved for a task may come.
+pub fn floors<'a>(
+    policies: impl IntoIterator<Item = &'a Policy>,
+    subject: &Subject<'_>,
+) -> Option<&'a Policy> {
+    giving(Setting::Floors, policies, subject)
+}
+
+/// The policy that gives a task one setting.
+fn giving<'a>(
+    setting: Setting,
+    policies: impl IntoIterator<Item = &'a Policy>,
+    subject: &Subject<'_>,
+) -> Option<&'a Policy> {
+    let wanting = policies.into_iter().filter(|policy| setting.is_in(policy) && policy.covers(subject));
     wanting.min_by(|one, other| compare(one, other).0)
 }
 
@@ -231,7 +278,7 @@ impl Effective {
             match setting {
                 Setting::Eviction => effective.eviction = Some(policy.policy_name.clone()),
                 // The broker's.
-                Setting::Preemption => {}
+                Setting::Preemption | Setting::Floors => {}
                 Setting::CpuLimit => effective.cpu = policy.limits.cpu,
             }
         }

@@ -14,6 +14,7 @@ fn policy(name: &str) -> Policy {
         window_millis: 10_000,
         selector: Selector::default(),
         limits: PolicyLimits::default(),
+        floors: Default::default(),
     }
 }
 

@@ -308,5 +308,11 @@ fn started(directive: &v1::Directive, start: &v1::Start) -> Result<v1::NodeTask,
         usage: Some(v1::Usage::default()),
         ..v1::Task::default()
     };
-    Ok(v1::NodeTask { task: Some(task), generation: directive.generation, evicted: false, lease_over: false })
+    Ok(v1::NodeTask {
+        task: Some(task),
+        generation: directive.generation,
+        evicted: false,
+        lease_over: false,
+        request: None,
+    })
 }

@@ -11,6 +11,7 @@ mod leader;
 mod metrics;
 mod nobody;
 mod nodes;
+mod reshape;
 mod room;
 mod scale;
 mod silent;

@@ -1,6 +1,6 @@
 //! Tasks of the cluster: where they are, and what they asked for.
 
-use shaper_core::task::UnixNanos;
+use shaper_core::{spec::Demand, task::UnixNanos};
 
 use super::{cpu, memory, network, or_dash};
 use crate::{
@@ -110,6 +110,9 @@ fn wide_row(task: &ClusterTask, now: UnixNanos) -> [String; 15] {
     let reason = match &task.phase {
         ClusterPhase::Pending { reason } => reason.clone(),
         _ if task.cancel_requested && !task.is_over() => "is to end".into(),
+        _ if !task.is_over() => task.reserved.map_or_else(String::new, |Demand { cpu, memory, .. }| {
+            format!("{cpu} cores and {memory} are reserved")
+        }),
         _ => String::new(),
     };
     let attempt = task.attempt.to_string();

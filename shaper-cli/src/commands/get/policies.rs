@@ -32,7 +32,7 @@ const COLUMNS: [Column; 7] = [
     Column::Number("MEMORY"),
 ];
 
-const WIDE_COLUMNS: [Column; 11] = [
+const WIDE_COLUMNS: [Column; 12] = [
     Column::Text("NAME"),
     Column::Text("NAMESPACE"),
     Column::Text("PRIORITY"),
@@ -42,6 +42,7 @@ const WIDE_COLUMNS: [Column; 11] = [
     Column::Number("MEMORY"),
     Column::Text("SELECTS"),
     Column::Number("CPU LIMIT"),
+    Column::Text("FLOORS"),
     Column::Number("WINDOW"),
     Column::Number("REVISION"),
 ];
@@ -57,6 +58,7 @@ fn row(status: &PolicyStatus) -> [String; 7] {
         window_millis: _,
         selector: _,
         limits: _,
+        floors: _,
     } = &status.policy;
     let percent = |permille: u32| format!("{}.{}%", permille / 10, permille % 10);
     [
@@ -70,13 +72,16 @@ fn row(status: &PolicyStatus) -> [String; 7] {
     ]
 }
 
-fn wide_row(status: &PolicyStatus) -> [String; 11] {
+fn wide_row(status: &PolicyStatus) -> [String; 12] {
     let [name, namespace, priority, threshold, preempts, cpu, memory] = row(status);
-    let Policy { selector, limits, window_millis, .. } = &status.policy;
+    let Policy { selector, limits, floors, window_millis, .. } = &status.policy;
     let labels = selector.labels.iter().map(|(label, value)| format!("{label}={value}"));
     let selects: Vec<String> = selector.name.iter().map(ToString::to_string).chain(labels).collect();
     let selects = or_dash((!selects.is_empty()).then(|| selects.join(",")));
     let limit = or_dash(limits.cpu.map(super::cpu));
+    let floors: Vec<String> =
+        floors.cpu.map(super::cpu).into_iter().chain(floors.memory.map(super::memory)).collect();
+    let floors = or_dash((!floors.is_empty()).then(|| floors.join(", ")));
     let (window, revision) = (format!("{window_millis}ms"), status.revision.to_string());
-    [name, namespace, priority, threshold, preempts, cpu, memory, selects, limit, window, revision]
+    [name, namespace, priority, threshold, preempts, cpu, memory, selects, limit, floors, window, revision]
 }

@@ -79,6 +79,7 @@ fn policy(priority: Priority) -> Policy {
         window_millis: 10_000,
         selector: Selector::default(),
         limits: PolicyLimits::default(),
+        floors: Default::default(),
     }
 }
 

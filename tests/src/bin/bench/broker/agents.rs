@@ -143,5 +143,5 @@ pub(super) fn task(task_id: String, attempt: u32, generation: u64, start: v1::St
         usage: Some(v1::Usage { cpu_time_ns: 1_000_000, memory_bytes: Some(1 << 20), ..Default::default() }),
         ..v1::Task::default()
     };
-    Ok(v1::NodeTask { task: Some(task), generation, evicted: false, lease_over: false })
+    Ok(v1::NodeTask { task: Some(task), generation, evicted: false, lease_over: false, request: None })
 }
