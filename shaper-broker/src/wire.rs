@@ -116,7 +116,7 @@ pub fn scale(state: &State, now: UnixNanos) -> v1::GetScaleResponse {
 }
 
 fn scale_group(view: GroupView<'_>, now: UnixNanos) -> v1::ScaleGroup {
-    let GroupView { group, standing, capacity, idle } = view;
+    let GroupView { group, standing, capacity, idle, emptiable } = view;
     let order = standing.order.as_ref().map(|order| v1::ScaleOrder {
         number: order.number,
         unix_nanos: order.at,
@@ -144,6 +144,12 @@ fn scale_group(view: GroupView<'_>, now: UnixNanos) -> v1::ScaleGroup {
         problem: standing.problem.clone().unwrap_or_default(),
         notes: notes.collect(),
         idle: idle.collect(),
+        emptiable: emptiable.map(|it| v1::EmptiableNode {
+            node: it.node,
+            tasks: u32::try_from(it.tasks).unwrap_or(u32::MAX),
+            cpu_nanos: it.cpu_ns,
+            goes_to: it.goes_to.into_iter().collect(),
+        }),
     }
 }
 

@@ -125,6 +125,18 @@ pub(crate) struct ScaleGroup {
     pub(crate) problem: Option<String>,
     pub(crate) notes: Vec<ScaleNote>,
     pub(crate) idle: Vec<IdleNode>,
+    /// A node that would be given back if it was drained.
+    pub(crate) emptiable: Option<EmptiableNode>,
+}
+
+/// A node whose tasks have room elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct EmptiableNode {
+    pub(crate) node: String,
+    pub(crate) tasks: u32,
+    /// CPU time that they have used there.
+    pub(crate) cpu_ns: u64,
+    pub(crate) goes_to: Vec<String>,
 }
 
 /// What is asked of a provider.
@@ -352,6 +364,7 @@ impl TryFrom<v1::ScaleGroup> for ScaleGroup {
             problem,
             notes,
             idle,
+            emptiable,
         } = wire;
         let order = order.map(|order| ScaleOrder {
             number: order.number,
@@ -378,6 +391,12 @@ impl TryFrom<v1::ScaleGroup> for ScaleGroup {
             problem: named(problem),
             notes: notes.collect(),
             idle: idle.collect(),
+            emptiable: emptiable.map(|it| EmptiableNode {
+                node: it.node,
+                tasks: it.tasks,
+                cpu_ns: it.cpu_nanos,
+                goes_to: it.goes_to,
+            }),
         })
     }
 }

@@ -45,6 +45,8 @@ enum Subject {
     Openb(Options),
     /// How well limits follow use, on recorded series, beside the rule of Kubernetes' Vertical Pod Autoscaler
     Rightsize(Options),
+    /// How many nodes are started for a week of arrivals, and how long tasks wait, with less reserved first and without
+    Scale(Options),
     /// What a worker of Ray or Dask costs more in a task of its own, and what a task of such a worker; installs both
     Frameworks,
     /// How well block IO is kept in bounds, in the VM: ceilings, weights, promised latencies
@@ -125,6 +127,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         Subject::Frameworks => frameworks::bench(),
         Subject::Openb(options) => here("openb", options, &[]),
         Subject::Rightsize(options) => here("rightsize", options, &[]),
+        Subject::Scale(options) => here("scale", options, &[]),
         Subject::Io(options) => io(options),
     }
 }

@@ -18,7 +18,7 @@ use shaper_core::{
 };
 
 use super::{
-    Effect, Row, State, Task, Turn,
+    Effect, Row, State, Task, Turn, leaving,
     state::{Cordon, Node},
     waiting::Stranded,
 };
@@ -26,6 +26,8 @@ use super::{
 /// By whom a node is cordoned that is to be given back.
 const SCALE_IN: &str = "scale-in";
 const SECOND: Nanos = 1_000_000_000;
+/// Nodes of a group that are looked at, whether they could be emptied.
+const LOOKED_AT: usize = 4;
 
 /// Something about groups.
 #[derive(Clone, Debug, PartialEq)]
@@ -121,6 +123,22 @@ pub struct GroupView<'a> {
     pub capacity: Option<Capacity>,
     /// Nodes on which nothing runs, and since when.
     pub idle: Vec<(&'a str, UnixNanos)>,
+    /// A node that could be given back if its tasks moved.
+    pub emptiable: Option<Emptiable>,
+}
+
+/// A node all of whose tasks have room elsewhere, and what it would cost to move them. Nobody does that but an operator who
+/// drains it: then it is given back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Emptiable {
+    /// Which.
+    pub node: String,
+    /// How many tasks it has.
+    pub tasks: usize,
+    /// CPU time that they have used there, in nanoseconds: lost, of those that do not keep what they have done.
+    pub cpu_ns: u64,
+    /// Where they would go.
+    pub goes_to: BTreeSet<String>,
 }
 
 impl Scale {
@@ -177,9 +195,30 @@ impl State {
                 .idle
                 .iter()
                 .filter(move |(node, _)| scale.group_of(node).is_some_and(|of| of.name == group.name));
-            let idle = idle.map(|(node, since)| (node.as_str(), *since)).collect();
-            Some(GroupView { group, standing, capacity: self.template(group), idle })
+            let idle: Vec<_> = idle.map(|(node, since)| (node.as_str(), *since)).collect();
+            let emptiable = if idle.is_empty() { self.emptiable(group, standing) } else { None };
+            Some(GroupView { group, standing, capacity: self.template(group), idle, emptiable })
         })
+    }
+
+    /// Of the nodes of a group with the least reserved the one whose tasks have room elsewhere and have done the least, if
+    /// the group may become smaller.
+    fn emptiable(&self, group: &Group, standing: &Standing) -> Option<Emptiable> {
+        group.idle?;
+        if self.waiting.len() > 0 || standing.registered <= group.min || !standing.leaving.is_empty() {
+            return None;
+        }
+        let has_tasks =
+            |node: &&Node| node.takes_work() && !node.tasks.is_empty() && node.nominees.is_empty();
+        let mut members: Vec<&Node> = self.members(group).filter(has_tasks).collect();
+        members.sort_by_key(|node| node.reserved.cpu.0 * 1000 / node.row.capacity.cpu.0.max(1));
+        let emptiable = members.into_iter().take(LOOKED_AT).filter_map(|node| {
+            let leaving = leaving(self, node);
+            let goes_to = leaving.iter().map(|task| task.goes_to.clone()).collect::<Option<BTreeSet<_>>>()?;
+            let cpu_ns = leaving.iter().map(|task| task.cpu_ns).sum();
+            Some(Emptiable { node: node.row.name.clone(), tasks: leaving.len(), cpu_ns, goes_to })
+        });
+        emptiable.min_by_key(|it| it.cpu_ns)
     }
 
     fn members<'a>(&'a self, group: &'a Group) -> impl Iterator<Item = &'a Node> {
@@ -273,7 +312,11 @@ impl Turn<'_> {
 
     fn note_idle_nodes(&mut self) {
         let State { scale, nodes, .. } = &mut *self.state;
-        let is_idle = |node: &Node| node.takes_work() && node.tasks.is_empty() && node.nominees.is_empty();
+        // One that was drained is not wanted any more; one that is cordoned is kept for something.
+        let may_go = |node: &Node| node.takes_work() || node.row.cordon.as_ref().is_some_and(|it| it.drains);
+        let is_idle = |node: &Node| {
+            node.session.is_some() && may_go(node) && node.tasks.is_empty() && node.nominees.is_empty()
+        };
         scale.idle.retain(|name, _| nodes.get(name).is_some_and(is_idle));
         for node in nodes.values().filter(|node| is_idle(node)) {
             if !scale.idle.contains_key(&node.row.name) && scale.group_of(&node.row.name).is_some() {
@@ -367,8 +410,10 @@ impl Turn<'_> {
         if let Some(order) = order.or(open).filter(|_| !self.state.scale.sent.contains(&group.name)) {
             self.state.scale.sent.insert(group.name.clone());
             if let OrderKind::Remove { node } = &order.kind {
-                let cordon = Cordon { at: now, by: SCALE_IN.to_owned(), drains: false };
-                self.set_cordon(node, Some(cordon));
+                if self.state.nodes.get(node).is_some_and(|node| node.row.cordon.is_none()) {
+                    let cordon = Cordon { at: now, by: SCALE_IN.to_owned(), drains: false };
+                    self.set_cordon(node, Some(cordon));
+                }
             }
             self.effects.push(Effect::Scale { group: group.name.clone(), order: Box::new(order) });
         }

@@ -263,3 +263,48 @@ fn a_provider_that_tells_is_believed_and_what_it_would_not_end_takes_tasks_again
     pass(&mut broker, 1);
     assert!(broker.state.nodes["w1"].takes_work());
 }
+
+#[test]
+fn a_node_whose_tasks_fit_elsewhere_is_named_and_what_is_drained_is_given_back() {
+    let mut broker = broker(vec![group("workers", "w*", 4000)]);
+    let sessions: Vec<_> = ["w1", "w2"].map(|node| broker.node(node, 4000)).into();
+    for (task, cpu) in [("a", 1000), ("b", 2000)] {
+        broker.submit(spec(task, cpu, Priority::Medium, 0));
+        let node = broker.task(task).node.clone().unwrap();
+        let session = sessions[if node == "w1" { 0 } else { 1 }];
+        broker.report(session, task, 1, RunPhase::Running);
+    }
+    let (of_a, of_b) = (broker.task("a").node.clone().unwrap(), broker.task("b").node.clone().unwrap());
+    assert_ne!(of_a, of_b);
+    pass(&mut broker, 1);
+    let emptiable = |broker: &Broker| broker.state.scale_groups().next().and_then(|group| group.emptiable);
+    let named = emptiable(&broker).unwrap();
+    assert_eq!((&named.node, named.tasks), (&of_a, 1), "of equals that with the least reserved");
+    assert_eq!(named.goes_to.iter().collect::<Vec<_>>(), [&of_b]);
+    broker.submit(spec("waits", 4000, Priority::Medium, 0));
+    assert_eq!(emptiable(&broker), None, "not while somebody waits");
+    broker.on(Event::Cancel { caller: OPERATOR, task: id("waits"), grace_millis: 0 });
+
+    // Cordoned it is kept, drained it goes.
+    let cordon = |wish| Event::CordonNode { caller: OPERATOR, node: of_a.clone(), wish };
+    broker.on(cordon(NodeWish::Drained));
+    let session = sessions[if of_a == "w1" { 0 } else { 1 }];
+    let phase = RunPhase::Ended { status: ExitStatus::Signal(15), at: broker.now };
+    let report = NodeTask {
+        status: status("a", 1, phase),
+        generation: 2,
+        evicted: false,
+        lease_over: false,
+        request: None,
+    };
+    broker.on(Event::TaskReport { session, report: Box::new(report) });
+    assert_eq!(broker.task("a").node.as_ref(), Some(&of_b));
+    broker.on(cordon(NodeWish::Cordoned));
+    assert_eq!(pass(&mut broker, 120), []);
+    broker.on(cordon(NodeWish::Drained));
+    let asked = pass(&mut broker, 62);
+    let [(_, order)] = &asked[..] else { panic!("{asked:?}") };
+    assert_eq!(order.kind, OrderKind::Remove { node: of_a.clone() });
+    let cordon = broker.state.nodes[&of_a].row.cordon.as_ref().map(|cordon| cordon.by.as_str());
+    assert_eq!(cordon, Some("uid 0"), "whoever drained it has said so");
+}

@@ -6,7 +6,7 @@ use super::{cpu, memory, or_dash};
 use crate::{
     args::{GetScale, ListFormat},
     client::Broker,
-    cluster::{Scale, ScaleGroup},
+    cluster::{EmptiableNode, Scale, ScaleGroup},
     error::Error,
     output::{self, Column},
     time::{self, Utc},
@@ -53,6 +53,15 @@ fn text(scale: &Scale, wide: bool, now: UnixNanos) -> String {
                     "  nothing runs on {} for {}\n",
                     idle.node,
                     time::age(idle.since, now)
+                ));
+            }
+            if let Some(EmptiableNode { node, tasks: count, cpu_ns, goes_to }) = &group.emptiable {
+                let seconds = cpu_ns / 1_000_000_000;
+                text.push_str(&format!(
+                    "  {node} could be given back: its {} would fit on {}, and {seconds} s of CPU time be lost at most: \
+                     shaper node drain {node}\n",
+                    tasks(*count),
+                    goes_to.join(", "),
                 ));
             }
             for note in &group.notes {
@@ -121,6 +130,7 @@ mod tests {
             problem: None,
             notes: vec![ScaleNote { at: 0, text: "asked for 1 more: 2 in all".into() }],
             idle: Vec::new(),
+            emptiable: None,
         }
     }
 
@@ -132,6 +142,17 @@ mod tests {
         assert!(row.contains("2 of 0–4") && row.contains("Growing"), "{row}");
         assert_eq!(name, "workers:");
         assert!(note.starts_with("  1970-01-01") && note.ends_with("asked for 1 more: 2 in all"), "{note}");
+    }
+
+    #[test]
+    fn what_could_be_given_back_is_said_with_its_cost() {
+        let (node, goes_to) = ("w7".to_owned(), vec!["w1".to_owned(), "w2".to_owned()]);
+        let emptiable = Some(EmptiableNode { node, tasks: 3, cpu_ns: 120_900_000_000, goes_to });
+        let text =
+            text(&Scale { groups: vec![ScaleGroup { emptiable, ..group() }], waits: Vec::new() }, true, 0);
+        let said = "  w7 could be given back: its 3 tasks would fit on w1, w2, and 120 s of CPU time be lost at most: shaper node \
+                    drain w7\n";
+        assert!(text.contains(said), "{text}");
     }
 
     #[test]

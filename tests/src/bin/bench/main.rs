@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: what the kernel programs and the agent cost, and how right they are; how exact limits are, and
-//! what loans are worth; how well the network is shaped; what a broker takes in; how fast and how well tasks are placed; how well limits
-//! are sized by what was used. This file only wires; each part of a subject has its module.
+//! what loans are worth; how well the network is shaped; what a broker takes in; how fast and how well tasks are placed; how many
+//! nodes are started for them; how well limits are sized by what was used. This file only wires; each part of a subject has its module.
 #![forbid(unsafe_code)]
 
 mod accuracy;
@@ -21,6 +21,7 @@ mod pulse;
 mod report;
 mod rig;
 mod rightsize;
+mod scale;
 mod scaling;
 mod service;
 mod shares;
@@ -132,11 +133,11 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
 }
 
 const USAGE: &str =
-    "usage: bench measure|actuators|shape|net|broker|place|openb|rightsize [--json] [--quick] [PART…]";
+    "usage: bench measure|actuators|shape|net|broker|place|openb|rightsize|scale [--json] [--quick] [PART…]";
 
 type Part = fn(Plan, &mut Report) -> Result<()>;
 
-const SUBJECTS: [(&str, &[(&str, Part)]); 8] = [
+const SUBJECTS: [(&str, &[(&str, Part)]); 9] = [
     (
         "measure",
         &[
@@ -185,6 +186,7 @@ const SUBJECTS: [(&str, &[(&str, Part)]); 8] = [
         ],
     ),
     ("openb", &[("packing", place::packing)]),
+    ("scale", &[("arrivals", scale::arrivals)]),
     ("rightsize", &[("cpu", rightsize::cpu), ("memory", rightsize::memory), ("cost", rightsize::cost)]),
 ];
 

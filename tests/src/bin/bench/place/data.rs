@@ -166,10 +166,10 @@ fn rows<T>(path: &Path, columns: usize, read: impl Fn(&[&str]) -> Result<T>) -> 
 
 /// A stream of numbers that look random and are the same in each run (xorshift64*).
 #[derive(Clone)]
-pub(super) struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    pub(super) fn new(seed: u64) -> Random {
+    pub(crate) fn new(seed: u64) -> Random {
         let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ seed.wrapping_mul(7919).wrapping_add(1));
         for _ in 0..16 {
             random.next();
@@ -185,7 +185,7 @@ impl Random {
     }
 
     /// From 0 to below `count`, which is not 0.
-    pub(super) fn below(&mut self, count: usize) -> usize {
+    pub(crate) fn below(&mut self, count: usize) -> usize {
         ((u128::from(self.next()) * count as u128) >> 64) as usize
     }
 

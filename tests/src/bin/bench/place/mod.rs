@@ -9,6 +9,7 @@ mod streams;
 mod waiting;
 
 pub(crate) use churn::measure as churn;
+pub(crate) use data::Random;
 pub(crate) use packing::measure as packing;
 pub(crate) use preempting::measure as preempting;
 pub(crate) use replay::measure as replay;

@@ -4,7 +4,7 @@ mod cost;
 mod memory;
 mod plot;
 mod replay;
-mod series;
+pub(crate) mod series;
 
 pub(crate) use cost::measure as cost;
 pub(crate) use memory::measure as memory;

@@ -8,7 +8,7 @@ use crate::traces;
 
 /// Where a series is from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Set {
+pub(crate) enum Set {
     Bitbrains,
     Crane,
     Alibaba,
@@ -29,16 +29,18 @@ impl Set {
 }
 
 /// What one container or machine used of CPU.
-pub(super) struct Series {
-    pub(super) set: Set,
+pub(crate) struct Series {
+    pub(crate) set: Set,
     /// Seconds from one value to the next.
-    pub(super) step: u64,
+    pub(crate) step: u64,
+    /// What the machine has, where that is recorded.
+    pub(crate) cores: Option<f64>,
     /// Millicores. Of Crane and NAB the unit is not stated, or a percentage: one of it counts as a core.
-    pub(super) used: Vec<u64>,
+    pub(crate) used: Vec<u64>,
 }
 
 /// All series of CPU use, or nothing if the folder is not there.
-pub(super) fn cpu() -> Result<Option<Vec<Series>>> {
+pub(crate) fn cpu() -> Result<Option<Vec<Series>>> {
     let folder = traces::folder().join("usage");
     if !folder.exists() {
         return Ok(None);
@@ -46,13 +48,15 @@ pub(super) fn cpu() -> Result<Option<Vec<Series>>> {
     let mut all = bitbrains(&folder.join("bitbrains"))?;
     for path in files(&folder.join("crane"), "gz")? {
         let used = column(&traces::unpacked(&path)?, ',', 1, 1000.0)?;
-        all.push(Series { set: Set::Crane, step: 60, used });
+        all.push(Series { set: Set::Crane, step: 60, cores: None, used });
     }
     for path in files(&folder.join("vasim"), "csv")? {
-        all.push(Series { set: Set::Alibaba, step: 60, used: column(&read(&path)?, ',', 1, 1000.0)? });
+        let used = column(&read(&path)?, ',', 1, 1000.0)?;
+        all.push(Series { set: Set::Alibaba, step: 60, cores: None, used });
     }
     for path in files(&folder.join("nab"), "csv")? {
-        all.push(Series { set: Set::Nab, step: 300, used: column(&read(&path)?, ',', 1, 1000.0)? });
+        let used = column(&read(&path)?, ',', 1, 1000.0)?;
+        all.push(Series { set: Set::Nab, step: 300, cores: None, used });
     }
     Ok(Some(all))
 }
@@ -69,11 +73,11 @@ pub(super) fn memory() -> Result<Option<Vec<u64>>> {
 /// CPU in MHz; a row stands for as many steps as it is long.
 fn bitbrains(folder: &Path) -> Result<Vec<Series>> {
     const STEP: u64 = 300;
-    let mut per_core = BTreeMap::new();
+    let mut machines = BTreeMap::new();
     for row in read(&folder.join("meta.csv"))?.lines().skip(1) {
         let fields: Vec<&str> = row.split(',').collect();
         let [id, _, _, cores, capacity, ..] = fields[..] else { bail!("a row of meta.csv is short: {row}") };
-        per_core.insert(id.to_owned(), capacity.parse::<f64>()? / cores.parse::<f64>()?);
+        machines.insert(id.to_owned(), (cores.parse::<f64>()?, capacity.parse::<f64>()?));
     }
     let mut all: BTreeMap<String, Vec<u64>> = BTreeMap::new();
     for row in traces::unpacked(&folder.join("trace.csv.gz"))?.lines().skip(1) {
@@ -81,12 +85,16 @@ fn bitbrains(folder: &Path) -> Result<Vec<Series>> {
         let [id, _, millis, _, mhz] = fields[..] else {
             bail!("a row of the trace is not of five fields: {row}")
         };
-        let per_core = per_core.get(id).with_context(|| format!("meta.csv has no machine {id}"))?;
+        let (cores, capacity) = machines.get(id).with_context(|| format!("meta.csv has no machine {id}"))?;
         let steps = (millis.parse::<u64>()? + STEP * 500) / (STEP * 1000);
-        let used = scaled(mhz.parse::<f64>()?, 1000.0 / per_core);
+        let used = scaled(mhz.parse::<f64>()?, 1000.0 * cores / capacity);
         all.entry(id.to_owned()).or_default().extend((0..steps.max(1)).map(|_| used));
     }
-    Ok(all.into_values().map(|used| Series { set: Set::Bitbrains, step: STEP, used }).collect())
+    let of = |(id, used): (String, Vec<u64>)| {
+        let cores = machines.get(&id).map(|(cores, _)| *cores);
+        Series { set: Set::Bitbrains, step: STEP, cores, used }
+    };
+    Ok(all.into_iter().map(of).collect())
 }
 
 /// In the order of their names.
