@@ -6,6 +6,7 @@ mod apt;
 mod atomics;
 mod bench;
 mod bins;
+mod browser;
 mod corner_cases;
 mod cpio;
 mod dashboards;

@@ -48,6 +48,8 @@ pub(crate) enum Need {
     Fuzzing,
     /// What the client of etcd is generated with.
     Build,
+    /// A browser, and what drives it.
+    Browser,
 }
 
 /// How a package shows that it is there.
@@ -94,6 +96,9 @@ const REQUIREMENTS: &[Requirement] = &[
     program(Need::Native, "tc", "iproute2"),
     program(Need::Traffic, "iperf3", "iperf3"),
     program(Need::Fuzzing, "c++", "g++"),
+    program(Need::Browser, "chromium", "chromium"),
+    program(Need::Browser, "node", "nodejs"),
+    program(Need::Browser, "npm", "npm"),
     Requirement { need: Need::Build, probe: Probe::Protoc, package: "protobuf-compiler" },
     Requirement { need: Need::Build, probe: Probe::Protoc, package: "libprotobuf-dev" },
 ];
@@ -107,6 +112,7 @@ impl Need {
             Self::Traffic => "iperf3, to load the network for `bench net`",
             Self::Fuzzing => "a C++ compiler, to build libFuzzer for `soak fuzz`",
             Self::Build => "protoc with its definitions, to build the broker's client of etcd",
+            Self::Browser => "Chromium, and Node.js to drive it, to test the web page",
             Self::Native => "ip and tc, to set up network namespaces for tests and the demo",
         }
     }
@@ -244,6 +250,7 @@ mod tests {
             Need::Traffic,
             Need::Fuzzing,
             Need::Build,
+            Need::Browser,
         ] {
             let mut packages: Vec<_> =
                 REQUIREMENTS.iter().filter(|r| r.need == need).map(|r| r.package).collect();

@@ -16,7 +16,7 @@ use crate::relay::relay;
 use crate::setup::{self, Need};
 use crate::tally::Tally;
 use crate::vm::{Job, Profile};
-use crate::{ebpf, frameworks, process, support, unpacked, vm, workspace};
+use crate::{browser, ebpf, frameworks, process, support, unpacked, vm, workspace};
 
 /// The package of the tests that need a kernel, its target that only makes sense inside the VM, and those for this machine.
 const KERNEL_TESTS: &str = "shaper-tests";
@@ -60,7 +60,7 @@ const LONGEST: [&str; 12] = [
 pub(crate) struct Args {
     /// Also the longest tests in the VM, and the long ones on its other kernels; the tests below systemd and with container
     /// runtimes, in a VM with this machine's own root; those of dashboards and alerts, with a real Prometheus; those against Ray
-    /// and Dask; and, once there are some, against a browser
+    /// and Dask; and those of the web page, in Chromium
     #[arg(long)]
     all: bool,
     /// Arguments for cargo-nextest, or for `cargo test` where that is missing
@@ -139,7 +139,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             stages.push(Stage { name, tally: Some(verdict.tally), took: verdict.total });
         }
         stages.push(frameworks::test(&contents.bins)?);
-        println!("--all: there are no tests against a browser yet");
+        stages.push(browser::test(&contents.bins)?);
     }
     Ok(conclude(&stages))
 }
@@ -215,7 +215,7 @@ fn cargo_test_selections() -> Result<[Vec<String>; 2]> {
     let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
     let others = words(&["--workspace", "--exclude", KERNEL_TESTS]);
     let mut kernel = words(&["--package", KERNEL_TESTS, "--lib"]);
-    let apart = [VM_TARGET, PROMETHEUS_TARGET, frameworks::TARGET];
+    let apart = [VM_TARGET, PROMETHEUS_TARGET, frameworks::TARGET, browser::TARGET];
     for target in kernel_test_targets()?.into_iter().filter(|target| !apart.contains(&target.as_str())) {
         kernel.extend(["--test".to_owned(), target]);
     }

@@ -74,14 +74,14 @@ fn a_burst_that_fits_when_less_is_reserved_ends_nobody_and_adds_no_node() {
         (shrunk.kind, shrunk.reason.as_str()),
         (
             DecisionKind::Shrunk,
-            "less is reserved for it (0.8 → 0.4 cores and 512.0 MiB → 384.0 MiB of memory) to make room for `service` of \
+            "less is reserved for it (0.8 → 0.4 cores and 512 MiB → 384 MiB of memory) to make room for `service` of \
              priority high, by policy `batch`"
         )
     );
     let limit = |cluster: &Cluster<'_>| cluster.agent("n1").shaper().get("batch").limits.memory;
     assert_eq!(limit(&cluster), Limit::At(lowered.1), "the node holds it to that");
     let told = cluster.broker.shaper().ok(&["describe", "batch"]);
-    assert!(told.contains("0.4 cores and 384.0 MiB, for others need the room"), "{told}");
+    assert!(told.contains("0.4 cores and 384 MiB, for others need the room"), "{told}");
 
     // A new agent knows it, and a new broker does.
     cluster.agents[0].kill9();
