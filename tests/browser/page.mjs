@@ -124,6 +124,11 @@ try {
   const colours = await charts(page);
   assert.ok(colours.every((count) => count > 8), `the charts are empty: ${colours}`);
   assert.match(await page.getAttribute(".chart", "aria-label"), /over time/);
+  for (const viewport of [PHONE, DESKTOP]) {
+    await page.setViewportSize(viewport);
+    await page.waitForFunction(() => [...document.querySelectorAll(".chart")]
+      .every((chart) => chart.scrollWidth <= chart.clientWidth));
+  }
   await shot(page, "task");
   const light = await luminance(page);
   await page.emulateMedia({ colorScheme: "dark" });

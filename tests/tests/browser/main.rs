@@ -42,6 +42,10 @@ fn the_page_works_in_a_browser() {
         let spec = cluster.spec(id, cores, priority, load);
         let mut spec: Value = serde_json::from_str(&spec).expect("it is JSON");
         spec["name"] = json!(name);
+        if let Load::Until(_) = load {
+            // Of programs that wait for a file a user may have 128.
+            spec["command"] = json!(["/bin/sleep", "3600"]);
+        }
         cluster.submit_spec(id, &spec.to_string());
     };
     submit(TASK, "etl-nightly", 0.1, "low", Load::Spin);

@@ -132,6 +132,14 @@
     ] },
   ];
 
+  const width = (place) => Math.max(place.clientWidth - 16, 200);
+  // The first chart has the whole row until the next is there.
+  const fit = () => {
+    for (const { plot, place } of drawn.values()) {
+      if (plot.width !== width(place)) plot.setSize({ width: width(place), height: 200 });
+    }
+  };
+
   let latest = { decisions: [] };
   const draw = async () => {
     if (!charts || !window.uPlot) return;
@@ -174,7 +182,7 @@
       charts.append(place);
       const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") } };
       const plot = new uPlot({
-        width: Math.max(place.clientWidth - 16, 200),
+        width: width(place),
         height: 200,
         plugins: [marks(() => latest.decisions)],
         scales: { y: { range: (_, low, high) => [0, Math.max(high || 0, low || 0) * 1.1 || 1] } },
@@ -185,10 +193,9 @@
       }, data, place);
       drawn.set(subject.name, { key, plot, place });
     }
+    fit();
   };
-  addEventListener("resize", () => {
-    for (const { plot, place } of drawn.values()) plot.setSize({ width: place.clientWidth - 16, height: 200 });
-  });
+  addEventListener("resize", fit);
   // Colours are drawn, not styled.
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     for (const { plot, place } of drawn.values()) { plot.destroy(); place.remove(); }
