@@ -141,7 +141,7 @@ fn plan(state: &State, id: &TaskId, now: UnixNanos, may: impl Fn(&Node) -> bool)
     best
 }
 
-/// A change in words: `2 → 1 cores and 4.0 GiB → 1.0 GiB`.
+/// A change in words: `2 → 1 cores and 4 GiB → 1 GiB of memory`.
 fn change(from: &Demand, to: &Demand) -> String {
     let cpu = (from.cpu != to.cpu).then(|| format!("{} → {} cores", from.cpu, to.cpu));
     let memory = (from.memory != to.memory).then(|| format!("{} → {} of memory", from.memory, to.memory));
