@@ -409,11 +409,11 @@ impl Turn<'_> {
         let leaving = standing.leaving.clone();
         if let Some(order) = order.or(open).filter(|_| !self.state.scale.sent.contains(&group.name)) {
             self.state.scale.sent.insert(group.name.clone());
-            if let OrderKind::Remove { node } = &order.kind {
-                if self.state.nodes.get(node).is_some_and(|node| node.row.cordon.is_none()) {
-                    let cordon = Cordon { at: now, by: SCALE_IN.to_owned(), drains: false };
-                    self.set_cordon(node, Some(cordon));
-                }
+            if let OrderKind::Remove { node } = &order.kind
+                && self.state.nodes.get(node).is_some_and(|node| node.row.cordon.is_none())
+            {
+                let cordon = Cordon { at: now, by: SCALE_IN.to_owned(), drains: false };
+                self.set_cordon(node, Some(cordon));
             }
             self.effects.push(Effect::Scale { group: group.name.clone(), order: Box::new(order) });
         }
