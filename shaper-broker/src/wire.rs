@@ -21,7 +21,7 @@ use crate::{
         history::{Estimate, History},
         learn::{self, Kind},
         policies::{Gift, PolicyChange, PolicyRevision, Preview},
-        scale::{GroupView, Told, order_text},
+        scale::{Emptiable, GroupView, Told, order_text},
         state::{Node, PolicyRow},
     },
 };
@@ -71,7 +71,7 @@ pub fn cluster_task(epoch: u64, task: &Task) -> v1::ClusterTask {
         cancel_requested: task.cancel.is_some() || task.phase == Phase::Cancelled,
         node: task.node.clone().unwrap_or_default(),
         epoch,
-        reserved: task.resized.as_ref().map(|resized| resized.request.into()),
+        reserved: Some(*task.request()).filter(|request| request != task.demand()).map(Into::into),
     }
 }
 
@@ -112,11 +112,15 @@ pub fn scale(state: &State, now: UnixNanos) -> v1::GetScaleResponse {
         text: text.clone(),
     });
     let waits = waits.collect();
-    v1::GetScaleResponse { groups: state.scale_groups().map(|view| scale_group(view, now)).collect(), waits }
+    let groups = state.scale_groups().map(|view| {
+        let emptiable = state.emptiable(&view);
+        scale_group(view, emptiable, now)
+    });
+    v1::GetScaleResponse { groups: groups.collect(), waits }
 }
 
-fn scale_group(view: GroupView<'_>, now: UnixNanos) -> v1::ScaleGroup {
-    let GroupView { group, standing, capacity, idle, emptiable } = view;
+fn scale_group(view: GroupView<'_>, emptiable: Option<Emptiable>, now: UnixNanos) -> v1::ScaleGroup {
+    let GroupView { group, standing, capacity, idle } = view;
     let order = standing.order.as_ref().map(|order| v1::ScaleOrder {
         number: order.number,
         unix_nanos: order.at,

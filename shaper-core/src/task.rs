@@ -131,7 +131,8 @@ impl ExitStatus {
     pub fn shell_code(&self) -> i32 {
         match self {
             ExitStatus::Code(code) => *code,
-            ExitStatus::Signal(signal) => 128 + signal,
+            // Whoever tells of it may say anything.
+            ExitStatus::Signal(signal) => signal.saturating_add(128),
             ExitStatus::NotStarted { code, .. } => *code,
             ExitStatus::Unknown => 125,
         }

@@ -83,6 +83,10 @@ impl Turn<'_> {
         let Some(node) = self.state.nodes.get(name) else {
             return Err(Refusal::NoSuchNode(name.to_owned()));
         };
+        if wish == NodeWish::Open && self.state.scale.gives_back(name) {
+            let why = "is being given back to its provider, which ends it; start another under another name";
+            return Err(Refusal::NodeInUse { node: name.to_owned(), why: why.to_owned() });
+        }
         let leaves = if wish == NodeWish::Drained { leaving(self.state, node) } else { Vec::new() };
         let cordon = match wish {
             NodeWish::Open => None,

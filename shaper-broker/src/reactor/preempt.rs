@@ -151,20 +151,25 @@ impl Turn<'_> {
     }
 
     /// No place on a node is cleared for anybody.
-    pub(super) fn break_promises(&mut self, node: &str, why: &str) {
+    fn break_promises(&mut self, node: &str, why: &str) {
         let nominees: BTreeSet<_> =
             self.state.nodes.get(node).map(|node| node.nominees.clone()).unwrap_or_default();
-        let (since, until) = (self.now, self.now.saturating_add(AFTER_REFUSAL));
         for (_, _, id) in nominees {
-            self.state.leave(&id);
-            if let Some(row) = self.change(&id) {
-                let avoid = Avoid { node: node.to_owned(), why: Setback::Refused, since, until };
-                row.task.avoid.push(avoid);
-            }
-            let entered = self.state.enter(&id);
-            debug_assert!(entered, "the node of `{id}` is there");
-            self.decide(&id, DecisionKind::Pending, why, Vec::new());
-            self.place_again(&id);
+            self.break_promise(&id, node, why);
         }
+    }
+
+    /// No place on a node is cleared for one that is nominated there.
+    pub(super) fn break_promise(&mut self, id: &TaskId, node: &str, why: &str) {
+        let (since, until) = (self.now, self.now.saturating_add(AFTER_REFUSAL));
+        self.state.leave(id);
+        if let Some(row) = self.change(id) {
+            let avoid = Avoid { node: node.to_owned(), why: Setback::Refused, since, until };
+            row.task.avoid.push(avoid);
+        }
+        let entered = self.state.enter(id);
+        debug_assert!(entered, "the node of `{id}` is there");
+        self.decide(id, DecisionKind::Pending, why, Vec::new());
+        self.place_again(id);
     }
 }

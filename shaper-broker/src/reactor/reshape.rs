@@ -30,14 +30,14 @@ const LOOK_EVERY: UnixNanos = 5 * SECOND;
 /// A task whose node would not change what is reserved for it is left alone for so long.
 const REST: UnixNanos = 60 * SECOND;
 /// For so many tasks it is looked for at once: those that come first.
-const LOOKS: usize = 32;
+const LOOKS: usize = 8;
 const MIB: u64 = 1 << 20;
 /// What is kept above the memory that is in use: an eighth, and this much at least.
 const MEMORY_ROOM: u64 = 16 * MIB;
 
 /// When it is due to look whether running tasks could do with less. The shell sends a Tick then.
 pub(super) fn next_look(state: &State) -> Option<UnixNanos> {
-    let may_find_some = has_floors(state) && state.waiting.lacks_room();
+    let may_find_some = has_floors(state) && state.waiting.may_lack_room();
     may_find_some.then(|| state.slack_looked_at.saturating_add(LOOK_EVERY))
 }
 
@@ -153,7 +153,6 @@ impl Turn<'_> {
     /// A Tick: it may be due to look whether running tasks could do with less.
     pub(super) fn notice_slack(&mut self) {
         let looked_at = self.state.slack_looked_at;
-        // A clock that was set back makes it due, too.
         if !(looked_at..looked_at.saturating_add(LOOK_EVERY)).contains(&self.now) && has_floors(self.state) {
             self.state.slack_looked_at = self.now;
             self.look_for_slack = true;
@@ -169,7 +168,9 @@ impl Turn<'_> {
         }
         self.slack_looks += 1;
         let priority = row.task.priority();
-        let everywhere = self.look_at_all || self.look_for_slack || self.state.waiting.lack_of(id).is_none();
+        // One that stands alone has no line, of which it would be known that it was looked for.
+        let is_new = row.task.avoid.is_empty() && self.state.waiting.lack_of(id).is_none();
+        let everywhere = self.look_at_all || self.look_for_slack || is_new;
         let freed = &self.freed;
         let may = |node: &Node| everywhere || freed.contains(&node.row.name);
         let Some(Plan { node, lowered }) = plan(self.state, id, self.now, may) else { return false };
@@ -184,16 +185,16 @@ impl Turn<'_> {
         self.decide(id, DecisionKind::Pending, reason, Vec::new());
         for (other, request, policy) in lowered {
             let reason = format!("to make room for `{id}` of priority {priority}, by policy `{policy}`");
-            self.resize(&other, request, reason);
+            self.resize(&other, request, reason, Some(id.clone()));
         }
         true
     }
 
     /// Asks the node of a task to reserve another amount for it. What is more is booked at once, what is less when it is done.
-    fn resize(&mut self, id: &TaskId, request: Demand, reason: String) {
+    fn resize(&mut self, id: &TaskId, request: Demand, reason: String, whom: Option<TaskId>) {
         let Some(TaskRow { task, .. }) = self.change(id) else { return };
         task.generation += 1;
-        let asked = Some(Asked { request, generation: task.generation, reason });
+        let asked = Some(Asked { request, generation: task.generation, reason, whom });
         let before = *task.request();
         let more =
             Demand { cpu: before.cpu.max(request.cpu), memory: before.memory.max(request.memory), ..request };
@@ -206,7 +207,7 @@ impl Turn<'_> {
         let Some(TaskRow { task, .. }) = self.state.tasks.get(id).map(Box::as_ref) else { return };
         let node = task.phase.node().and_then(|node| self.state.nodes.get(node));
         let asked = task.resized.as_ref().and_then(|resized| resized.asked.as_ref());
-        let (Some(session), Some(Asked { request, generation, reason })) =
+        let (Some(session), Some(Asked { request, generation, reason, whom: _ })) =
             (node.and_then(|node| node.session), asked)
         else {
             return;
@@ -227,12 +228,14 @@ impl Turn<'_> {
         let differs = *request != booked && !ends && generation >= task.generation;
         let Some(Resized { asked, rests_until, .. }) = task.resized.clone() else {
             if differs {
-                self.resize(id, booked, "the node has another amount in its books".to_owned());
+                self.resize(id, booked, "the node has another amount in its books".to_owned(), None);
             }
             return;
         };
         match asked {
-            Some(Asked { request: wanted, reason, .. }) if *request == wanted => {
+            Some(Asked { request: wanted, reason, generation: asked_at, .. })
+                if *request == wanted && generation >= asked_at =>
+            {
                 let kind = match wanted == whole {
                     true => DecisionKind::Grew,
                     false => DecisionKind::Shrunk,
@@ -250,8 +253,11 @@ impl Turn<'_> {
                 };
                 self.decide(id, kind, reason, Vec::new());
             }
-            None if differs && rests_until <= self.now => {
-                self.resize(id, booked, "the node has another amount in its books".to_owned());
+            // After a rest nothing is under way any more that was said before.
+            None if rests_until <= self.now
+                && (differs || rests_until > 0 && *request != booked && !ends) =>
+            {
+                self.resize(id, booked, "the node has another amount in its books".to_owned(), None);
             }
             _ => {}
         }
@@ -265,11 +271,21 @@ impl Turn<'_> {
         if resized.asked.as_ref().is_none_or(|asked| asked.generation != generation) {
             return;
         }
+        let whom = resized.asked.as_ref().and_then(|asked| asked.whom.clone());
         self.change(id);
         // What is booked stays booked: of less nothing was, and of more the node is asked again.
         self.state.rebook(id, Some(Resized { asked: None, rests_until, ..resized }));
-        let reason = format!("{node} did not change what is reserved for `{id}`: {why}");
-        self.break_promises(node, &reason);
+        let is_promised = |whom: &TaskId| {
+            let phase = self.state.tasks.get(whom).map(|row| &row.task.phase);
+            matches!(phase, Some(Phase::Nominated { node: at }) if at == node)
+        };
+        if let Some(whom) = whom.filter(is_promised) {
+            self.break_promise(
+                &whom,
+                node,
+                &format!("{node} did not change what is reserved for `{id}`: {why}"),
+            );
+        }
     }
 
     /// Gives back what was taken from tasks on nodes that have room for it again.
@@ -280,7 +296,8 @@ impl Turn<'_> {
             false => self.freed.iter().filter_map(|name| nodes.get(name)).collect(),
         };
         let mut lowered = Vec::new();
-        for node in looked_at.into_iter().filter(|node| node.takes_work() && node.nominees.is_empty()) {
+        let may = |node: &&Node| node.lowered > 0 && node.session.is_some() && node.nominees.is_empty();
+        for node in looked_at.into_iter().filter(may) {
             for TaskRow { task, .. } in node.tasks.iter().filter_map(|id| tasks.get(id)).map(Box::as_ref) {
                 let ends = task.cancel.is_some() || task.preempted.is_some();
                 let is_settled = task.resized.as_ref().is_some_and(|resized| resized.asked.is_none());
@@ -303,10 +320,11 @@ impl Turn<'_> {
                 network: None,
                 storage_io: None,
             };
-            if self.state.places.fits(&node.row, &missing) {
+            // Also on one that is cordoned.
+            if place::fits(&missing, &node.candidate()) {
                 let reason =
                     format!("{} has room, what was taken from it was {}", node.row.name, change(&whole, now));
-                self.resize(&id, whole, reason);
+                self.resize(&id, whole, reason, None);
             }
         }
     }

@@ -298,3 +298,42 @@ fn a_node_whose_books_differ_is_told_what_is_in_ours() {
     does(&mut broker, n1, "b");
     assert_eq!(broker.task("b").resized, None);
 }
+
+#[test]
+fn what_a_node_would_not_give_back_it_is_asked_for_again() {
+    let (mut broker, n1) = full();
+    apply(&mut broker, floors(Priority::Low, Some(500), None));
+    uses(&mut broker, n1, "b", 300, GIB / 2);
+    broker.submit(spec("web", 1200, Priority::High, 0));
+    does(&mut broker, n1, "b");
+    let at = broker.now;
+    let lowered = *broker.task("b").request();
+    broker.report(n1, "web", 1, RunPhase::Ended { status: ExitStatus::Code(0), at });
+    let generation = broker.task("b").generation;
+    refuses(&mut broker, n1, "b");
+    assert_eq!(directives(&tell(&mut broker, n1, "b", 30, 300, GIB / 2, lowered, generation - 1)), []);
+    broker.now += 61 * SECOND;
+    let effects = tell(&mut broker, n1, "b", 91, 300, GIB / 2, lowered, generation - 1);
+    assert_eq!(asked(&effects), [("b.1".into(), 2000, 1024)]);
+    does(&mut broker, n1, "b");
+    assert_eq!((broker.task("b").resized.as_ref(), broker.state.nodes["n1"].lowered), (None, 0));
+}
+
+#[test]
+fn use_that_falls_is_noticed_for_those_who_may_preempt_too() {
+    let mut broker = Broker::new();
+    let n1 = broker.node("n1", 4000);
+    broker.submit(spec("a", 4000, Priority::High, 0));
+    broker.report(n1, "a", 1, RunPhase::Running);
+    apply(&mut broker, floors(Priority::High, Some(100), None));
+    apply(&mut broker, policy("services", Priority::High, true));
+    uses(&mut broker, n1, "a", 3900, GIB / 2);
+    assert_eq!(directives(&broker.submit(spec("web", 2000, Priority::High, 0))), []);
+    assert!(next_wakeup(&broker.state).is_some());
+    broker.now += 200 * SECOND;
+    for second in 500..=640 {
+        let request = *broker.task("a").demand();
+        tell(&mut broker, n1, "a", second, 200, GIB / 2, request, 1);
+    }
+    assert_eq!(asked(&broker.on(Event::Tick)), [("a.1".into(), 2000, 1024)]);
+}

@@ -123,8 +123,6 @@ pub struct GroupView<'a> {
     pub capacity: Option<Capacity>,
     /// Nodes on which nothing runs, and since when.
     pub idle: Vec<(&'a str, UnixNanos)>,
-    /// A node that could be given back if its tasks moved.
-    pub emptiable: Option<Emptiable>,
 }
 
 /// A node all of whose tasks have room elsewhere, and what it would cost to move them. Nobody does that but an operator who
@@ -151,6 +149,15 @@ impl Scale {
     /// The group of a node: the first that matches its name.
     fn group_of(&self, node: &str) -> Option<&Group> {
         self.scaling.groups.iter().find(|group| group.nodes.matches(node))
+    }
+
+    /// Whether a node was asked to be ended.
+    pub(super) fn gives_back(&self, node: &str) -> bool {
+        let is_ordered = |standing: &Standing| {
+            let order = standing.order.as_ref().map(|order| &order.kind);
+            matches!(order, Some(OrderKind::Remove { node: removed }) if removed == node)
+        };
+        self.standings.values().any(|it| it.leaving.contains_key(node) || is_ordered(it))
     }
 
     /// What is wished of each group, by name.
@@ -195,17 +202,21 @@ impl State {
                 .idle
                 .iter()
                 .filter(move |(node, _)| scale.group_of(node).is_some_and(|of| of.name == group.name));
-            let idle: Vec<_> = idle.map(|(node, since)| (node.as_str(), *since)).collect();
-            let emptiable = if idle.is_empty() { self.emptiable(group, standing) } else { None };
-            Some(GroupView { group, standing, capacity: self.template(group), idle, emptiable })
+            let idle = idle.map(|(node, since)| (node.as_str(), *since)).collect();
+            Some(GroupView { group, standing, capacity: self.template(group), idle })
         })
     }
 
     /// Of the nodes of a group with the least reserved the one whose tasks have room elsewhere and have done the least, if
-    /// the group may become smaller.
-    fn emptiable(&self, group: &Group, standing: &Standing) -> Option<Emptiable> {
+    /// the group may become smaller. For each task of theirs all nodes are looked at.
+    pub fn emptiable(&self, view: &GroupView<'_>) -> Option<Emptiable> {
+        let GroupView { group, standing, idle, .. } = view;
         group.idle?;
-        if self.waiting.len() > 0 || standing.registered <= group.min || !standing.leaving.is_empty() {
+        if !idle.is_empty()
+            || self.waiting.len() > 0
+            || standing.registered <= group.min
+            || !standing.leaving.is_empty()
+        {
             return None;
         }
         let has_tasks =

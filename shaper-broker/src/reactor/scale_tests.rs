@@ -277,7 +277,10 @@ fn a_node_whose_tasks_fit_elsewhere_is_named_and_what_is_drained_is_given_back()
     let (of_a, of_b) = (broker.task("a").node.clone().unwrap(), broker.task("b").node.clone().unwrap());
     assert_ne!(of_a, of_b);
     pass(&mut broker, 1);
-    let emptiable = |broker: &Broker| broker.state.scale_groups().next().and_then(|group| group.emptiable);
+    let emptiable = |broker: &Broker| {
+        let group = broker.state.scale_groups().next();
+        group.and_then(|group| broker.state.emptiable(&group))
+    };
     let named = emptiable(&broker).unwrap();
     assert_eq!((&named.node, named.tasks), (&of_a, 1), "of equals that with the least reserved");
     assert_eq!(named.goes_to.iter().collect::<Vec<_>>(), [&of_b]);
@@ -307,4 +310,10 @@ fn a_node_whose_tasks_fit_elsewhere_is_named_and_what_is_drained_is_given_back()
     assert_eq!(order.kind, OrderKind::Remove { node: of_a.clone() });
     let cordon = broker.state.nodes[&of_a].row.cordon.as_ref().map(|cordon| cordon.by.as_str());
     assert_eq!(cordon, Some("uid 0"), "whoever drained it has said so");
+    let wish = NodeWish::Open;
+    let effects = broker.on(Event::CordonNode { caller: OPERATOR, node: of_a.clone(), wish });
+    assert!(
+        matches!(&effects[..], [Effect::Answer(Err(Refusal::NodeInUse { .. }))]),
+        "it is about to end: {effects:?}"
+    );
 }

@@ -169,6 +169,8 @@ pub struct Asked {
     pub generation: u64,
     /// Why, for people.
     pub reason: String,
+    /// Who is to have the room; `None`: nobody.
+    pub whom: Option<TaskId>,
 }
 
 /// A node that may know an attempt of a task: the latest that was there.
@@ -354,6 +356,8 @@ pub struct Node {
     pub reserved: Capacity,
     /// The tasks that are assigned to it.
     pub tasks: BTreeSet<TaskId>,
+    /// Of those: how many for which not what they asked for is reserved, or something was asked of the node.
+    pub(super) lowered: usize,
     /// Those for whom a place is cleared there.
     pub(super) nominees: BTreeSet<Place>,
     /// Those of which it may still know an attempt.
@@ -377,6 +381,7 @@ impl Node {
             cpu_utilisation_permille: 0,
             reserved,
             tasks: BTreeSet::new(),
+            lowered: 0,
             nominees: BTreeSet::new(),
             holds: BTreeSet::new(),
             contact_at: 0,
@@ -554,6 +559,7 @@ impl State {
                 Some(node) => {
                     if node.tasks.insert(id.clone()) {
                         self.running += usize::from(matches!(task.phase, Phase::Running { .. }));
+                        node.lowered += usize::from(task.resized.is_some());
                         node.reserve(task.request(), u64::saturating_add);
                         self.places.take(&node.row, task.request());
                         self.assigned += 1;
@@ -594,6 +600,7 @@ impl State {
                     && node.tasks.remove(id)
                 {
                     self.running -= usize::from(matches!(task.phase, Phase::Running { .. }));
+                    node.lowered -= usize::from(task.resized.is_some());
                     node.reserve(task.request(), u64::saturating_sub);
                     self.places.give(&node.row, task.request());
                     self.assigned -= 1;
@@ -609,12 +616,13 @@ impl State {
     /// Changes what is reserved for a task that is on a node.
     pub(super) fn rebook(&mut self, id: &TaskId, resized: Option<Resized>) {
         let Some(row) = self.tasks.get_mut(id) else { return };
-        let before = *row.task.request();
+        let (before, was_lowered) = (*row.task.request(), row.task.resized.is_some());
         row.task.resized = resized;
         let after = *row.task.request();
-        if before != after
-            && let Some(node) = row.task.phase.node().and_then(|node| self.nodes.get_mut(node))
-        {
+        let Some(node) = row.task.phase.node().and_then(|node| self.nodes.get_mut(node)) else { return };
+        node.lowered += usize::from(row.task.resized.is_some());
+        node.lowered -= usize::from(was_lowered);
+        if before != after {
             node.reserve(&before, u64::saturating_sub);
             self.places.give(&node.row, &before);
             node.reserve(&after, u64::saturating_add);

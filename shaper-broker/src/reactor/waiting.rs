@@ -129,9 +129,10 @@ impl Waiting {
         lacks
     }
 
-    /// Whether there are some that wait for room.
-    pub(super) fn lacks_room(&self) -> bool {
-        self.lines.values().any(|line| line.lack == Some(Lack::Room))
+    /// Whether there are some that wait for room, or of which that is not known.
+    pub(super) fn may_lack_room(&self) -> bool {
+        let may = |line: &Line| matches!(line.lack, None | Some(Lack::Room));
+        self.lines.values().any(may) || !self.alone.is_empty()
     }
 
     /// Those that fit nowhere, by what they ask for, in the order of the first of each.
