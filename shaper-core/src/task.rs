@@ -286,6 +286,13 @@ impl TaskStatus {
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_shells_code_is_one_whatever_a_node_says() {
+        assert_eq!(ExitStatus::Signal(9).shell_code(), 137);
+        assert_eq!(ExitStatus::Signal(i32::MAX).shell_code(), i32::MAX);
+        assert_eq!(ExitStatus::Unknown.shell_code(), 125);
+    }
+
     fn labels(name: &str, value: &str) -> BTreeMap<String, String> {
         BTreeMap::from([(name.to_owned(), value.to_owned())])
     }

@@ -99,8 +99,15 @@ impl TaskDraft {
     }
 }
 
+/// The most bytes of a name: what a file may have.
+const NAME_MAX: usize = 255;
+
+/// What a task is called that does not say so.
 fn basename(program: &str) -> &str {
-    program.rsplit('/').find(|part| !part.is_empty()).unwrap_or(program)
+    let name = program.rsplit(['/', '\0']).find(|part| !part.is_empty()).unwrap_or("command");
+    let fits = |(at, letter): (usize, char)| Some(at + letter.len_utf8()).filter(|end| *end <= NAME_MAX);
+    let end = name.char_indices().map_while(fits).last().unwrap_or(0);
+    &name[..end]
 }
 
 const TASK: &[Field] = &[
@@ -327,4 +334,18 @@ fn credentials(item: &Item<'_>) -> Result<Credentials, DocumentError> {
         gid: id(fields.required("gid")?, "a group id")?,
         groups: groups.unwrap_or_default(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::basename;
+
+    #[test]
+    fn a_task_is_called_by_its_program_as_far_as_a_name_goes() {
+        assert_eq!(basename("/usr/bin/python3"), "python3");
+        assert_eq!(basename("run.sh/"), "run.sh");
+        assert_eq!(basename("//"), "command");
+        assert_eq!(basename(&"x".repeat(300)), "x".repeat(255));
+        assert_eq!(basename(&"ü".repeat(300)), "ü".repeat(127), "whole letters");
+    }
 }
