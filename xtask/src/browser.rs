@@ -18,8 +18,8 @@ pub(crate) const TARGET: &str = "browser";
 const FILES: [&str; 3] = ["page.mjs", "package.json", "package-lock.json"];
 /// In the folder: what was installed.
 const STAMP: &str = "made-of.json";
-/// What playwright-core runs on.
-const NODE_MAJOR: u32 = 20;
+/// What playwright-core runs on, in the version of the lock file: Debian 12 has it.
+const NODE_MAJOR: u32 = 18;
 
 /// Where the program is, with all that it needs.
 fn folder() -> Result<PathBuf> {
@@ -28,7 +28,10 @@ fn folder() -> Result<PathBuf> {
     let major =
         version.trim().trim_start_matches('v').split('.').next().and_then(|it| it.parse::<u32>().ok());
     if major.is_none_or(|major| major < NODE_MAJOR) {
-        bail!("node is {}, and {NODE_MAJOR} is needed to drive a browser; Debian 13 has it", version.trim());
+        bail!(
+            "node is {}, and {NODE_MAJOR} is needed to drive a browser; install what Debian calls nodejs",
+            version.trim()
+        );
     }
     let folder = workspace::target().join("browser");
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
