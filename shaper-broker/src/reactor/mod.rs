@@ -562,8 +562,8 @@ struct Turn<'a> {
     began_to_wait: BTreeSet<TaskId>,
     /// It is to be looked at on all nodes whether running tasks could do with less.
     look_for_slack: bool,
-    /// How often that was done.
-    slack_looks: usize,
+    /// What was found by that.
+    spares: reshape::Spares,
 }
 
 /// An answer that is made when everything has happened.
@@ -588,7 +588,7 @@ impl Turn<'_> {
             freed: BTreeSet::new(),
             began_to_wait: BTreeSet::new(),
             look_for_slack: false,
-            slack_looks: 0,
+            spares: reshape::Spares::new(),
         }
     }
 

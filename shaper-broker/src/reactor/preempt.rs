@@ -80,8 +80,7 @@ impl Turn<'_> {
     pub(super) fn make_room(&mut self, id: &TaskId) -> bool {
         let Some(row) = self.state.tasks.get(id) else { return false };
         let priority = row.task.priority();
-        let everywhere = self.look_at_all || self.state.waiting.lack_of(id).is_none();
-        let freed = &self.freed;
+        let (everywhere, freed) = (self.looks_everywhere(id), &self.freed);
         let may = |node: &Node| everywhere || freed.contains(&node.row.name);
         let Some(Plan { node, victims, policy }) = plan(self.state, id, self.now, may) else { return false };
         let names = victims.iter().map(|victim| format!("`{victim}`")).collect::<Vec<_>>().join(", ");

@@ -7,7 +7,7 @@
 //! done it. Until then the waiting task is nominated, as if its place was cleared (`preempt`), and nothing is booked that the
 //! node has not confirmed. What was taken is given back as soon as there is room for it and nobody in line fits into that.
 
-use std::cmp::Reverse;
+use std::{cmp::Reverse, collections::HashMap};
 
 use shaper_core::{
     id::TaskId,
@@ -29,8 +29,6 @@ const SECOND: UnixNanos = 1_000_000_000;
 const LOOK_EVERY: UnixNanos = 5 * SECOND;
 /// A task whose node would not change what is reserved for it is left alone for so long.
 const REST: UnixNanos = 60 * SECOND;
-/// For so many tasks it is looked for at once: those that come first.
-const LOOKS: usize = 8;
 const MIB: u64 = 1 << 20;
 /// What is kept above the memory that is in use: an eighth, and this much at least.
 const MEMORY_ROOM: u64 = 16 * MIB;
@@ -41,7 +39,7 @@ pub(super) fn next_look(state: &State) -> Option<UnixNanos> {
     may_find_some.then(|| state.slack_looked_at.saturating_add(LOOK_EVERY))
 }
 
-fn has_floors(state: &State) -> bool {
+pub(super) fn has_floors(state: &State) -> bool {
     state.policies.values().any(|row| row.policy.floors != Default::default())
 }
 
@@ -98,6 +96,10 @@ fn lack(node: &Node, demand: &Demand) -> Option<Amount> {
     })
 }
 
+/// What all tasks of a node together can give for one of a priority, by the node's place in the order of registration. It is
+/// summed once in a turn: a node of which something was asked has a nominee, and is not looked at again.
+pub(super) type Spares = HashMap<(Priority, u64), Amount>;
+
 /// On which node what is reserved comes down, and of whom to what, by which policy.
 struct Plan {
     node: String,
@@ -105,12 +107,26 @@ struct Plan {
 }
 
 /// Where the fewest tasks are touched, on those of the connected nodes that `may`; of equals the first.
-fn plan(state: &State, id: &TaskId, now: UnixNanos, may: impl Fn(&Node) -> bool) -> Option<Plan> {
+fn plan(
+    state: &State,
+    known: &mut Spares,
+    id: &TaskId,
+    now: UnixNanos,
+    may: impl Fn(&Node) -> bool,
+) -> Option<Plan> {
     let task = &state.tasks.get(id)?.task;
     let shuns = |node: &Node| task.avoid.iter().any(|avoid| avoid.node == node.row.name && avoid.holds(now));
     let mut best: Option<Plan> = None;
     for node in state.connected().filter(|node| !shuns(node) && may(node)) {
+        // Nowhere are fewer touched than one.
+        if best.as_ref().is_some_and(|best| best.lowered.len() == 1) {
+            break;
+        }
         let Some(lack) = lack(node, task.demand()) else { continue };
+        let key = (task.priority(), node.row.order);
+        if known.get(&key).is_some_and(|all| !all.covers_all(lack)) {
+            continue;
+        }
         let rows = node.tasks.iter().filter_map(|id| state.tasks.get(id)).map(Box::as_ref);
         let leasts = rows.filter_map(|TaskRow { task: other, .. }| {
             let least = least(state, other, task.priority(), now)?;
@@ -122,6 +138,7 @@ fn plan(state: &State, id: &TaskId, now: UnixNanos, may: impl Fn(&Node) -> bool)
         });
         let leasts: Vec<_> = leasts.collect();
         let spares: Vec<Spare> = leasts.iter().map(|(spare, ..)| *spare).collect();
+        known.insert(key, spares.iter().fold(Amount::NONE, |sum, spare| sum.and(spare.most)));
         let Some(lowered) = place::lower(lack, &spares).filter(|lowered| !lowered.is_empty()) else {
             continue;
         };
@@ -163,17 +180,14 @@ impl Turn<'_> {
     /// before, only those nodes are looked at where something was given back since, until use is looked at anew.
     pub(super) fn lower_others(&mut self, id: &TaskId) -> bool {
         let Some(row) = self.state.tasks.get(id) else { return false };
-        if !has_floors(self.state) || self.slack_looks == LOOKS {
+        if !has_floors(self.state) {
             return false;
         }
-        self.slack_looks += 1;
         let priority = row.task.priority();
-        // One that stands alone has no line, of which it would be known that it was looked for.
-        let is_new = row.task.avoid.is_empty() && self.state.waiting.lack_of(id).is_none();
-        let everywhere = self.look_at_all || self.look_for_slack || is_new;
-        let freed = &self.freed;
+        let (everywhere, freed) = (self.looks_everywhere(id), &self.freed);
         let may = |node: &Node| everywhere || freed.contains(&node.row.name);
-        let Some(Plan { node, lowered }) = plan(self.state, id, self.now, may) else { return false };
+        let planned = plan(self.state, &mut self.spares, id, self.now, may);
+        let Some(Plan { node, lowered }) = planned else { return false };
         let before = |id: &TaskId| self.state.tasks.get(id).map(|row| *row.task.request());
         let tell = |(id, to, policy): &(TaskId, Demand, String)| {
             let from = before(id)?;
@@ -236,22 +250,17 @@ impl Turn<'_> {
             Some(Asked { request: wanted, reason, generation: asked_at, .. })
                 if *request == wanted && generation >= asked_at =>
             {
-                let kind = match wanted == whole {
-                    true => DecisionKind::Grew,
-                    false => DecisionKind::Shrunk,
-                };
                 let resized = Resized { request: wanted, asked: None, rests_until: 0 };
                 self.change(id);
-                let before = self.state.tasks.get(id).map_or(booked, |row| *row.task.request());
                 self.state.rebook(id, Some(resized).filter(|resized| resized.request != whole));
                 self.freed.insert(node);
-                let from = if kind == DecisionKind::Grew { "more" } else { "less" };
-                let what = change(&before, &wanted);
-                let reason = match kind {
-                    DecisionKind::Grew => format!("{from} is reserved for it again: {reason}"),
-                    _ => format!("{from} is reserved for it ({what}) {reason}"),
-                };
-                self.decide(id, kind, reason, Vec::new());
+                if wanted == whole {
+                    let reason = format!("all that it asks for is reserved for it: {reason}");
+                    self.decide(id, DecisionKind::Grew, reason, Vec::new());
+                } else if wanted != booked {
+                    let reason = format!("less is reserved for it ({}) {reason}", change(&booked, &wanted));
+                    self.decide(id, DecisionKind::Shrunk, reason, Vec::new());
+                }
             }
             // After a rest nothing is under way any more that was said before.
             None if rests_until <= self.now
@@ -322,8 +331,11 @@ impl Turn<'_> {
             };
             // Also on one that is cordoned.
             if place::fits(&missing, &node.candidate()) {
-                let reason =
-                    format!("{} has room, what was taken from it was {}", node.row.name, change(&whole, now));
+                let reason = format!(
+                    "{} has room for what was taken from it ({})",
+                    node.row.name,
+                    change(&whole, now)
+                );
                 self.resize(&id, whole, reason, None);
             }
         }

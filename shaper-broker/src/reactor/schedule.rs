@@ -185,6 +185,16 @@ impl Turn<'_> {
         }
     }
 
+    /// Whether all nodes are looked at for room that could be made for a task, and not only those where something was given
+    /// back: if it was not looked for before. Where less may be reserved for others, one that stands alone waits for the next look at
+    /// what is used, since nobody is to end before that.
+    pub(super) fn looks_everywhere(&self, id: &TaskId) -> bool {
+        let stands_alone = self.state.tasks.get(id).is_some_and(|row| !row.task.avoid.is_empty());
+        let is_first = self.state.waiting.lack_of(id).is_none();
+        let waits = stands_alone && reshape::has_floors(self.state);
+        self.look_at_all || self.look_for_slack || is_first && !waits
+    }
+
     /// Places a task; what it lacks if it fits nowhere.
     fn place(&mut self, id: &TaskId) -> Option<Lack> {
         let now = self.now;

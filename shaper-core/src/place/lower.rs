@@ -21,7 +21,8 @@ pub struct Amount {
 }
 
 impl Amount {
-    const NONE: Amount = Amount { cpu: Millicores(0), memory: Bytes(0) };
+    /// Nothing.
+    pub const NONE: Amount = Amount { cpu: Millicores(0), memory: Bytes(0) };
 
     fn least(self, other: Amount) -> Amount {
         Amount { cpu: self.cpu.min(other.cpu), memory: self.memory.min(other.memory) }
@@ -33,10 +34,16 @@ impl Amount {
         Amount { cpu: Millicores(cpu), memory: Bytes(memory) }
     }
 
-    fn and(self, other: Amount) -> Amount {
+    /// Both together.
+    pub fn and(self, other: Amount) -> Amount {
         let (cpu, memory) =
             (self.cpu.0.saturating_add(other.cpu.0), self.memory.0.saturating_add(other.memory.0));
         Amount { cpu: Millicores(cpu), memory: Bytes(memory) }
+    }
+
+    /// Whether this is all of `lack`.
+    pub fn covers_all(self, lack: Amount) -> bool {
+        lack.less(self) == Amount::NONE
     }
 
     /// Which share of `lack` this covers, in millionths: of each resource that is lacking, together.
@@ -89,7 +96,7 @@ pub fn lower(lack: Amount, spares: &[Spare]) -> Option<Vec<Lowered>> {
     for place in (0..chosen.len()).rev() {
         let others = chosen.iter().enumerate().filter(|(at, _)| *at != place);
         let sum = others.fold(Amount::NONE, |sum, (_, spare)| sum.and(spare.most));
-        if lack.less(sum) == Amount::NONE {
+        if sum.covers_all(lack) {
             chosen.remove(place);
         }
     }
