@@ -233,7 +233,9 @@ impl Copy {
             }
             Test::Native(name) => {
                 let whole = ["--locked", "--workspace", "--exclude", "xtask"];
-                process::run(self.cargo().args(["build", "--quiet", "--bins", "--tests"]).args(whole))?;
+                process::run(
+                    self.cargo().args(["build", "--quiet", "--bins", "--test", "native"]).args(whole),
+                )?;
                 ([&["test"][..], &whole, &["--test", "native"]].concat(), name)
             }
         };

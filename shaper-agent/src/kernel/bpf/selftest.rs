@@ -21,6 +21,8 @@ use shaper_common::abi::{IO_WRITE, IoKey, IoStat, SLOT_AGENT};
 use super::{Bpf, Counters, Measure};
 use crate::kernel::mapped::monotonic_ns;
 
+/// How often something must be counted wrongly to be wrong.
+const TRIES: u32 = 3;
 /// Rounds of work and rest.
 const ROUNDS: u32 = 8;
 const WORK: Duration = Duration::from_millis(2);
@@ -30,13 +32,28 @@ const REST: Duration = Duration::from_micros(500);
 const BLOCK: usize = 4096;
 const O_DIRECT: i32 = libc::O_DIRECT;
 
-/// What is counted wrongly, and how. `scratch` is a directory for a file of one block. The agent's cgroup has
-/// [`SLOT_AGENT`].
+/// What is counted wrongly, and how: in each of [`TRIES`], as what counts wrongly does. On a machine that stands still
+/// for moments, what the clocks say of so short a time may be far apart once. `scratch` is a directory for a file of one
+/// block. The agent's cgroup has [`SLOT_AGENT`].
 pub(super) fn run(bpf: &Bpf, scratch: &Path) -> Vec<(Measure, String)> {
+    let mut wrong = once(bpf, scratch);
+    for _ in 1..TRIES {
+        if wrong.is_empty() {
+            break;
+        }
+        let again = once(bpf, scratch);
+        wrong.retain(|(measure, _)| again.iter().any(|(wrong, _)| wrong == measure));
+    }
+    wrong
+}
+
+fn once(bpf: &Bpf, scratch: &Path) -> Vec<(Measure, String)> {
     let mut wrong = Vec::new();
-    let (before, used_before) = (bpf.counters(SLOT_AGENT), process_cpu_ns());
-    let waited_before = waited_ns();
+    // What a thread has run before the programs first saw it switch is not counted.
+    thread::sleep(REST);
     let waits_before = bpf.histograms(SLOT_AGENT).run_queue;
+    let waited_before = waited_ns();
+    let (before, used_before) = (bpf.counters(SLOT_AGENT), process_cpu_ns());
     for _ in 0..ROUNDS {
         thread::sleep(REST);
         let work = Instant::now();
