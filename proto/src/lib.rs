@@ -8,6 +8,8 @@ pub mod convert;
 pub mod daemon;
 pub mod failpoint;
 #[cfg(feature = "server")]
+pub mod notify;
+#[cfg(feature = "server")]
 pub mod peer;
 
 /// The compiled protos, for gRPC reflection.

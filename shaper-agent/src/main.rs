@@ -6,7 +6,7 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use shaper_agent::{
     actor::{self, Handle},
     adoption, calibrate,
@@ -23,6 +23,7 @@ use shaper_core::doctor::Availability;
 use shaper_identity::serve::{self, Guard, Limits};
 use shaper_metrics::listen::Listener;
 use shaper_proto::{
+    notify,
     peer::{self, Caller},
     v1::agent_server::AgentServer,
 };
@@ -52,6 +53,9 @@ enum Command {
     Adoption(adoption::Check),
     /// Without a running agent: lifts every limit and removes all that an agent made in the kernel
     Release(Box<Release>),
+    /// For packages: prints the manual page of this program
+    #[command(hide = true)]
+    Man,
 }
 
 #[derive(Args)]
@@ -77,6 +81,7 @@ fn main() -> ExitCode {
         Some(Command::Calibrate(options)) => calibrate(&options),
         Some(Command::Adoption(check)) => adoption(&check),
         Some(Command::Release(release)) => release_all(release.options),
+        Some(Command::Man) => man(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -103,6 +108,10 @@ fn probe() -> Result<(), Error> {
         writeln!(stdout, "{}\t{state}\t{why}", rung.feature)?;
     }
     Ok(())
+}
+
+fn man() -> Result<(), Error> {
+    Ok(clap_mangen::Man::new(Arguments::command()).section("8").render(&mut io::stdout().lock())?)
 }
 
 fn calibrate(options: &calibrate::Options) -> Result<(), Error> {
@@ -175,6 +184,12 @@ async fn listen(config: &Config, handle: Handle) -> Result<(), Error> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tracing::info!(node = config.node, socket = %config.socket.display(), "ready");
+    notify::ready();
+    let alive = handle.clone();
+    let watchdog = tokio::spawn(notify::watchdog(move || {
+        let node = alive.clone();
+        async move { node.call(|_| ()).await.is_ok() }
+    }));
     let server = Server::builder()
         .layer(Guard::new(access, Limits::AGENT))
         .concurrency_limit_per_connection(64)
@@ -187,6 +202,8 @@ async fn listen(config: &Config, handle: Handle) -> Result<(), Error> {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     };
+    notify::stopping();
+    watchdog.abort();
     accept.abort();
     ticks.abort();
     for helper in [session, metrics, adoption].into_iter().flatten() {

@@ -69,6 +69,9 @@ pub enum Command {
     /// Check, copy, restore or show what a broker keeps
     #[command(subcommand)]
     Store(upkeep::Command),
+    /// For packages: prints the manual page of this program
+    #[command(hide = true)]
+    Man,
 }
 
 /// Where the broker's state is. Said before or after a subcommand.

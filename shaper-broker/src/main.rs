@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use shaper_broker::{
     actor::{self, Actor, FatalError, Handle, Seat},
     config::{Command, Config, EtcdConfig, Options, Stores},
@@ -34,7 +34,7 @@ use shaper_identity::{
 };
 use shaper_metrics::listen::Listener;
 use shaper_proto::{
-    FILE_DESCRIPTOR_SET, peer,
+    FILE_DESCRIPTOR_SET, notify, peer,
     scale::keda::external_scaler_server::ExternalScalerServer,
     v1::{agent_session_server::AgentSessionServer, broker_server::BrokerServer},
 };
@@ -62,6 +62,7 @@ fn main() -> ExitCode {
     let done = match options.command.take() {
         None => serve(options).map(|()| ExitCode::SUCCESS),
         Some(Command::Store(command)) => tend(command, options),
+        Some(Command::Man) => man(),
     };
     match done {
         Ok(code) => code,
@@ -80,6 +81,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+fn man() -> Result<ExitCode, Error> {
+    clap_mangen::Man::new(Options::command()).section("8").render(&mut io::stdout().lock())?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Does something with the store instead of serving.
@@ -253,6 +259,13 @@ async fn listen(
         door = Some(opened);
     }
     let ticks = tokio::spawn(actor::tick(handle.clone()));
+    let (decides, stands) = (handle.clone(), standing.clone());
+    let watchdog = notify::watchdog(move || {
+        // One that stands by has no thread that could hang.
+        let (broker, leads) = (decides.clone(), *stands.borrow() == Standing::Leads);
+        async move { !leads || broker.read(|_| ()).await.is_ok() }
+    });
+    helpers.push(tokio::spawn(watchdog));
     let (health, health_service) = tonic_health::server::health_reporter();
     let gate = Gate(standing.clone());
     tell(&health, &standing.borrow_and_update().clone()).await;
@@ -274,6 +287,7 @@ async fn listen(
     let keda = InterceptedService::new(ExternalScalerServer::new(Keda::new(keda)), gate);
     let socket = config.socket.as_ref().map(|socket| socket.display().to_string());
     tracing::info!(socket, "ready");
+    notify::ready();
     let server = Server::builder()
         .layer(Guard::new(access, Limits::BROKER))
         .concurrency_limit_per_connection(64)
@@ -293,6 +307,7 @@ async fn listen(
         _ = interrupt.recv() => Ok(()),
         () = handle.ended() => Ok(()),
     };
+    notify::stopping();
     handle.stop().await;
     ticks.abort();
     for helper in helpers {

@@ -4,11 +4,15 @@
 use std::{io, path::PathBuf};
 
 use shaper_core::{document::DocumentError, id::TaskId};
-use shaper_identity::{Identity, name::InvalidIdentity, pki::PkiError, token::TokenError};
+use shaper_identity::{
+    Identity, address::InvalidAddress, files::FileError, name::InvalidIdentity, pki::PkiError,
+    token::TokenError,
+};
 
 use crate::{
     client::{CallError, ConnectError},
     commands::run::EnvironmentError,
+    contexts::ContextError,
     users::UserError,
 };
 
@@ -20,6 +24,15 @@ pub(crate) enum Error {
     /// It was not done what was asked for.
     #[error(transparent)]
     Call(#[from] CallError),
+    /// The clusters that have names.
+    #[error(transparent)]
+    Context(#[from] ContextError),
+    /// A context that was written by hand.
+    #[error("the context's broker `{0}`")]
+    ContextBroker(String, #[source] InvalidAddress),
+    /// A file of ours.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// There is no certificate.
     #[error(transparent)]
     Pki(Box<PkiError>),

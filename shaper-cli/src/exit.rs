@@ -67,11 +67,14 @@ fn code(error: &Error) -> u8 {
         | Error::Pki(_)
         | Error::Identity(_)
         | Error::Token(_)
+        | Error::Context(_)
+        | Error::ContextBroker(..)
         | Error::Environment(_)
         | Error::NotUtf8(_) => REFUSED,
         Error::Connect(_)
         | Error::Call(_)
         | Error::CurrentDirectory(_)
+        | Error::File(_)
         | Error::Output(_)
         | Error::Terminal { .. }
         | Error::Signals(_)

@@ -6,6 +6,7 @@ mod args;
 mod client;
 mod cluster;
 mod commands;
+mod contexts;
 mod error;
 mod exit;
 mod follow;

@@ -27,6 +27,17 @@ pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Error> {
         .map_err(Error::Output)
 }
 
+/// Prints a value as a YAML document.
+pub(crate) fn print_yaml(value: &impl Serialize) -> Result<(), Error> {
+    let text = serde_yaml::to_string(value).map_err(|error| Error::Output(io::Error::other(error)))?;
+    print(text.trim_end()).and_then(|()| print("\n"))
+}
+
+/// Prints a value as one of several YAML documents.
+pub(crate) fn print_yaml_document(value: &impl Serialize) -> Result<(), Error> {
+    print("---\n").and_then(|()| print_yaml(value))
+}
+
 /// Prints a value as JSON on one line.
 pub(crate) fn print_json_line(value: &impl Serialize) -> Result<(), Error> {
     let line = serde_json::to_string(value).map_err(|error| Error::Output(error.into()))?;

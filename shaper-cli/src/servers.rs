@@ -1,7 +1,7 @@
 //! Whom to ask: the agent of this node, or the broker of its cluster.
 
 use std::{
-    path::{Path, PathBuf},
+    path::{self, Path, PathBuf},
     str::FromStr,
 };
 
@@ -12,6 +12,7 @@ use tonic::Code;
 use crate::{
     client::{Broker, Client, ConnectError},
     cluster::ClusterTask,
+    contexts::Context,
     error::Error,
 };
 
@@ -40,6 +41,24 @@ impl FromStr for BrokerAddress {
     }
 }
 
+/// What options name, to be found from any directory.
+pub(crate) fn said(
+    agent: Option<PathBuf>,
+    broker: Option<BrokerAddress>,
+    tls_dir: Option<PathBuf>,
+) -> Result<Context, Error> {
+    let absolute = |path: PathBuf| path::absolute(path).map_err(Error::CurrentDirectory);
+    let broker = broker.map(|broker| match broker {
+        BrokerAddress::Nowhere => String::new(),
+        BrokerAddress::At(all) => all.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+    });
+    Ok(Context {
+        broker,
+        socket: agent.map(absolute).transpose()?,
+        tls_dir: tls_dir.map(absolute).transpose()?,
+    })
+}
+
 /// The two that can be asked.
 pub(crate) struct Servers {
     agent: PathBuf,
@@ -63,12 +82,22 @@ impl Servers {
         self.tls_dir.as_deref()
     }
 
-    /// A broker at the usual place counts only for those who named neither a broker nor an agent.
+    /// What is not said is the context's, and else where it usually is. The broker of a context, and one at the usual place,
+    /// count only for those who named neither a broker nor an agent.
     pub(crate) fn new(
         agent: Option<PathBuf>,
-        broker: Option<BrokerAddress>,
+        mut broker: Option<BrokerAddress>,
         tls_dir: Option<PathBuf>,
-    ) -> Servers {
+        context: Option<&Context>,
+    ) -> Result<Servers, Error> {
+        let mut known = context.cloned().unwrap_or_default();
+        if broker.is_none()
+            && agent.is_none()
+            && let Some(text) = &known.broker
+        {
+            broker = Some(text.parse().map_err(|error| Error::ContextBroker(text.clone(), error))?);
+        }
+        let (agent, tls_dir) = (agent.or(known.socket.take()), tls_dir.or(known.tls_dir.take()));
         let brokers = match broker {
             Some(BrokerAddress::At(addresses)) => addresses,
             Some(BrokerAddress::Nowhere) => Vec::new(),
@@ -78,7 +107,7 @@ impl Servers {
                 .into_iter()
                 .collect(),
         };
-        Servers { agent: agent.unwrap_or_else(|| AGENT.into()), brokers, tls_dir }
+        Ok(Servers { agent: agent.unwrap_or_else(|| AGENT.into()), brokers, tls_dir })
     }
 
     /// The agent of this node.
@@ -141,12 +170,33 @@ mod tests {
 
     #[test]
     fn who_names_an_agent_or_no_broker_means_it() {
-        let named = Servers::new(Some("/a.sock".into()), None, None);
+        let servers =
+            |agent: Option<&str>, broker| Servers::new(agent.map(Into::into), broker, None, None).unwrap();
+        let named = servers(Some("/a.sock"), None);
         assert_eq!((named.agent, named.brokers), ("/a.sock".into(), vec![]));
-        let none = Servers::new(None, Some(BrokerAddress::Nowhere), None);
+        let none = servers(None, Some(BrokerAddress::Nowhere));
         assert_eq!((none.agent, none.brokers), (AGENT.into(), vec![]));
         let socket = Address::Socket("/b.sock".into());
-        let both = Servers::new(Some("/a.sock".into()), Some(BrokerAddress::At(vec![socket.clone()])), None);
+        let both = servers(Some("/a.sock"), Some(BrokerAddress::At(vec![socket.clone()])));
         assert_eq!(both.brokers, [socket]);
+    }
+
+    #[test]
+    fn what_is_not_said_is_the_contexts() {
+        let context = said(Some("/c.sock".into()), Some("https://b:1".parse().unwrap()), Some("/tls".into()));
+        let context = context.unwrap();
+        let servers = |agent: Option<&str>, broker| {
+            Servers::new(agent.map(Into::into), broker, None, Some(&context)).unwrap()
+        };
+        let all = servers(None, None);
+        assert_eq!((all.agent, all.brokers), ("/c.sock".into(), vec![Address::Tls("b:1".into())]));
+        assert_eq!(all.tls_dir, Some("/tls".into()));
+        // As without a context: who names an agent means it.
+        let agent = servers(Some("/a.sock"), None);
+        assert_eq!((agent.agent, agent.brokers), ("/a.sock".into(), vec![]));
+        let none = servers(None, Some(BrokerAddress::Nowhere));
+        assert_eq!((none.agent, none.brokers), ("/c.sock".into(), vec![]));
+        let wrong = Context { broker: Some("http://b".into()), ..Context::default() };
+        assert!(Servers::new(None, None, None, Some(&wrong)).is_err());
     }
 }

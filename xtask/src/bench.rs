@@ -39,6 +39,8 @@ enum Subject {
     Net(Net),
     /// How many tasks a second a broker takes, places and sees to their end, all of it durable, and what that costs
     Broker(OfBroker),
+    /// How long the broker takes for a page of a large cluster
+    Web(Options),
     /// How many placements are decided a second, with arrivals and departures, each the node of the plain formula
     Place(Options),
     /// How well GPUs are packed: the trace openb by its published protocol, every workload
@@ -123,6 +125,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             here("net", options, parts)
         }
         Subject::Broker(OfBroker { options, parts }) => here("broker", options, parts),
+        Subject::Web(options) => here("web", options, &[]),
         Subject::Place(options) => here("place", options, &[]),
         Subject::Frameworks => frameworks::bench(),
         Subject::Openb(options) => here("openb", options, &[]),

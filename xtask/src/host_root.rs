@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+use crate::deb;
 use crate::initramfs::{self, Contents};
 use crate::kernels::Kernel;
 use crate::modules;
@@ -81,11 +82,12 @@ pub(crate) fn write(kernel: &Kernel, contents: &Contents, filter: &[String], to:
 }
 
 /// What `vm-init --service` reads, a line each: the tests, the folder of binaries, the kernel programs, container runtimes,
-/// all where this machine has them, then arguments of the tests.
+/// packages, all where this machine has them, then arguments of the tests.
 fn settings(contents: &Contents, filter: &[String]) -> Result<String> {
     let mut lines = Vec::new();
     let runtimes = runtimes::fetch()?;
-    for path in [&contents.program, contents.bins.path(), &contents.bpf_object, &runtimes] {
+    let packages = deb::for_tests(&contents.bins, &contents.bpf_object)?;
+    for path in [&contents.program, contents.bins.path(), &contents.bpf_object, &runtimes, &packages] {
         let path = path.canonicalize().with_context(|| format!("cannot find {}", path.display()))?;
         lines.push(path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?.to_owned());
     }

@@ -10,6 +10,7 @@ mod browser;
 mod corner_cases;
 mod cpio;
 mod dashboards;
+mod deb;
 mod demo;
 mod ebpf;
 mod frameworks;
@@ -55,6 +56,8 @@ enum Command {
     BuildEbpf(ebpf::Args),
     /// Write the dashboards for Grafana, deploy/grafana
     Dashboards,
+    /// Make Debian packages of agent, broker and command
+    Deb(deb::Args),
     /// Show two real tasks being shaped: granted against measured
     Demo(demo::Args),
     /// Install what other commands need from the system's packages
@@ -86,6 +89,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Bench(args) => bench::run(&args),
         Command::BuildEbpf(args) => ebpf::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Dashboards => dashboards::run().map(|()| ExitCode::SUCCESS),
+        Command::Deb(args) => deb::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Demo(args) => demo::run(&args),
         Command::Setup(args) => setup::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Soak(args) => soak::run(&args),

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use clap::Parser;
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use shaper_broker::enrolment::EnrolmentService;
 use shaper_identity::{
     Identity, Role,
@@ -22,8 +22,7 @@ use tonic::transport::Server;
 
 /// The authority of a cluster: gives certificates to those who have a token (`shaper pki token`, `shaper pki join`), and new
 /// ones to those who have one (`shaper pki renew`).
-#[derive(Clone, Debug, Parser)]
-#[command(version, about)]
+#[derive(Clone, Debug, Args)]
 struct Options {
     /// Directory with ca.pem and ca.key, as `shaper pki init` makes it. Open tokens and this server's own certificate
     /// are kept there, too
@@ -41,6 +40,27 @@ struct Options {
     /// File that says who is not believed any more (`revoked`), as the broker has it
     #[arg(long, value_name = "FILE")]
     identities: Option<PathBuf>,
+}
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "shaper-authority",
+    version,
+    subcommand_negates_reqs = true,
+    args_conflicts_with_subcommands = true
+)]
+struct Arguments {
+    #[command(flatten)]
+    options: Option<Options>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// For packages: prints the manual page of this program
+    #[command(hide = true)]
+    Man,
 }
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -69,8 +89,13 @@ fn main() -> ExitCode {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let ansi = io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(ansi).init();
+    let Arguments { options: Some(options), command: None } = Arguments::parse() else {
+        // The command can be nothing else.
+        let page = clap_mangen::Man::new(Arguments::command()).section("8").render(&mut io::stdout().lock());
+        return if page.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let served = runtime.map_err(Error::from).and_then(|runtime| runtime.block_on(serve(Options::parse())));
+    let served = runtime.map_err(Error::from).and_then(|runtime| runtime.block_on(serve(options)));
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

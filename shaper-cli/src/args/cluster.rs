@@ -8,7 +8,7 @@ use shaper_core::{
     spec::{DEFAULT_NAMESPACE, Priority},
 };
 
-use super::{DryRun, Format, ListFormat};
+use super::{DryRun, Format, ListFormat, TableFormat};
 use crate::users::UserSpec;
 
 const SUBMIT_AFTER_HELP: &str = "\
@@ -120,7 +120,7 @@ pub(crate) struct GetNodes {
 pub(crate) struct GetScale {
     /// How they are shown; `wide` with what happened to each
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
-    pub(crate) output: ListFormat,
+    pub(crate) output: TableFormat,
 }
 
 #[derive(Debug, clap::Args)]

@@ -1,6 +1,7 @@
 //! The command line: what can be said, and its help.
 
 mod cluster;
+mod context;
 mod exec;
 mod pki;
 mod policy;
@@ -20,6 +21,7 @@ pub(crate) use self::{
     cluster::{
         Apply, Explain, GetNodes, GetPolicies, GetScale, NodeCommand, ProfileCommand, ProfileOf, Submit,
     },
+    context::ContextCommand,
     exec::Exec,
     pki::{Pki, PkiCommand, PkiInit, PkiIssue, PkiJoin, PkiRenew, PkiRotate, PkiShow, PkiToken, Validity},
     policy::{DryRun, PolicyCommand, PolicyGet},
@@ -40,7 +42,8 @@ Examples:
   shaper explain etl                                  why it is where it is
   shaper apply -f policy.yaml                         change what the cluster does by itself
 
-`get`, `describe`, `logs`, `wait` and `cancel` ask the broker where there is one, and otherwise the
+Servers are those of the options, else of the environment, else of the context (`shaper context`),
+else the usual sockets. `get`, `describe`, `logs`, `wait` and `cancel` ask the broker where there is one, and otherwise the
 agent of this node; with --socket and without --broker, they ask that agent.
 
 Exit codes:
@@ -96,6 +99,10 @@ pub(crate) struct Args {
     #[arg(long, global = true, value_name = "DIR", env = "SHAPER_TLS_DIR", hide_env_values = true)]
     pub(crate) tls_dir: Option<PathBuf>,
 
+    /// Cluster to talk to, of those that `shaper context set` keeps [default: the current one]
+    #[arg(long, global = true, value_name = "NAME", env = "SHAPER_CONTEXT", hide_env_values = true)]
+    pub(crate) context: Option<String>,
+
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -148,7 +155,28 @@ pub(crate) enum Command {
     Doctor(Doctor),
     /// Make and replace the certificates by which broker, nodes and people know each other over TCP
     Pki(Pki),
+    /// Keep the addresses of several clusters under names, and choose among them
+    #[command(subcommand)]
+    Context(ContextCommand),
+    /// Print what has a shell complete `shaper` and its options
+    #[command(after_help = COMPLETIONS_AFTER_HELP)]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages of all commands
+    Man {
+        /// Directory to write them into; it is made
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
 }
+
+const COMPLETIONS_AFTER_HELP: &str = "\
+Debian's packages bring them. Elsewhere:
+  shaper completions bash > ~/.local/share/bash-completion/completions/shaper
+  shaper completions zsh > ~/.zfunc/_shaper                 (a directory of $fpath)
+  shaper completions fish > ~/.config/fish/completions/shaper.fish";
 
 /// The limits that a command line names.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -251,15 +279,28 @@ pub(crate) enum Format {
     #[default]
     Text,
     Json,
+    Yaml,
 }
 
-/// How a list is shown; `Wide` is for a broad terminal.
+/// How a table is shown; `Wide` is for a broad terminal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TableFormat {
+    #[default]
+    Table,
+    Wide,
+    Json,
+    Yaml,
+}
+
+/// How a list of things that have names is shown; `Name` is a name a line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ListFormat {
     #[default]
     Table,
     Wide,
     Json,
+    Yaml,
+    Name,
 }
 
 #[derive(Debug, clap::Args)]
@@ -463,7 +504,7 @@ pub(crate) struct Ledger {
     pub(crate) since: Option<Span>,
     /// How it is shown
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
-    pub(crate) output: ListFormat,
+    pub(crate) output: TableFormat,
 }
 
 #[derive(Debug, clap::Args)]

@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 
-use super::ListFormat;
+use super::TableFormat;
 
 const TOP_AFTER_HELP: &str = "\
 On a terminal the figures are drawn anew each second, and `?` names the keys. Elsewhere, use
@@ -55,5 +55,5 @@ pub(crate) struct Top {
     pub(crate) sort: SortKey,
     /// How they are shown
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
-    pub(crate) output: ListFormat,
+    pub(crate) output: TableFormat,
 }

@@ -32,6 +32,7 @@ pub(super) async fn describe(servers: &Servers, args: &Describe) -> Result<(), E
             match args.output {
                 Format::Text => output::print(&text(&task, time::now())),
                 Format::Json => output::print_json(&task),
+                Format::Yaml => output::print_yaml(&task),
             }
         }
         Found::Cluster(broker, task) => match args.output {
@@ -40,6 +41,7 @@ pub(super) async fn describe(servers: &Servers, args: &Describe) -> Result<(), E
                 output::print(&(cluster_text(&task, time::now()) + &settings(&task, &policies)))
             }
             Format::Json => output::print_json(&task),
+            Format::Yaml => output::print_yaml(&task),
         },
     }
 }

@@ -16,6 +16,7 @@ pub(super) async fn doctor(client: &Client, args: &Doctor) -> Result<(), Error> 
     match args.output {
         Format::Text => output::print(&text(report)),
         Format::Json => output::print_json(&report),
+        Format::Yaml => output::print_yaml(&report),
     }
 }
 

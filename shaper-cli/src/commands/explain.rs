@@ -16,6 +16,7 @@ pub(super) async fn explain(broker: &Broker, args: &Explain) -> Result<(), Error
     let decisions = broker.explain(&args.id).await?;
     match args.output {
         Format::Json => output::print_json(&decisions),
+        Format::Yaml => output::print_yaml(&decisions),
         Format::Text if decisions.is_empty() => {
             output::remark(&format!("nothing was decided about task {} yet", args.id));
             Ok(())

@@ -3,7 +3,7 @@
 use shaper_core::ledger::{Entry, Kind, KnobChange, Outcome};
 
 use crate::{
-    args::{Ledger, ListFormat},
+    args::{Ledger, TableFormat},
     client::Client,
     error::Error,
     output::{self, Column},
@@ -18,13 +18,14 @@ pub(super) async fn ledger(client: &Client, args: &Ledger) -> Result<(), Error> 
         output::remark(&format!("shaper: {note}"));
     }
     match args.output {
-        ListFormat::Json => output::print_json(&entries),
-        ListFormat::Table | ListFormat::Wide if entries.is_empty() => {
+        TableFormat::Json => output::print_json(&entries),
+        TableFormat::Yaml => output::print_yaml(&entries),
+        TableFormat::Table | TableFormat::Wide if entries.is_empty() => {
             output::remark("nothing is in the ledger");
             Ok(())
         }
-        ListFormat::Table => output::print(&table(&entries)),
-        ListFormat::Wide => output::print(&wide(&entries)),
+        TableFormat::Table => output::print(&table(&entries)),
+        TableFormat::Wide => output::print(&wide(&entries)),
     }
 }
 

@@ -3,6 +3,7 @@
 mod adopt;
 mod apply;
 mod cancel;
+mod context;
 mod describe;
 mod doctor;
 mod document;
@@ -11,6 +12,7 @@ mod explain;
 mod get;
 mod ledger;
 mod logs;
+mod manual;
 mod node;
 mod pki;
 mod policy;
@@ -30,14 +32,26 @@ use std::{
 
 use crate::{
     args::{Args, Command, Get},
+    contexts::Contexts,
     error::Error,
-    servers::Servers,
+    servers::{self, Servers},
 };
 
 /// Does what the command line says.
 pub(crate) async fn execute(args: Args) -> Result<ExitCode, Error> {
-    let Args { socket, broker, tls_dir, command } = args;
-    let servers = Servers::new(socket, broker, tls_dir);
+    let Args { socket, broker, tls_dir, context, command } = args;
+    // What needs no server needs no context either, which may be wrong.
+    let command = match command {
+        Command::Completions { shell } => return manual::completions(shell).map(|()| ExitCode::SUCCESS),
+        Command::Man { directory } => return manual::man(&directory).map(|()| ExitCode::SUCCESS),
+        Command::Context(command) => {
+            let said = servers::said(socket, broker, tls_dir)?;
+            return context::context(command, said).map(|()| ExitCode::SUCCESS);
+        }
+        command => command,
+    };
+    let contexts = Contexts::load()?;
+    let servers = Servers::new(socket, broker, tls_dir, contexts.chosen(context.as_deref())?)?;
     match command {
         Command::Run(args) => return run::run(&servers, args).await,
         Command::Exec(args) => return exec::exec(&servers, args).await,
@@ -63,6 +77,7 @@ pub(crate) async fn execute(args: Args) -> Result<ExitCode, Error> {
         Command::Ui => ui::ui(&servers.broker().await?).await?,
         Command::Pki(args) => pki::pki(servers.tls_dir(), args.command).await?,
         Command::Doctor(args) => doctor::doctor(&servers.agent().await?, &args).await?,
+        Command::Context(_) | Command::Completions { .. } | Command::Man { .. } => {}
     }
     Ok(ExitCode::SUCCESS)
 }

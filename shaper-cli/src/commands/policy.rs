@@ -35,6 +35,9 @@ pub(super) async fn policy(servers: &Servers, command: &PolicyCommand) -> Result
         PolicyCommand::History { output: Format::Json } => {
             output::print_json(&broker.policy_history().await?)
         }
+        PolicyCommand::History { output: Format::Yaml } => {
+            output::print_yaml(&broker.policy_history().await?)
+        }
         PolicyCommand::History { output: Format::Text } => {
             let revisions = broker.policy_history().await?;
             if revisions.is_empty() {
@@ -61,7 +64,9 @@ async fn get_policies(broker: &Broker, args: &PolicyGet) -> Result<(), Error> {
     };
     match output {
         ListFormat::Json => output::print_json(&policies),
-        _ => {
+        ListFormat::Yaml => output::print_yaml(&policies),
+        ListFormat::Name => output::print(&format!("{name}\n")),
+        ListFormat::Table | ListFormat::Wide => {
             let mut text = format!("policy_name: {name}\n");
             for (path, value) in document::policy_fields(policy) {
                 let _ = writeln!(text, "{path}: {}", printable(&value));

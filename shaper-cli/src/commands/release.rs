@@ -13,6 +13,7 @@ pub(super) async fn release(client: &Client, args: &Release) -> Result<(), Error
     // What was done before a failure is told as well.
     match args.output {
         Format::Json => output::print_json(&done)?,
+        Format::Yaml => output::print_yaml(&done)?,
         Format::Text => {
             output::print(&done.iter().map(|line| format!("{}\n", printable(line))).collect::<String>())?;
         }

@@ -60,6 +60,7 @@ pub(crate) async fn run(servers: &Servers, args: Run) -> Result<ExitCode, Error>
         match format {
             Format::Text => output::print(&format!("{}\n", task.task_id))?,
             Format::Json => output::print_json(&task)?,
+            Format::Yaml => output::print_yaml(&task)?,
         }
         return Ok(ExitCode::SUCCESS);
     }

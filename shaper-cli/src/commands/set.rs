@@ -21,6 +21,7 @@ pub(super) async fn set(client: &Client, args: &Set) -> Result<(), Error> {
     match args.output {
         Format::Text => output::print(&text(&change, &before, &after)),
         Format::Json => output::print_json(&after),
+        Format::Yaml => output::print_yaml(&after),
     }?;
     match after.shrink {
         Some(shrink) if args.wait && change.memory.is_some() && was_given_up(&shrink) => {

@@ -30,6 +30,7 @@ pub(super) async fn submit(servers: &Servers, args: Submit) -> Result<ExitCode, 
     match format {
         Format::Text => output::print(&format!("{}\n", task.spec.profile.task_id))?,
         Format::Json => output::print_json(&task)?,
+        Format::Yaml => output::print_yaml(&task)?,
     }
     if wait { follow(&broker, &task).await } else { Ok(ExitCode::SUCCESS) }
 }

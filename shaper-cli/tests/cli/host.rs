@@ -57,6 +57,8 @@ impl Host {
             .args(args)
             .env("SHAPER_SOCKET", self.socket())
             .env_remove("SHAPER_BROKER")
+            .env_remove("SHAPER_CONTEXT")
+            .env("XDG_CONFIG_HOME", self.directory.path())
             .stdin(Stdio::null());
         if self.broker_socket().exists() {
             command.env("SHAPER_BROKER", format!("unix:{}", self.broker_socket().display()));

@@ -10,3 +10,4 @@ mod host;
 mod pki;
 mod terminal;
 mod top;
+mod words;

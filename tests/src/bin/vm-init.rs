@@ -162,12 +162,13 @@ fn run_as_service() -> Result<i32> {
     let settings = read(SETTINGS)?;
     let mut lines = settings.lines();
     let mut line = || lines.next();
-    let (Some(program), Some(binaries), Some(object), Some(runtimes)) = (line(), line(), line(), line())
-    else {
-        bail!("{SETTINGS} does not name the tests, the binaries, the kernel programs and container runtimes");
+    let named = (line(), line(), line(), line(), line());
+    let (Some(program), Some(binaries), Some(object), Some(runtimes), Some(packages)) = named else {
+        bail!("{SETTINGS} does not name the tests, the binaries, the kernel programs, runtimes and packages");
     };
     let mut tests = tests(program, binaries, object);
-    run_tests(tests.env("SHAPER_RUNTIMES", runtimes).arg(ONE_BY_ONE).args(lines))
+    tests.env("SHAPER_RUNTIMES", runtimes).env("SHAPER_PACKAGES", packages);
+    run_tests(tests.arg(ONE_BY_ONE).args(lines))
 }
 
 fn say_up() -> Result<()> {

@@ -48,6 +48,8 @@ pub(super) async fn watch(broker: &Broker, args: &GetTasks) -> Result<(), Error>
         let now = time::now();
         match args.output {
             ListFormat::Json => output::print_json_line(&task)?,
+            ListFormat::Yaml => output::print_yaml_document(&task)?,
+            ListFormat::Name => output::print(&format!("{}\n", task.spec.profile.task_id))?,
             ListFormat::Table => output::print(&ledger.line(&row(&task, now)))?,
             ListFormat::Wide => output::print(&wide_ledger.line(&wide_row(&task, now)))?,
         }

@@ -8,11 +8,15 @@ mod profiles;
 mod scale;
 
 use serde::Serialize;
-use shaper_core::units::{BitsPerSec, Bytes, Iops, Millicores};
+use shaper_core::{
+    task::TaskStatus,
+    units::{BitsPerSec, Bytes, Iops, Millicores},
+};
 
 pub(super) use self::{nodes::nodes, policies::policies, profiles::profiles, scale::scale};
 use crate::{
     args::{GetTasks, ListFormat},
+    cluster::{ClusterTask, KnownProfile, NodeStatus, PolicyStatus},
     error::Error,
     output,
     servers::Servers,
@@ -29,8 +33,43 @@ pub(super) async fn tasks(servers: &Servers, args: &GetTasks) -> Result<(), Erro
     }
 }
 
+/// What has a name, by which other commands know it.
+pub(super) trait Named {
+    fn name(&self) -> &str;
+}
+
+impl Named for TaskStatus {
+    fn name(&self) -> &str {
+        self.task_id.as_str()
+    }
+}
+
+impl Named for ClusterTask {
+    fn name(&self) -> &str {
+        self.spec.profile.task_id.as_str()
+    }
+}
+
+impl Named for NodeStatus {
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Named for PolicyStatus {
+    fn name(&self) -> &str {
+        &self.policy.policy_name
+    }
+}
+
+impl Named for KnownProfile {
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
 /// Shows a list; `table` makes the table of it, the broad one when told so.
-fn show<T: Serialize>(
+pub(super) fn show<T: Serialize + Named>(
     format: ListFormat,
     list: &[T],
     what: &str,
@@ -38,6 +77,11 @@ fn show<T: Serialize>(
 ) -> Result<(), Error> {
     match format {
         ListFormat::Json => output::print_json(&list),
+        ListFormat::Yaml => output::print_yaml(&list),
+        ListFormat::Name => {
+            let lines = list.iter().map(|thing| output::printable(thing.name()) + "\n");
+            output::print(&lines.collect::<String>())
+        }
         ListFormat::Table | ListFormat::Wide if list.is_empty() => {
             output::remark(&format!("no {what}"));
             Ok(())

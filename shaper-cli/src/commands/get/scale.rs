@@ -4,7 +4,7 @@ use shaper_core::task::UnixNanos;
 
 use super::{cpu, memory, or_dash};
 use crate::{
-    args::{GetScale, ListFormat},
+    args::{GetScale, TableFormat},
     client::Broker,
     cluster::{EmptiableNode, Scale, ScaleGroup},
     error::Error,
@@ -15,12 +15,13 @@ use crate::{
 pub(in crate::commands) async fn scale(broker: &Broker, args: &GetScale) -> Result<(), Error> {
     let scale = broker.scale().await?;
     match args.output {
-        ListFormat::Json => output::print_json(&scale),
-        ListFormat::Table | ListFormat::Wide if scale.groups.is_empty() => {
+        TableFormat::Json => output::print_json(&scale),
+        TableFormat::Yaml => output::print_yaml(&scale),
+        TableFormat::Table | TableFormat::Wide if scale.groups.is_empty() => {
             output::remark("no groups of nodes: the broker has none to start and end (--scale)");
             Ok(())
         }
-        format => output::print(&text(&scale, format == ListFormat::Wide, time::now())),
+        format => output::print(&text(&scale, format == TableFormat::Wide, time::now())),
     }
 }
 

@@ -23,7 +23,7 @@ use shaper_core::snapshot::NodeSnapshot;
 
 use self::view::View;
 use crate::{
-    args::{ListFormat, SortKey, Top},
+    args::{SortKey, TableFormat, Top},
     error::Error,
     output,
     servers::Servers,
@@ -31,20 +31,27 @@ use crate::{
 
 pub(super) async fn top(servers: &Servers, args: &Top) -> Result<ExitCode, Error> {
     let Top { once, sort, output } = *args;
-    let wide = output == ListFormat::Wide;
+    let wide = output == TableFormat::Wide;
     match (once, output) {
-        (true, ListFormat::Json) => output::print_json(&servers.agent().await?.snapshot().await?)?,
-        (true, ListFormat::Table | ListFormat::Wide) => {
+        (true, TableFormat::Json) => output::print_json(&servers.agent().await?.snapshot().await?)?,
+        (true, TableFormat::Yaml) => output::print_yaml(&servers.agent().await?.snapshot().await?)?,
+        (true, TableFormat::Table | TableFormat::Wide) => {
             let snapshot = servers.agent().await?.snapshot().await?;
             output::print(&text(&snapshot, sort, wide))?;
         }
-        (false, ListFormat::Json) => {
+        (false, TableFormat::Json) => {
             let mut snapshots = servers.agent().await?.watch_snapshots();
             loop {
                 output::print_json_line(&snapshots.next().await?)?;
             }
         }
-        (false, ListFormat::Table | ListFormat::Wide) => {
+        (false, TableFormat::Yaml) => {
+            let mut snapshots = servers.agent().await?.watch_snapshots();
+            loop {
+                output::print_yaml_document(&snapshots.next().await?)?;
+            }
+        }
+        (false, TableFormat::Table | TableFormat::Wide) => {
             let is_dumb = env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
             if is_dumb || !io::stdout().is_terminal() {
                 return Err(Error::NotATerminal);

@@ -132,12 +132,11 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
     }
 }
 
-const USAGE: &str =
-    "usage: bench measure|actuators|shape|net|broker|place|openb|rightsize|scale [--json] [--quick] [PART…]";
+const USAGE: &str = "usage: bench measure|actuators|shape|net|broker|web|place|openb|rightsize|scale [--json] [--quick] [PART…]";
 
 type Part = fn(Plan, &mut Report) -> Result<()>;
 
-const SUBJECTS: [(&str, &[(&str, Part)]); 9] = [
+const SUBJECTS: [(&str, &[(&str, Part)]); 10] = [
     (
         "measure",
         &[
@@ -166,6 +165,7 @@ const SUBJECTS: [(&str, &[(&str, Part)]); 9] = [
             ("ingress", net::ingress),
         ],
     ),
+    ("web", &[("pages", broker::web)]),
     (
         "broker",
         &[

@@ -28,7 +28,7 @@ use shaper_tests::{
 const AGENT: &str = include_str!("../../../../packaging/systemd/shaper-agent.service");
 const OPENER: &str = include_str!("../../../../packaging/systemd/shaper-opener.service");
 const BROKER: &str = include_str!("../../../../packaging/systemd/shaper-broker.service");
-const SYSUSERS: &str = include_str!("../../../../packaging/sysusers.d/shaper.conf");
+const SYSUSERS: &str = include_str!("../../../../packaging/sysusers.d/shaper-broker.conf");
 
 const SECOND: Duration = Duration::from_secs(1);
 const OPENER_SOCKET: &str = shaper_agent::opener::SOCKET;
@@ -114,7 +114,7 @@ fn status(pid: &str, field: &str) -> String {
 
 /// On a machine that systemd has booted it is there; here, what is below PID 1 is not as usual, and an agent without a sandbox
 /// mounts it itself.
-fn mount_bpffs() {
+pub(super) fn mount_bpffs() {
     let mounts = fs::read_to_string("/proc/mounts").expect("every process has it");
     if !mounts.lines().any(|line| line.split(' ').nth(1) == Some("/sys/fs/bpf")) {
         let mounted = Command::new("mount").args(["-t", "bpf", "bpf", "/sys/fs/bpf"]).status();

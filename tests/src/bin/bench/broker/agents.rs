@@ -7,7 +7,7 @@ use shaper_proto::v1::{
     self, agent_message, agent_session_client::AgentSessionClient, broker_message, directive,
     directive_result,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, transport::Channel};
 
@@ -16,8 +16,22 @@ use super::{clients::Marks, rig::Rig};
 /// How long a task lasts; several agents' tasks end together, as clocks have it.
 const RUNTIME: Duration = Duration::from_millis(5);
 
+/// What becomes of tasks that are started.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tasks {
+    /// They end at once.
+    End,
+    /// They run on, and their agents tell what they use, as real ones do.
+    Stay,
+}
+
+/// How often agents tell what running tasks use.
+const REPORT: Duration = Duration::from_secs(1);
+
 /// So many agents, each with a connection of its own.
 pub(super) struct Agents {
+    /// Tasks that were started.
+    started: watch::Sender<u64>,
     /// They end with this.
     tasks: tokio::task::JoinSet<Result<()>>,
     failures: tokio::sync::Mutex<mpsc::Receiver<anyhow::Error>>,
@@ -26,6 +40,16 @@ pub(super) struct Agents {
 impl Agents {
     /// Begins all sessions at once; returns when all are there.
     pub(super) async fn attach(rig: &Rig, agents: usize, marks: &Arc<Marks>) -> Result<Agents> {
+        Agents::attach_with(rig, agents, marks, Tasks::End).await
+    }
+
+    /// Likewise.
+    pub(super) async fn attach_with(
+        rig: &Rig,
+        agents: usize,
+        marks: &Arc<Marks>,
+        then: Tasks,
+    ) -> Result<Agents> {
         let mut sessions = tokio::task::JoinSet::new();
         for number in 0..agents {
             let channel = rig.connect().await?;
@@ -33,10 +57,12 @@ impl Agents {
         }
         let (failed, failures) = mpsc::channel(1);
         let mut tasks = tokio::task::JoinSet::new();
+        let started = watch::Sender::new(0);
         while let Some(session) = sessions.join_next().await {
             let (session, marks, failed) = (session??, marks.clone(), failed.clone());
+            let started = started.clone();
             tasks.spawn(async move {
-                let ended = session.work(&marks).await;
+                let ended = session.work(&marks, then, &started).await;
                 if let Err(error) = &ended {
                     // One is enough.
                     let _ = failed.try_send(anyhow!("{error:#}"));
@@ -44,7 +70,17 @@ impl Agents {
                 ended
             });
         }
-        Ok(Agents { tasks, failures: tokio::sync::Mutex::new(failures) })
+        Ok(Agents { started, tasks, failures: tokio::sync::Mutex::new(failures) })
+    }
+
+    /// Returns when so many tasks were started.
+    pub(super) async fn run(&self, tasks: u64) -> Result<()> {
+        self.started
+            .subscribe()
+            .wait_for(|started| *started >= tasks)
+            .await
+            .map(drop)
+            .context("the agents have ended")
     }
 
     /// Why one of them could not go on.
@@ -82,9 +118,9 @@ async fn begin(channel: Channel, number: usize) -> Result<Session> {
 }
 
 impl Session {
-    async fn work(self, marks: &Marks) -> Result<()> {
+    async fn work(self, marks: &Marks, then: Tasks, started: &watch::Sender<u64>) -> Result<()> {
         let Session { to, mut from } = self;
-        let mut clock = tokio::time::interval(RUNTIME);
+        let mut clock = tokio::time::interval(if then == Tasks::End { RUNTIME } else { REPORT });
         let (mut running, mut released) = (Vec::new(), Vec::new());
         loop {
             tokio::select! {
@@ -96,6 +132,7 @@ impl Session {
                         Some(directive::Kind::Start(start)) => {
                             let task = task(task_id.clone(), attempt, generation, start)?;
                             running.push(task.clone());
+                            started.send_modify(|started| *started += 1);
                             directive_result::Outcome::Settled(task)
                         }
                         Some(directive::Kind::Forget(_)) => {
@@ -110,6 +147,13 @@ impl Session {
                 _ = clock.tick() => {
                     marks.release(&released);
                     released.clear();
+                    if then == Tasks::Stay {
+                        for task in &mut running {
+                            use_more(task);
+                            send(&to, agent_message::Kind::Task(task.clone())).await?;
+                        }
+                        continue;
+                    }
                     for mut ended in running.drain(..) {
                         if let Some(task) = &mut ended.task {
                             let status = Some(v1::exit::Status::Code(0));
@@ -120,6 +164,15 @@ impl Session {
                 }
             }
         }
+    }
+}
+
+/// A second later.
+fn use_more(task: &mut v1::NodeTask) {
+    let usage = task.task.as_mut().and_then(|task| task.usage.as_mut());
+    if let Some(usage) = usage {
+        usage.at_monotonic_ns += 1_000_000_000;
+        usage.cpu_time_ns += 80_000_000;
     }
 }
 

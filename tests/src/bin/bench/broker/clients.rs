@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use shaper_proto::v1::{self, broker_client::BrokerClient, submit_outcome::Outcome};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -158,6 +158,28 @@ pub(super) async fn stream(channel: Channel, marks: Arc<Marks>, ahead: u64, rate
         bail!("the broker has ended the stream")
     };
     tokio::try_join!(submit, hear).map(|((), ())| ())
+}
+
+/// Submits so many by one stream; returns when all are taken.
+pub(super) async fn submit(channel: Channel, marks: &Marks, tasks: u64) -> Result<()> {
+    let specs: Vec<v1::TaskSpec> = marks.submit(tasks).map(spec).collect();
+    let messages: Vec<_> = specs
+        .chunks(TOGETHER as usize)
+        .map(|specs| v1::SubmitTasksRequest { specs: specs.to_vec() })
+        .collect();
+    let mut outcomes =
+        BrokerClient::new(channel).submit_tasks(tokio_stream::iter(messages)).await?.into_inner();
+    let mut taken = 0;
+    while let Some(response) = outcomes.message().await? {
+        for outcome in response.outcomes {
+            match outcome.outcome {
+                Some(Outcome::Revision(_)) => taken += 1,
+                other => bail!("{} was refused: {other:?}", outcome.task_id),
+            }
+        }
+    }
+    ensure!(taken == tasks, "{taken} of {tasks} tasks were taken");
+    Ok(())
 }
 
 /// Submits by so many calls at a time.

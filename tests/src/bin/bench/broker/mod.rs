@@ -6,6 +6,7 @@ mod agents;
 mod clients;
 mod rig;
 mod start;
+mod web;
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -14,12 +15,12 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-pub(crate) use self::start::start;
 use self::{
     agents::Agents,
     clients::Marks,
     rig::{Rig, cpu_time},
 };
+pub(crate) use self::{start::start, web::web};
 use crate::{
     Plan,
     report::{Report, quantile},
