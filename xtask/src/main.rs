@@ -16,6 +16,7 @@ mod frameworks;
 mod fuzz;
 mod guards;
 mod host_root;
+mod image;
 mod initramfs;
 mod kernels;
 mod modules;
@@ -57,6 +58,8 @@ enum Command {
     Dashboards,
     /// Show two real tasks being shaped: granted against measured
     Demo(demo::Args),
+    /// Make an OCI image of all daemons, target/shaper-image.tar
+    Image(image::Args),
     /// Install what other commands need from the system's packages
     Setup(setup::Args),
     /// Do in full, in the VM, what a run of every test does a little of
@@ -87,6 +90,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::BuildEbpf(args) => ebpf::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Dashboards => dashboards::run().map(|()| ExitCode::SUCCESS),
         Command::Demo(args) => demo::run(&args),
+        Command::Image(args) => image::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Setup(args) => setup::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Soak(args) => soak::run(&args),
         Command::Test(args) => test::run(&args),
