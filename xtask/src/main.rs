@@ -19,6 +19,7 @@ mod host_root;
 mod image;
 mod initramfs;
 mod kernels;
+mod kubernetes;
 mod modules;
 mod process;
 mod qemu;
@@ -33,6 +34,7 @@ mod tidy;
 mod toolchain;
 mod unpacked;
 mod up;
+mod venv;
 mod vm;
 mod workspace;
 
