@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -62,10 +62,17 @@ pub fn read(path: &Path, most: u64) -> Result<String, FileError> {
     Ok(text)
 }
 
-/// Reads a file with a key in it, which nobody but its owner may be able to.
+/// What of a file with a key must not be allowed. One of root's may be its group's to read, for somebody else who reads it:
+/// that is how a kubelet hands out a Secret, and whom root puts into the group, root lets read it.
+fn too_open(owner: u32, reader: u32) -> u32 {
+    if owner == 0 && reader != 0 { 0o037 } else { 0o077 }
+}
+
+/// Reads a file with a key in it, which nobody but its owner may be able to, or if that is root, its group.
 pub fn read_secret(path: &Path, most: u64) -> Result<String, FileError> {
-    let mode = fs::metadata(path).map_err(failed("read", path))?.permissions().mode();
-    if mode & 0o077 != 0 {
+    let found = fs::metadata(path).map_err(failed("read", path))?;
+    let mode = found.permissions().mode();
+    if mode & too_open(found.uid(), rustix::process::geteuid().as_raw()) != 0 {
         let (mode, shown) = (mode & 0o7777, path.display());
         let text = format!("others may read it (mode {mode:04o}), and it holds a key: chmod 600 {shown}");
         return Err(failed("use", path)(io::Error::new(io::ErrorKind::PermissionDenied, text)));
@@ -92,6 +99,17 @@ mod tests {
             assert!(error.source.to_string().contains("chmod 600"), "{error:?}");
         }
         assert!(read(&path, 5).is_err());
+        const BROKER: u32 = 975;
+        for (mode, owner, reader, is_used) in [
+            (0o440, 0, BROKER, true),
+            (0o400, 0, 0, true),
+            (0o440, 0, 0, false),
+            (0o440, BROKER, BROKER, false),
+            (0o460, 0, BROKER, false),
+            (0o444, 0, BROKER, false),
+        ] {
+            assert_eq!(mode & too_open(owner, reader) == 0, is_used, "{mode:o} {owner} {reader}");
+        }
         assert_eq!(fs::read_dir(&inner).unwrap().count(), 1);
     }
 }

@@ -10,11 +10,12 @@ use crate::process;
 use crate::setup::{self, Need};
 
 /// What a user or a test starts.
-pub(crate) const SHIPPED: [&str; 7] = [
+pub(crate) const SHIPPED: [&str; 8] = [
     "shaper-agent",
     "shaper-authority",
     "shaper-broker",
     "shaper-launch",
+    "shaper-nsenter",
     "shaper-opener",
     "shaper-warden",
     "shaper",

@@ -102,14 +102,19 @@ fn installed(program: &str) -> Result<PathBuf> {
 /// Adds a program and the shared libraries it needs, these at their own paths.
 pub(crate) fn add_program(archive: &mut Archive<impl Write>, from: &Path, path: &str) -> Result<()> {
     archive.copy(from, path)?;
-    // Not `read`: ldd fails for a static program, and needs nothing then.
-    let ldd = process::output(process::forget_outer_cargo(&mut Command::new("ldd")).arg(from))?;
-    for library in libraries(&String::from_utf8_lossy(&ldd.stdout)) {
-        if !archive.contains(library) {
-            archive.copy(Path::new(library), library)?;
+    for library in libraries_of(from)? {
+        if !archive.contains(&library) {
+            archive.copy(Path::new(&library), &library)?;
         }
     }
     Ok(())
+}
+
+/// The shared libraries that a program needs, and what loads them: their paths on this machine.
+pub(crate) fn libraries_of(program: &Path) -> Result<Vec<String>> {
+    // Not `read`: ldd fails for a static program, and needs nothing then.
+    let ldd = process::output(process::forget_outer_cargo(&mut Command::new("ldd")).arg(program))?;
+    Ok(libraries(&String::from_utf8_lossy(&ldd.stdout)).map(str::to_owned).collect())
 }
 
 /// The absolute paths in ldd's output: `libc.so.6 => /lib/libc.so.6 (0x7f…)`, `/lib64/ld-linux-x86-64.so.2 (0x7f…)`.

@@ -17,8 +17,10 @@ mod frameworks;
 mod fuzz;
 mod guards;
 mod host_root;
+mod image;
 mod initramfs;
 mod kernels;
+mod kubernetes;
 mod modules;
 mod process;
 mod qemu;
@@ -33,6 +35,7 @@ mod tidy;
 mod toolchain;
 mod unpacked;
 mod up;
+mod venv;
 mod vm;
 mod workspace;
 
@@ -60,6 +63,8 @@ enum Command {
     Deb(deb::Args),
     /// Show two real tasks being shaped: granted against measured
     Demo(demo::Args),
+    /// Make an OCI image of all daemons, target/shaper-image.tar
+    Image(image::Args),
     /// Install what other commands need from the system's packages
     Setup(setup::Args),
     /// Do in full, in the VM, what a run of every test does a little of
@@ -91,6 +96,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Dashboards => dashboards::run().map(|()| ExitCode::SUCCESS),
         Command::Deb(args) => deb::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Demo(args) => demo::run(&args),
+        Command::Image(args) => image::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Setup(args) => setup::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Soak(args) => soak::run(&args),
         Command::Test(args) => test::run(&args),

@@ -16,7 +16,7 @@ use crate::relay::relay;
 use crate::setup::{self, Need};
 use crate::tally::Tally;
 use crate::vm::{Job, Profile};
-use crate::{browser, ebpf, frameworks, process, support, unpacked, vm, workspace};
+use crate::{browser, ebpf, frameworks, kubernetes, process, support, unpacked, vm, workspace};
 
 /// The package of the tests that need a kernel, its target that only makes sense inside the VM, and those for this machine.
 const KERNEL_TESTS: &str = "shaper-tests";
@@ -60,7 +60,7 @@ const LONGEST: [&str; 12] = [
 pub(crate) struct Args {
     /// Also the longest tests in the VM, and the long ones on its other kernels; the tests below systemd and with container
     /// runtimes, in a VM with this machine's own root; those of dashboards and alerts, with a real Prometheus; those against Ray
-    /// and Dask; and those of the web page, in Chromium
+    /// and Dask; those of the web page, in Chromium; and the manifests for Kubernetes, against its schemas
     #[arg(long)]
     all: bool,
     /// Arguments for cargo-nextest, or for `cargo test` where that is missing
@@ -74,10 +74,10 @@ pub(crate) const PROPERTY_SEED: &str = "PROPTEST_RNG_SEED";
 
 /// One line of the closing table.
 pub(crate) struct Stage {
-    name: String,
+    pub(crate) name: String,
     /// None for what builds and counts nothing.
     pub(crate) tally: Option<Tally>,
-    took: Duration,
+    pub(crate) took: Duration,
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
@@ -140,6 +140,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         }
         stages.push(frameworks::test(&contents.bins)?);
         stages.push(browser::test(&contents.bins)?);
+        stages.push(kubernetes::test(&contents.bins)?);
     }
     Ok(conclude(&stages))
 }
