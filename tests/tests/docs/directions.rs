@@ -182,3 +182,26 @@ pub(crate) fn scaling() -> Vec<Direction> {
         node("shaper node remove NODE").first("shaper cancel small --now").first("kill %2; wait %2"),
     ]
 }
+
+pub(crate) fn tutorial_one_node() -> Vec<Direction> {
+    let built = || gate(BUILDS, "stage \"tests\" ./x test");
+    vec![
+        on("cargo xtask build-ebpf").elsewhere(built()),
+        on("cargo build --workspace --bins").elsewhere(built()),
+        // Here the programs are elsewhere.
+        on("export PATH=$PWD/target/debug:$PATH SHAPER_BPF_OBJECT=$PWD/target/bpf/shaper.bpf.o")
+            .elsewhere(built()),
+        on("shaper-agent 2> agent.log &"),
+        // The one that was killed is gone, as it is when a reader has typed this.
+        on("shaper-agent 2> agent.log &").first("wait %1 || true"),
+        on("sh -c 'echo $$ > /sys/fs/cgroup/mine/cgroup.procs; exec sleep 600' &").no_daemon(),
+    ]
+}
+
+pub(crate) fn tutorial_three_nodes() -> Vec<Direction> {
+    vec![
+        on("sh agent.sh n2 2> n2.log &"),
+        // As on one node.
+        on("sh agent.sh n2 2> n2.log &").first("wait %3 || true"),
+    ]
+}

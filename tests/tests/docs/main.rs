@@ -37,6 +37,8 @@ pages! {
     operating: "docs/operating.md",
     policies: "docs/policies.md",
     scaling: "docs/scaling.md",
+    tutorial_one_node: "docs/tutorial-one-node.md",
+    tutorial_three_nodes: "docs/tutorial-three-nodes.md",
 }
 
 /// The README, and what is in `docs/`; decisions are not for users.
