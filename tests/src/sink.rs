@@ -21,7 +21,7 @@ use crate::{
 /// Counts are kept for so long each …
 const BIN: u64 = 10_000_000;
 /// … and for so many of them: five minutes.
-const BINS: usize = 30_000;
+const BINS: usize = 120_000;
 
 /// The server. It ends when it is dropped.
 pub struct Sink {
