@@ -20,7 +20,7 @@ use crate::{
 
 /// Counts are kept for so long each …
 const BIN: u64 = 10_000_000;
-/// … and for so many of them: five minutes.
+/// … and for so many of them: twenty minutes.
 const BINS: usize = 120_000;
 
 /// The server. It ends when it is dropped.
