@@ -183,7 +183,7 @@ fn an_upgrade_leaves_no_gap_and_a_purge_leaves_nothing() {
     assert!(mean < 10.5e6 && most < 11.5e6, "{mean} bit/s, at most {most}, while it was upgraded");
     assert_eq!(held(), ["50000 100000", "40000 100000"]);
     let command_line = fs::read_to_string(format!("/proc/{second}/cmdline")).expect("it runs");
-    assert!(command_line.contains("--max-tasks-per-user\07"), "{command_line}");
+    assert!(command_line.contains("--max-tasks-per-user\x007"), "{command_line}");
     let changed = shaper.set("task", &["--cpu", "0.25"]);
     assert_eq!(in_force(&changed, "cpu").1, "0.25 cores");
     Window::pass(SECOND);
