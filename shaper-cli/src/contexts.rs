@@ -88,6 +88,19 @@ impl Contexts {
         path().map_or_else(|| Ok(Contexts::default()), |path| Contexts::read(&path))
     }
 
+    /// Those of the caller, who need not have any unless one of them is asked for: whoever has become another user may still have
+    /// the home of the first, and look into it in vain.
+    pub(crate) fn load_for(name: Option<&str>) -> Result<Contexts, ContextError> {
+        match Contexts::load() {
+            Err(ContextError::File(error))
+                if name.is_none() && error.source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                Ok(Contexts::default())
+            }
+            loaded => loaded,
+        }
+    }
+
     /// Keeps them.
     pub(crate) fn save(&self) -> Result<(), ContextError> {
         self.write(&path().ok_or(ContextError::Homeless)?)
@@ -96,8 +109,10 @@ impl Contexts {
     fn read(path: &Path) -> Result<Contexts, ContextError> {
         let text = match files::read(path, MAX_FILE) {
             Ok(text) => text,
-            Err(error) if error.source.kind() == io::ErrorKind::NotFound => return Ok(Contexts::default()),
-            Err(error) => return Err(error.into()),
+            Err(error) => match error.source.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => return Ok(Contexts::default()),
+                _ => return Err(error.into()),
+            },
         };
         serde_json::from_str(&text)
             .map_err(|source| ContextError::Malformed { path: path.to_owned(), source })

@@ -50,7 +50,7 @@ pub(crate) async fn execute(args: Args) -> Result<ExitCode, Error> {
         }
         command => command,
     };
-    let contexts = Contexts::load()?;
+    let contexts = Contexts::load_for(context.as_deref())?;
     let servers = Servers::new(socket, broker, tls_dir, contexts.chosen(context.as_deref())?)?;
     match command {
         Command::Run(args) => return run::run(&servers, args).await,

@@ -47,6 +47,18 @@ fn a_context_stands_for_addresses_until_others_are_said() {
 }
 
 #[test]
+fn who_has_no_home_has_no_contexts() {
+    let host = Host::new();
+    let _broker = host.start_broker();
+    host.cluster.add(broker::task(spec("etl")));
+    for home in ["/dev/null", "/nonexistent", ""] {
+        let mut command = host.command(&["get", "tasks", "-o", "name"]);
+        let output = command.env_remove("XDG_CONFIG_HOME").env("HOME", home).output().unwrap();
+        assert_eq!(texts(&output), ("etl\n", "", Some(0)), "{home}");
+    }
+}
+
+#[test]
 fn lists_are_yaml_or_names_where_scripts_want_them() {
     let host = Host::new();
     let _broker = host.start_broker();
