@@ -171,7 +171,8 @@ fn an_upgrade_leaves_no_gap_and_a_purge_leaves_nothing() {
     assert!(first != second && second != "0", "{first} {second}");
     eventually("the next one answers", || shaper.call(&["get", "tasks"]).code == 0);
     let (used, window) = ((cpu_time(&task.cgroup) - cpu).as_secs_f64(), Window { from, to: monotonic_ns() });
-    // Over the whole of it, from before to after, and in the second in which most was received.
+    // Over the whole of it, from before to after; and in the second in which most was received, which is more than was sent
+    // where the receiver waited for a CPU. Without a limit it is hundreds: a gap of a twentieth of a second would show.
     let (cores, seconds) = (used / window.seconds(), window.seconds());
     let (mean, most) = (sink.rate(window), sink.highest_rate(window, SECOND));
     println!(
@@ -180,7 +181,7 @@ fn an_upgrade_leaves_no_gap_and_a_purge_leaves_nothing() {
         most / 1e6
     );
     assert!(cores < 0.53, "{cores} cores in {seconds} s");
-    assert!(mean < 10.5e6 && most < 11.5e6, "{mean} bit/s, at most {most}, while it was upgraded");
+    assert!(mean < 10.5e6 && most < 15e6, "{mean} bit/s, at most {most}, while it was upgraded");
     assert_eq!(held(), ["50000 100000", "40000 100000"]);
     let command_line = fs::read_to_string(format!("/proc/{second}/cmdline")).expect("it runs");
     assert!(command_line.contains("--max-tasks-per-user\x007"), "{command_line}");
