@@ -94,6 +94,7 @@ const REQUIREMENTS: &[Requirement] = &[
     program(Need::Vm, "chrt", "util-linux"),
     program(Need::Native, "ip", "iproute2"),
     program(Need::Native, "tc", "iproute2"),
+    program(Need::Native, "openssl", "openssl"),
     program(Need::Traffic, "iperf3", "iperf3"),
     program(Need::Fuzzing, "c++", "g++"),
     program(Need::Browser, "chromium", "chromium"),
@@ -113,7 +114,9 @@ impl Need {
             Self::Fuzzing => "a C++ compiler, to build libFuzzer for `soak fuzz`",
             Self::Build => "protoc with its definitions, to build the broker's client of etcd",
             Self::Browser => "Chromium, and Node.js to drive it, to test the web page",
-            Self::Native => "ip and tc, to set up network namespaces for tests and the demo",
+            Self::Native => {
+                "ip and tc, to set up network namespaces for tests and the demo, and openssl, which documented commands use"
+            }
         }
     }
 }

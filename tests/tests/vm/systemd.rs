@@ -6,8 +6,9 @@ mod runtimes;
 mod units;
 
 use std::{
+    fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command},
 };
 
 use shaper_core::ledger::{Actor, Entry};
@@ -51,6 +52,28 @@ fn the_limits_of_an_agent_in_a_unit_survive_a_reload_and_the_end_of_the_unit() {
     let changed = agent.shaper().set("task", &["--cpu", "0.25"]);
     assert_eq!(in_force(&changed, "cpu"), ("cpu.max", "0.25 cores"));
     assert_eq!(files(), ["25000 100000", "67108864"]);
+}
+
+/// A process of a test's own, which ends with it.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Has a unit of ours begin without what is enabled on the machine that the files are from, and write its log to a file, which
+/// is returned.
+fn log_of(unit: &str) -> PathBuf {
+    let log = PathBuf::from(format!("/run/{unit}.log"));
+    let drop_in = Path::new("/etc/systemd/system").join(format!("{unit}.d"));
+    fs::create_dir_all(&drop_in).expect("a drop-in can be written");
+    let line = format!("StandardOutput=append:{0}\nStandardError=append:{0}", log.display());
+    let text = format!("[Unit]\nDefaultDependencies=no\n[Service]\n{line}\n");
+    fs::write(drop_in.join("test.conf"), text).expect("a drop-in can be written");
+    log
 }
 
 /// A service of somebody's, and its cgroup.
@@ -113,7 +136,7 @@ fn systemd_is_told_what_stands_for_a_unit_and_what_it_does_by_itself_is_held() {
 fn a_cgroup_below_that_of_a_unit_is_nobodys() {
     let (service, group) = service(&["Delegate=yes"]);
     let below = group.join("below");
-    std::fs::create_dir(&below).unwrap();
+    fs::create_dir(&below).unwrap();
     let agent = Options::default().start();
     let path = below.display().to_string();
     agent.shaper().ok(&["adopt", &path, "--id", "leaf", "--net", "10mbit"]);

@@ -1,5 +1,5 @@
 //! `cargo xtask bench`: what the kernel programs and the agent cost, and how right they are; how exact limits are, and
-//! what loans are worth; how well the network is shaped; what a broker takes in; how fast and how well tasks are placed; how many
+//! what loans are worth; how well the network is shaped; what a broker takes in, and how long its pages take; how fast and how well tasks are placed; how many
 //! nodes are started for them; how well limits are sized by what was used. This file only wires; each part of a subject has its module.
 #![forbid(unsafe_code)]
 

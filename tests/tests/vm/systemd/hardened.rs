@@ -8,7 +8,7 @@ use std::{
         net::UnixStream,
     },
     path::{Path, PathBuf},
-    process::{Child, Command},
+    process::Command,
     time::Duration,
 };
 
@@ -24,6 +24,8 @@ use shaper_tests::{
     systemd::systemctl,
     time::{Window, eventually, happens},
 };
+
+use super::{Running, log_of};
 
 const AGENT: &str = include_str!("../../../../packaging/systemd/shaper-agent.service");
 const OPENER: &str = include_str!("../../../../packaging/systemd/shaper-opener.service");
@@ -53,12 +55,7 @@ impl Shipped {
         }
         let units = Path::new("/etc/systemd/system");
         fs::write(units.join(name), unit).expect("a unit can be written");
-        let log = PathBuf::from(format!("/run/{name}.log"));
-        let drop_in = units.join(format!("{name}.d"));
-        fs::create_dir_all(&drop_in).expect("a drop-in can be written");
-        let log_line = format!("StandardOutput=append:{0}\nStandardError=append:{0}", log.display());
-        let text = format!("[Unit]\nDefaultDependencies=no\n[Service]\n{log_line}\n");
-        fs::write(drop_in.join("test.conf"), text).expect("a drop-in can be written");
+        let log = log_of(name);
         let shipped = Shipped { name, log };
         systemctl(&["daemon-reload"]);
         systemctl(&["start", name]);
@@ -148,15 +145,6 @@ fn load() -> PathBuf {
     fs::copy(binary("test-load"), &load).expect("a load can be copied");
     fs::set_permissions(&load, fs::Permissions::from_mode(0o755)).expect("it is ours");
     load
-}
-
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[test]

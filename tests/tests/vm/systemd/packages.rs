@@ -3,7 +3,7 @@
 use std::{
     env, fs,
     path::{Path, PathBuf},
-    process::{Child, Command},
+    process::Command,
     time::Duration,
 };
 
@@ -18,7 +18,7 @@ use shaper_tests::{
     time::{Window, eventually, happens, monotonic_ns},
 };
 
-use super::hardened::mount_bpffs;
+use super::{Running, hardened::mount_bpffs, log_of};
 
 const SECOND: Duration = Duration::from_secs(1);
 const UNITS: [&str; 3] = ["shaper-agent.service", "shaper-opener.service", "shaper-broker.service"];
@@ -54,12 +54,8 @@ fn install(revision: &str, name: &str) -> String {
     dpkg(&["--install", &package(revision, name).display().to_string()])
 }
 
-fn log(unit: &str) -> PathBuf {
-    PathBuf::from(format!("/run/{unit}.log"))
-}
-
 fn logs() -> String {
-    UNITS.map(|unit| fs::read_to_string(log(unit)).unwrap_or_default()).concat()
+    UNITS.map(|unit| fs::read_to_string(log_of(unit)).unwrap_or_default()).concat()
 }
 
 /// What other tests put in the way, away; and drop-ins as theirs, for a machine on which nothing that is enabled is started.
@@ -68,13 +64,7 @@ fn prepare() {
     for unit in UNITS {
         let units = Path::new("/etc/systemd/system");
         let _ = fs::remove_file(units.join(unit));
-        let drop_in = units.join(format!("{unit}.d"));
-        fs::create_dir_all(&drop_in).expect("a drop-in can be written");
-        let log = log(unit);
-        let _ = fs::remove_file(&log);
-        let line = format!("StandardOutput=append:{0}\nStandardError=append:{0}", log.display());
-        let text = format!("[Unit]\nDefaultDependencies=no\n[Service]\n{line}\n");
-        fs::write(drop_in.join("test.conf"), text).expect("a drop-in can be written");
+        let _ = fs::remove_file(log_of(unit));
     }
     // The file systems on which dpkg would wait are thrown away with the machine.
     fs::write("/etc/dpkg/dpkg.cfg.d/shaper-test", "force-unsafe-io\n").expect("dpkg can be configured");
@@ -112,13 +102,11 @@ fn property(unit: &str, name: &str) -> String {
     systemctl(&["show", "--value", "--property", name, unit])
 }
 
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// That a package has started it, and has it start at boot.
+#[track_caller]
+fn assert_begun(unit: &str) {
+    let state = ["ActiveState", "UnitFileState"].map(|name| property(unit, name));
+    assert_eq!(state, ["active", "enabled"], "{unit}\n{}", logs());
 }
 
 #[test]
@@ -127,10 +115,7 @@ fn an_upgrade_leaves_no_gap_and_a_purge_leaves_nothing() {
     install("1", "shaper-cli");
     install("1", "shaper-agent");
     let unit = UNITS[0];
-    assert_eq!(
-        (property(unit, "ActiveState"), property(unit, "UnitFileState")),
-        ("active".into(), "enabled".into())
-    );
+    assert_begun(unit);
     assert_eq!(property(UNITS[1], "ActiveState"), "active");
     // Type=notify: `active` is `ready`.
     let shaper = Shaper::new(Path::new("/usr/bin/shaper"), Path::new(SOCKET), 0);
@@ -243,10 +228,7 @@ fn the_brokers_package_keeps_its_store_until_it_is_purged() {
     install("1", "shaper-cli");
     install("1", "shaper-broker");
     let unit = UNITS[2];
-    assert_eq!(
-        (property(unit, "ActiveState"), property(unit, "UnitFileState")),
-        ("active".into(), "enabled".into())
-    );
+    assert_begun(unit);
     let policy = Path::new("/run/shaper-policy.yaml");
     fs::write(policy, "policy_name: p\npriority: high\n").expect("/run can be written");
     let shaper = Shaper::of_broker(Path::new("/usr/bin/shaper"), Path::new(BROKER_SOCKET), 0);
