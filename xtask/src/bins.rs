@@ -1,5 +1,6 @@
 //! Builds the host's binaries with cargo, and learns from it where they are.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -21,6 +22,12 @@ pub(crate) const SHIPPED: [&str; 8] = [
     "shaper",
 ];
 
+/// The packages that have them.
+const PACKAGES: [&str; 4] = ["shaper-agent", "shaper-broker", "shaper-cli", "shaper-nsenter"];
+
+/// Stands in programs that abort where a test wants it (`shaper_proto::failpoint`).
+const FAILPOINTS: &[u8] = b"SHAPER_FAILPOINT";
+
 /// The folder that holds every binary of the workspace.
 pub(crate) struct BinDir(PathBuf);
 
@@ -34,19 +41,37 @@ impl BinDir {
     }
 }
 
-/// Builds all binaries of the workspace but this one, which is running.
+/// What is selected of the workspace for tests: all but this one, which is running.
+const WHOLE: [&str; 3] = ["--workspace", "--exclude", "xtask"];
+
+/// Builds all binaries of the workspace, for tests.
 pub(crate) fn build() -> Result<BinDir> {
-    build_as(&[])
+    build_of(&WHOLE)
 }
 
-/// Builds them as they are shipped.
+/// Builds them with optimization, for benchmarks.
 pub(crate) fn build_release() -> Result<BinDir> {
-    build_as(&["--release"])
+    build_of(&[&WHOLE[..], &["--release"]].concat())
 }
 
-fn build_as(profile: &[&str]) -> Result<BinDir> {
+/// Builds what is shipped as it is shipped: without what is there for tests alone.
+pub(crate) fn build_shipped() -> Result<BinDir> {
+    let mut of = vec!["--release"];
+    of.extend(PACKAGES.iter().flat_map(|package| ["--package", package]));
+    let bins = build_of(&of)?;
+    for name in SHIPPED {
+        let path = bins.bin(name);
+        let program = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        if program.windows(FAILPOINTS.len()).any(|window| window == FAILPOINTS) {
+            bail!("{} was built with failpoints, which are for tests", path.display());
+        }
+    }
+    Ok(bins)
+}
+
+fn build_of(of: &[&str]) -> Result<BinDir> {
     setup::ensure(Need::Build)?;
-    let built = executables(&[&["build", "--workspace", "--exclude", "xtask", "--bins"], profile].concat())?;
+    let built = executables(&[&["build", "--bins"], of].concat())?;
     let shaper = find(built, "shaper", false)?;
     let folder = shaper.parent().with_context(|| format!("{} is in no folder", shaper.display()))?;
     let bins = BinDir(folder.to_owned());
@@ -59,12 +84,12 @@ fn build_as(profile: &[&str]) -> Result<BinDir> {
 /// Builds a `[[test]]` of shaper-tests, such as that for the VM, `vm`.
 pub(crate) fn build_tests(name: &str) -> Result<PathBuf> {
     // Of the whole workspace, so that dependencies have the same features as in `build`.
-    find(executables(&["test", "--workspace", "--exclude", "xtask", "--test", name, "--no-run"])?, name, true)
+    find(executables(&[&["test", "--test", name, "--no-run"], &WHOLE[..]].concat())?, name, true)
 }
 
 /// Builds the unit tests of these packages.
 pub(crate) fn build_unit_tests(packages: &[&str]) -> Result<Vec<PathBuf>> {
-    let built = executables(&["test", "--workspace", "--exclude", "xtask", "--lib", "--no-run"])?;
+    let built = executables(&[&["test", "--lib", "--no-run"], &WHOLE[..]].concat())?;
     let names: Vec<_> = packages.iter().map(|package| package.replace('-', "_")).collect();
     let found = built.into_iter().filter(|executable| executable.test && names.contains(&executable.name));
     Ok(found.map(|executable| executable.path).collect())

@@ -34,7 +34,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let object = ebpf::build()?.programs;
-    let bins = bins::build_release()?;
+    let bins = bins::build_shipped()?;
     let out = workspace::root().join(&args.out);
     for package in pack(&bins, &object, "release", &args.revision, &out)? {
         println!("{}", package.display());

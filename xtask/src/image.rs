@@ -37,7 +37,7 @@ const COMMAND: (&str, &str) = ("shaper", "usr/bin");
 pub(crate) const BROKER: u32 = 10_001;
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let bins = if args.debug { bins::build()? } else { bins::build_release()? };
+    let bins = if args.debug { bins::build()? } else { bins::build_shipped()? };
     let object = ebpf::build()?.programs;
     let out = args.out.clone().unwrap_or_else(|| workspace::target().join("shaper-image.tar"));
     let layer = contents(&bins, &object)?;
