@@ -7,8 +7,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=scale");
     let mut compiler = protox::Compiler::new(["."])?;
     compiler.include_imports(true).open_files(["shaper/v1/agent.proto", "shaper/v1/broker.proto"])?;
+    // With the comments, for whoever asks by reflection, and for the reference (docs/api.md).
+    compiler.include_source_info(true);
     let descriptors = Path::new(&env::var("OUT_DIR")?).join("shaper.v1.bin");
     fs::write(descriptors, compiler.encode_file_descriptor_set())?;
+    compiler.include_source_info(false);
     tonic_prost_build::configure().compile_fds(compiler.file_descriptor_set())?;
     // What others have named; the descriptors above are of shaper's own services.
     let mut others = protox::Compiler::new(["."])?;

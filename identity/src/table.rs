@@ -93,6 +93,7 @@ pub const CALLS: &[Call] = &[
     long(reads("/shaper.v1.Broker/WatchClusterTasks",     [Y,   O,   O,   Y,   N,   Y,   N,   N])),
     changes("/shaper.v1.Broker/CancelClusterTask",        [Y,   O,   O,   Y,   N,   N,   N,   N]),
     reads(  "/shaper.v1.Broker/ExplainTask",              [Y,   O,   O,   Y,   N,   Y,   N,   N]),
+    long(reads("/shaper.v1.Broker/WatchEvents",           [Y,   O,   O,   Y,   N,   Y,   N,   N])),
     reads(  "/shaper.v1.Broker/ListNodes",                [Y,   Y,   Y,   Y,   N,   Y,   N,   N]),
     changes("/shaper.v1.Broker/FenceNode",                [Y,   N,   N,   Y,   N,   N,   N,   N]),
     changes("/shaper.v1.Broker/CordonNode",               [Y,   N,   N,   Y,   N,   N,   N,   N]),

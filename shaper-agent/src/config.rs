@@ -96,6 +96,9 @@ pub struct Options {
     /// Where metrics are served.
     #[command(flatten)]
     pub metrics: shaper_metrics::listen::Options,
+    /// Where traces go.
+    #[command(flatten)]
+    pub traces: shaper_metrics::traces::Options,
     /// What this node has for the broker's tasks, such as cpu=2,memory=4Gi,network=1gbit [default: the
     /// machine's CPUs and memory; the network is then not known]
     #[arg(long, value_name = "LIST")]
@@ -352,6 +355,8 @@ pub struct Config {
     pub brokers: Vec<Broker>,
     /// Where metrics are served.
     pub metrics: Option<shaper_metrics::listen::Config>,
+    /// Where traces go.
+    pub traces: shaper_metrics::traces::Options,
     /// What this node has.
     pub capacity: Capacity,
     /// Whether somebody said so.
@@ -463,6 +468,7 @@ impl Options {
             gpu_devices: self.gpu_devices,
             brokers,
             metrics,
+            traces: self.traces,
             capacity,
             capacity_is_configured,
             allow_root_tasks: self.allow_root_tasks,

@@ -27,6 +27,7 @@ use shaper_core::{
     task::{Owner, UnixNanos},
     units::{BitsPerSec, Weight},
 };
+use shaper_metrics::traces::{self, KeyValue, Period};
 
 use crate::{
     actuate::{Change, Values},
@@ -126,6 +127,31 @@ pub struct Ledger {
     /// What is in the file is not on the disk.
     unsynced: bool,
     syncing: Arc<AtomicBool>,
+    /// The latest change, until it is known what came of it; if traces are wanted.
+    traced: Option<(u64, Period)>,
+}
+
+/// A change that begins, for a trace.
+fn period(from: UnixNanos, intent: &Intent) -> Period {
+    let Intent { execution, kind, cause, changes, .. } = intent;
+    let knobs: Vec<_> = changes.iter().map(|change| change.knob.to_string()).collect();
+    let kind_name = match kind {
+        Kind::Standing => "standing",
+        Kind::Transient => "transient",
+        Kind::Release => "release",
+        Kind::SecondWriter => "second_writer",
+        Kind::Summary => "summary",
+    };
+    let about = [
+        ("shaper.task.id", execution.task.to_string()),
+        ("shaper.task.attempt", execution.attempt.to_string()),
+        ("shaper.change.kind", kind_name.to_owned()),
+        ("shaper.change.by", cause.actor.to_string()),
+        ("shaper.change.reason", cause.reason.clone()),
+        ("shaper.change.knobs", knobs.join(",")),
+    ];
+    let about = about.map(|(key, value)| KeyValue::new(key, value)).to_vec();
+    Period { name: "change".to_owned(), from, about, ..Period::default() }
 }
 
 impl Ledger {
@@ -156,6 +182,7 @@ impl Ledger {
             next,
             unsynced: true,
             syncing: Arc::default(),
+            traced: None,
         };
         if torn > 0 {
             tracing::warn!(bytes = torn, "the end of the ledger was not whole: it is cut off");
@@ -166,11 +193,21 @@ impl Ledger {
 
     /// Writes what is about to be done; the number is that of the entry.
     pub fn intend(&mut self, now: UnixNanos, intent: Intent) -> Result<u64, Error> {
-        self.append(now, Said::Intent(intent))
+        let traced = traces::are_wanted().then(|| period(now, &intent));
+        let number = self.append(now, Said::Intent(intent))?;
+        self.traced = traced.map(|period| (number, period));
+        Ok(number)
     }
 
     /// Writes what came of the intent `of`.
     pub fn conclude(&mut self, now: UnixNanos, of: u64, outcome: Outcome) -> Result<(), Error> {
+        if let Some((_, mut period)) = self.traced.take_if(|(number, _)| *number == of) {
+            period.to = now;
+            if let Outcome::RolledBack(why) | Outcome::Failed(why) = &outcome {
+                period.failure = Some(why.clone());
+            }
+            period.tell();
+        }
         self.append(now, Said::Outcome { of, outcome }).map(drop)
     }
 

@@ -21,7 +21,7 @@ use shaper_agent::{
 };
 use shaper_core::doctor::Availability;
 use shaper_identity::serve::{self, Guard, Limits};
-use shaper_metrics::listen::Listener;
+use shaper_metrics::{listen::Listener, traces};
 use shaper_proto::{
     notify,
     peer::{self, Caller},
@@ -29,6 +29,7 @@ use shaper_proto::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tonic::transport::Server;
+use tower::util::option_layer;
 
 #[derive(Parser)]
 #[command(version, about = "The agent of one node: measures and enforces the limits of its tasks")]
@@ -147,6 +148,7 @@ fn serve(options: Options) -> Result<(), Error> {
     if let Err(error) = open_files::raise() {
         tracing::warn!(%error, "cannot raise the limit of open files: with many tasks some are not measured");
     }
+    let _traces = config.traces.begin("shaper-agent", Some(&config.node))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let (handle, queue) = Handle::new();
     let node = Node::open(config.clone(), lock, handle.clone(), runtime.handle().clone())?;
@@ -191,6 +193,7 @@ async fn listen(config: &Config, handle: Handle) -> Result<(), Error> {
         async move { node.call(|_| ()).await.is_ok() }
     }));
     let server = Server::builder()
+        .layer(option_layer(traces::are_wanted().then_some(traces::Requests)))
         .layer(Guard::new(access, Limits::AGENT))
         .concurrency_limit_per_connection(64)
         .add_service(AgentServer::new(AgentService::new(handle)).max_decoding_message_size(1 << 20))

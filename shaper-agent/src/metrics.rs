@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use shaper_common::hist::{BUCKETS, QUEUE_SHIFT, upper_ns};
 use shaper_core::{
     doctor::Availability,
+    gpu::CardUsage,
     limits::Limit,
     snapshot::{DeviceUsage, Pressure, Source, Sources},
     units::{BitsPerSec, Millicores},
@@ -114,6 +115,10 @@ fn add_task(exposition: &mut Exposition, reading: &TaskReading) {
         (usage.task_id.to_string(), usage.attempt.to_string(), usage.owner.uid.to_string());
     let info = [task.clone(), namespace.clone(), name.clone(), attempt, uid, (*origin).to_owned()];
     exposition.add(&table::TASK_INFO, &info, &[], Value::Info);
+    for memory in &usage.gpu_memory {
+        let labels = [task.clone(), namespace.clone(), name.clone(), memory.number.to_string()];
+        exposition.add(&table::TASK_GPU_MEMORY, &labels, &[], Value::Count(memory.used.0));
+    }
     let mut of = Of { exposition, labels: Arc::from([task, namespace, name]) };
 
     of.add(&table::TASK_CPU, &[], seconds(usage.cpu.time_ns));
@@ -235,6 +240,9 @@ fn add_machine(exposition: &mut Exposition, reading: &Reading) {
     ] {
         exposition.add(family, &[], &[], value);
     }
+    for gpu in &machine.gpus {
+        add_gpu(exposition, gpu);
+    }
     if let Some(network) = reading.capacity.network {
         exposition.add(&table::AGENT_NETWORK, &[], &[], bytes_per_second(network));
     }
@@ -249,6 +257,24 @@ fn add_machine(exposition: &mut Exposition, reading: &Reading) {
     if let Some(pool) = &machine.cpu_pool {
         exposition.add(&table::AGENT_POOL, &[], &[], cores(pool.size));
         exposition.add(&table::AGENT_POOL_LENT, &[], &[], cores(pool.lent));
+    }
+}
+
+fn add_gpu(exposition: &mut Exposition, gpu: &CardUsage) {
+    let CardUsage { card, memory, memory_used, busy_percent, temperature_celsius, trouble } = gpu;
+    let number = [card.number.to_string()];
+    let [of] = number.clone();
+    exposition.add(&table::MACHINE_GPU, &[of, card.id.clone(), card.model.clone()], &[], Value::Info);
+    exposition.add(&table::MACHINE_GPU_READABLE, &number, &[], is(trouble.is_none()));
+    for (family, value) in [
+        (&table::MACHINE_GPU_MEMORY, memory.map(|memory| Value::Count(memory.0))),
+        (&table::MACHINE_GPU_MEMORY_USED, memory_used.map(|used| Value::Count(used.0))),
+        (&table::MACHINE_GPU_BUSY, busy_percent.map(|percent| Value::Float(f64::from(percent) / 100.0))),
+        (&table::MACHINE_GPU_TEMPERATURE, temperature_celsius.map(|celsius| Value::Count(celsius.into()))),
+    ] {
+        if let Some(value) = value {
+            exposition.add(family, &number, &[], value);
+        }
     }
 }
 

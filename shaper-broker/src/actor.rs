@@ -21,10 +21,12 @@ use shaper_core::{
     spec::Policy,
     task::UnixNanos,
 };
+use shaper_metrics::traces;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::{
     failpoint,
+    life::life,
     metrics::Commits,
     reactor::{
         self, Answer, Bounds, Directive, Effect, Event, Hello, Phase, Refusal, Row, RowChange, SessionId,
@@ -192,6 +194,7 @@ pub struct Handle {
     jobs: mpsc::Sender<Job>,
     sessions: Arc<AtomicU64>,
     wakeup: watch::Receiver<Wakeup>,
+    noted: watch::Receiver<u64>,
 }
 
 /// When something is to be decided that no event will cause.
@@ -223,19 +226,23 @@ impl Handle {
         Ok(answers)
     }
 
+    /// A look at the state that waits for its turn, however long the queue: for those of whom there are few.
+    pub async fn read_in_turn<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&View<'_>) -> T + Send + 'static,
+    ) -> Result<T, ActorError> {
+        let (job, answer) = reading(look);
+        self.jobs.send(job).await.map_err(|_| ActorError::Stopped)?;
+        answer.await.map_err(|_| ActorError::Stopped)
+    }
+
     /// A look at the state.
     pub async fn read<T: Send + 'static>(
         &self,
         look: impl FnOnce(&View<'_>) -> T + Send + 'static,
     ) -> Result<T, ActorError> {
-        let (reply, answer) = oneshot::channel();
-        let job = move |view: &View<'_>| {
-            // For a caller who has gone away meanwhile nobody looks.
-            if !reply.is_closed() {
-                drop(reply.send(look(view)));
-            }
-        };
-        self.submit(Job::Read(Box::new(job)))?;
+        let (job, answer) = reading(look);
+        self.submit(job)?;
         answer.await.map_err(|_| ActorError::Stopped)
     }
 
@@ -268,6 +275,11 @@ impl Handle {
         Ok(session)
     }
 
+    /// How many decisions there were: of the latest ones a look at the state tells more.
+    pub fn noted(&self) -> watch::Receiver<u64> {
+        self.noted.clone()
+    }
+
     /// Ends the thread after what is in its queue.
     pub async fn stop(&self) {
         // It may have ended already.
@@ -278,6 +290,20 @@ impl Handle {
     pub async fn ended(&self) {
         self.jobs.closed().await;
     }
+}
+
+/// A look, and where what it sees comes.
+fn reading<T: Send + 'static>(
+    look: impl FnOnce(&View<'_>) -> T + Send + 'static,
+) -> (Job, oneshot::Receiver<T>) {
+    let (reply, answer) = oneshot::channel();
+    let job = move |view: &View<'_>| {
+        // For a caller who has gone away meanwhile nobody looks.
+        if !reply.is_closed() {
+            drop(reply.send(look(view)));
+        }
+    };
+    (Job::Read(Box::new(job)), answer)
 }
 
 /// State, store and queue.
@@ -292,6 +318,7 @@ pub struct Actor {
     outboxes: HashMap<SessionId, mpsc::Sender<ToAgent>>,
     changes: Changes,
     wakeup: watch::Sender<Wakeup>,
+    noted: watch::Sender<u64>,
     orders: Option<Orders>,
     commits: Commits,
     /// When it had taken over the store.
@@ -312,6 +339,7 @@ pub struct Seat {
     scaling: Scaling,
     queue: mpsc::Receiver<Job>,
     wakeup: watch::Sender<Wakeup>,
+    noted: watch::Sender<u64>,
     orders: Option<Orders>,
 }
 
@@ -332,8 +360,9 @@ impl Seat {
 pub fn prepare(bounds: Bounds) -> (Handle, Seat) {
     let (jobs, queue) = mpsc::channel(QUEUE);
     let (wakeup, wakeups) = watch::channel(Wakeup::default());
-    let handle = Handle { jobs, sessions: Arc::new(AtomicU64::new(1)), wakeup: wakeups };
-    (handle, Seat { bounds, scaling: Scaling::default(), queue, wakeup, orders: None })
+    let (noted, follower) = watch::channel(0);
+    let handle = Handle { jobs, sessions: Arc::new(AtomicU64::new(1)), wakeup: wakeups, noted: follower };
+    (handle, Seat { bounds, scaling: Scaling::default(), queue, wakeup, noted, orders: None })
 }
 
 impl Actor {
@@ -364,7 +393,7 @@ impl Actor {
             nodes = state.nodes.len(),
             "took over the store"
         );
-        let Seat { bounds: _, scaling: _, queue, wakeup, orders } = seat;
+        let Seat { bounds: _, scaling: _, queue, wakeup, noted, orders } = seat;
         let compacted = state.revision;
         let actor = Actor {
             state,
@@ -375,6 +404,7 @@ impl Actor {
             outboxes: HashMap::new(),
             changes: Changes { live: broadcast::channel(CHANGES).0, recent: VecDeque::new(), compacted },
             wakeup,
+            noted,
             orders,
             commits: Commits::default(),
             began: Instant::now(),
@@ -441,6 +471,8 @@ impl Actor {
         }
         let next = self.next_wakeup();
         self.wakeup.send_if_modified(|wakeup| std::mem::replace(wakeup, next) != next);
+        let now = self.state.shown.noted();
+        self.noted.send_if_modified(|noted| std::mem::replace(noted, now) != now);
         Ok(stops)
     }
 
@@ -546,6 +578,13 @@ impl Actor {
                 self.outboxes.remove(&session);
             }
             Effect::Changed { task, revision } => self.changes.add(&self.state, revision, task),
+            Effect::Over(task) => {
+                if traces::are_wanted()
+                    && let Some(life) = self.state.tasks.get(&task).and_then(|row| life(row))
+                {
+                    life.tell();
+                }
+            }
             Effect::ScaleOut { task, reason } => {
                 tracing::warn!(%task, reason, "more nodes are needed");
             }

@@ -37,6 +37,9 @@ pub struct Options {
     /// Where metrics are served.
     #[command(flatten)]
     pub metrics: shaper_metrics::listen::Options,
+    /// Where traces go.
+    #[command(flatten)]
+    pub traces: shaper_metrics::traces::Options,
     /// Where the web page is served.
     #[command(flatten)]
     pub web: crate::web::Options,
@@ -231,6 +234,8 @@ pub struct Config {
     pub socket_gid: u32,
     /// Where metrics are served.
     pub metrics: Option<shaper_metrics::listen::Config>,
+    /// Where traces go.
+    pub traces: shaper_metrics::traces::Options,
     /// Where the web page is served.
     pub web: Option<crate::web::Config>,
     /// How much there may be.
@@ -286,6 +291,7 @@ impl Options {
             tls_dir,
             identities,
             metrics,
+            traces,
             web,
             max_open_tasks,
             keep_ended,
@@ -316,7 +322,7 @@ impl Options {
         let metrics = metrics.check(tls_dir.as_deref())?;
         let web = web.check(tls_dir.as_deref())?;
         let scaling = scale.map(read_scaling).transpose()?;
-        Ok(Config { socket, tcp, identities, socket_gid, metrics, web, bounds, scaling, store })
+        Ok(Config { socket, tcp, identities, socket_gid, metrics, traces, web, bounds, scaling, store })
     }
 }
 

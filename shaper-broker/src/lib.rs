@@ -8,6 +8,7 @@
 pub mod actor;
 pub mod config;
 pub mod enrolment;
+mod life;
 pub mod metrics;
 pub mod reactor;
 mod ready;

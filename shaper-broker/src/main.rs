@@ -32,7 +32,7 @@ use shaper_identity::{
     Role,
     serve::{self, Guard, Incoming, Limits, Tcp},
 };
-use shaper_metrics::listen::Listener;
+use shaper_metrics::{listen::Listener, traces};
 use shaper_proto::{
     FILE_DESCRIPTOR_SET, notify, peer,
     scale::keda::external_scaler_server::ExternalScalerServer,
@@ -45,6 +45,7 @@ use tokio::{
 use tokio_stream::StreamExt;
 use tonic::{service::interceptor::InterceptedService, transport::Server};
 use tonic_health::server::HealthReporter;
+use tower::util::option_layer;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -98,6 +99,7 @@ fn tend(command: upkeep::Command, options: Options) -> Result<ExitCode, Error> {
 fn serve(options: Options) -> Result<(), Error> {
     let config = options.check()?;
     let _lock = config.store.lock_state()?;
+    let _traces = config.traces.begin("shaper-broker", None)?;
     let (handle, mut seat) = actor::prepare(config.bounds);
     let scaling = config.scaling.clone().unwrap_or_default();
     let scales = Scales { orders: seat.scale(scaling.clone()), scaling };
@@ -289,6 +291,7 @@ async fn listen(
     tracing::info!(socket, "ready");
     notify::ready();
     let server = Server::builder()
+        .layer(option_layer(traces::are_wanted().then_some(traces::Requests)))
         .layer(Guard::new(access, Limits::BROKER))
         .concurrency_limit_per_connection(64)
         .http2_keepalive_interval(Some(KEEPALIVE))

@@ -95,6 +95,8 @@ struct Reading {
     epoch: u64,
     tasks: [(&'static str, usize); 5],
     lacks: Lacks,
+    /// For how long the task waits that was submitted first, ns.
+    waiting_longest: u64,
     connected: usize,
     lost: usize,
     /// Of the nodes that are connected.
@@ -159,6 +161,7 @@ impl Reading {
                 ("over", state.tasks.len().saturating_sub(open)),
             ],
             lacks: state.lacks(),
+            waiting_longest: state.waits_longest().map_or(0, |since| view.now.saturating_sub(since)),
             connected,
             lost: state.nodes.len() - connected,
             capacity,
@@ -255,7 +258,8 @@ fn add(exposition: &mut Exposition, reading: Reading, queued: usize, left_out: u
         }
     }
     let (capacity, reserved) = (reading.capacity, reading.reserved);
-    let single: [(&'static Family, Value); 16] = [
+    let single: [(&'static Family, Value); 17] = [
+        (&table::WAITING_LONGEST, Value::Float(reading.waiting_longest as f64 / 1e9)),
         (&table::EPOCH, Value::Count(reading.epoch)),
         (&table::SESSIONS, count(reading.sessions)),
         (&table::CPU, cores(capacity.millicores)),

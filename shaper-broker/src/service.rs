@@ -1,5 +1,6 @@
 //! The gRPC service for clients: checks what comes in, asks the broker, answers. Streams have modules of their own.
 
+mod events;
 mod nodes;
 pub(crate) mod policies;
 mod submit;
@@ -209,6 +210,17 @@ impl Broker for BrokerService {
             self.read(move |view| own(view, &caller, grant.as_ref(), &task).map(|_| ())).await?;
         }
         self.task(Event::Cancel { caller, task, grace_millis }).await
+    }
+
+    type WatchEventsStream = Pin<Box<dyn Stream<Item = Result<v1::WatchEventsResponse, Status>> + Send>>;
+
+    async fn watch_events(
+        &self,
+        request: Request<v1::WatchEventsRequest>,
+    ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        let follower = events::Follower { caller: caller(&request)?, grant: grant(&request)? };
+        let stream = follower.begin(self.broker.clone(), request.into_inner().follow).await?;
+        Ok(Response::new(Box::pin(stream)))
     }
 
     async fn explain_task(

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 use shaper_core::{
-    spec::{Capacity, Demand, Policy, Profile, TaskSpec},
+    id::TaskId,
+    spec::{Capacity, Decision, Demand, Policy, Profile, TaskSpec},
     task::{ExitStatus, Owner, Phase, TaskStatus, UnixNanos},
 };
 use shaper_proto::{convert::WireError, v1};
@@ -31,6 +32,17 @@ pub(crate) struct ClusterTask {
     /// What is reserved for it now, where that is not what it asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) reserved: Option<Demand>,
+}
+
+/// A decision about some task.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Event {
+    /// Of all decisions since the broker began to lead, from 1.
+    pub(crate) number: u64,
+    /// About which task.
+    pub(crate) task_id: TaskId,
+    /// What, and why; without the nodes that were considered.
+    pub(crate) decision: Decision,
 }
 
 /// Where a task of the cluster is in its life.
@@ -254,6 +266,17 @@ pub(crate) struct MeasuredProfile {
 
 fn named(text: String) -> Option<String> {
     (!text.is_empty()).then_some(text)
+}
+
+impl TryFrom<v1::Event> for Event {
+    type Error = WireError;
+
+    fn try_from(wire: v1::Event) -> Result<Event, WireError> {
+        let v1::Event { number, task_id, decision } = wire;
+        let task_id = task_id.parse().map_err(|_| WireError::Missing("task_id"))?;
+        let decision = decision.ok_or(WireError::Missing("decision"))?.try_into()?;
+        Ok(Event { number, task_id, decision })
+    }
 }
 
 impl TryFrom<v1::ClusterTask> for ClusterTask {

@@ -11,6 +11,7 @@ mod error;
 mod exit;
 mod follow;
 mod output;
+mod progress;
 mod servers;
 mod show;
 mod time;

@@ -67,6 +67,13 @@ impl fmt::Display for Utc {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span(pub(crate) Duration);
 
+impl Span {
+    /// When so much time before now was.
+    pub(crate) fn ago(self) -> UnixNanos {
+        now().saturating_sub(u64::try_from(self.0.as_nanos()).unwrap_or(u64::MAX))
+    }
+}
+
 /// Why a length of time was not understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a length of time, such as 10s, 500ms, 2m or 1h")]

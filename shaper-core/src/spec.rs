@@ -253,11 +253,10 @@ impl DecisionKind {
         DecisionKind::Lost,
         DecisionKind::Cancelled,
     ];
-}
 
-impl fmt::Display for DecisionKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
+    /// As it is written.
+    pub const fn name(self) -> &'static str {
+        match self {
             DecisionKind::Placed => "placed",
             DecisionKind::Pending => "pending",
             DecisionKind::ScaleOut => "scale_out",
@@ -269,7 +268,13 @@ impl fmt::Display for DecisionKind {
             DecisionKind::Ended => "ended",
             DecisionKind::Lost => "lost",
             DecisionKind::Cancelled => "cancelled",
-        })
+        }
+    }
+}
+
+impl fmt::Display for DecisionKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
     }
 }
 

@@ -107,8 +107,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         return properties(args.fraction);
     }
     if args.name == GUARDS {
-        let tally = guards::run(part, whole, &args.only)?;
-        return Ok(concluded(tally));
+        return guards::run(part, whole, &args.only);
     }
     let Some(soak) = SOAKS.iter().find(|soak| soak.name == args.name) else {
         bail!("there is no soak `{}`", args.name);
@@ -147,7 +146,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// Prints the sum: whether all was well.
-fn concluded(tally: Tally) -> ExitCode {
+pub(crate) fn concluded(tally: Tally) -> ExitCode {
     println!("{tally}");
     if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

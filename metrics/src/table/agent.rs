@@ -45,6 +45,10 @@ families! {
     /// Kills.
     TASK_OOM_KILLS = Family::counter(
         "shaper_task_oom_kills_total", Unit::None, "Processes of it that the kernel killed for want of memory", TASK);
+    /// GPU memory.
+    TASK_GPU_MEMORY = Family::gauge(
+        "shaper_task_gpu_memory_bytes", Unit::Bytes, "Memory of a GPU card that its processes have, as the driver says",
+        &["task", "namespace", "name", "card"]);
     /// Idle memory.
     TASK_RECLAIMED = Family::counter(
         "shaper_task_memory_idle_reclaimed_bytes_total", Unit::Bytes,
@@ -140,6 +144,24 @@ families! {
     /// Memory that is free.
     MACHINE_MEMORY_AVAILABLE = Family::gauge(
         "shaper_machine_memory_available_bytes", Unit::Bytes, "Memory of the machine that could be had without swapping", &[]);
+    /// GPU cards.
+    MACHINE_GPU = Family::info(
+        "shaper_machine_gpu_info", "A GPU card: its number here, its UUID or device, and its model", &["card", "id", "model"]);
+    /// Whether they can be read.
+    MACHINE_GPU_READABLE = Family::gauge(
+        "shaper_machine_gpu_readable", Unit::None, "Whether the driver tells of the card; not, if it was lost", &["card"]);
+    /// Their memory.
+    MACHINE_GPU_MEMORY = Family::gauge(
+        "shaper_machine_gpu_memory_bytes", Unit::Bytes, "Memory of the card", &["card"]);
+    /// What of it is used.
+    MACHINE_GPU_MEMORY_USED = Family::gauge(
+        "shaper_machine_gpu_memory_used_bytes", Unit::Bytes, "Of that, what is in use, by whomever", &["card"]);
+    /// How busy they are.
+    MACHINE_GPU_BUSY = Family::gauge(
+        "shaper_machine_gpu_busy_ratio", Unit::None, "Part of the last moments in which the card was busy, from 0 to 1", &["card"]);
+    /// How hot.
+    MACHINE_GPU_TEMPERATURE = Family::gauge(
+        "shaper_machine_gpu_temperature_celsius", Unit::None, "Temperature of the card", &["card"]);
     /// Stalls.
     MACHINE_STALLED = Family::counter(
         "shaper_machine_pressure_stalled_seconds_total", Unit::Seconds,

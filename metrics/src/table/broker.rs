@@ -21,6 +21,10 @@ families! {
         "Tasks that are pending, by what they lack: nodes (none is connected), large-nodes (none could ever hold it), \
          room (now), backoff (it does not go back to a node for a while) or unknown (nobody has looked yet)",
         &["lack"]);
+    /// For how long.
+    WAITING_LONGEST = Family::gauge(
+        "shaper_broker_waiting_longest_seconds", Unit::Seconds,
+        "Since when the task has been submitted that was submitted first of those that are pending; 0 where none is", &[]);
     /// Nodes.
     NODES = Family::gauge("shaper_broker_nodes", Unit::None, "Nodes by state: connected, cordoned (of these) or lost", &["state"]);
     /// Sessions.

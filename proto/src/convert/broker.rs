@@ -426,21 +426,11 @@ impl From<PolicyFloors> for v1::PolicyFloors {
 }
 
 fn kind(wire: &str) -> Result<DecisionKind, WireError> {
-    Ok(match wire {
-        "placed" => DecisionKind::Placed,
-        "pending" => DecisionKind::Pending,
-        "scale_out" => DecisionKind::ScaleOut,
-        "grew" => DecisionKind::Grew,
-        "shrunk" => DecisionKind::Shrunk,
-        "reclaimed" => DecisionKind::Reclaimed,
-        "evicted" => DecisionKind::Evicted,
-        "refused" => DecisionKind::Refused,
-        "ended" => DecisionKind::Ended,
-        "lost" => DecisionKind::Lost,
-        "cancelled" => DecisionKind::Cancelled,
-        "" => return Err(WireError::Missing("kind")),
-        _ => return Err(invalid("kind", "a kind of decision that this version knows")),
-    })
+    match DecisionKind::ALL.into_iter().find(|kind| kind.name() == wire) {
+        Some(kind) => Ok(kind),
+        None if wire.is_empty() => Err(WireError::Missing("kind")),
+        None => Err(invalid("kind", "a kind of decision that this version knows")),
+    }
 }
 
 impl TryFrom<v1::Decision> for Decision {

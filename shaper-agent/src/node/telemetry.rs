@@ -124,6 +124,7 @@ impl Node {
         let tasks = self.task_readings();
         let mut snapshot = self.meter.node(&self.config.node, self.bpf.as_ref(), now());
         snapshot.cpu_pool = self.cpu_pool();
+        snapshot.gpus = self.card_usages();
         let running = self.tasks.values().filter(|task| task.is_running()).count();
         let ended =
             self.tasks.values().filter(|task| matches!(task.record.phase, Phase::Ended { .. })).count();
@@ -179,6 +180,7 @@ impl Node {
             if let Some(memory) = &mut usage.memory {
                 memory.idle_reclaimed = task.idling.status().map(|status| status.reclaimed);
             }
+            usage.gpu_memory = self.card_memory(&task.record.execution.task);
             let submitted = task.record.assignment.as_ref().map(|assignment| Submitted {
                 namespace: assignment.spec.namespace.clone(),
                 name: assignment.spec.name.clone(),

@@ -140,7 +140,9 @@ impl Turn<'_> {
     /// Books what a running task has used, once a minute of it is there.
     pub(super) fn watch(&mut self, id: &TaskId, status: &TaskStatus) {
         let (usage, kills) = (status.usage, status.oom_kill.map_or(0, |kill| kill.kills));
-        self.state.shown.sample(id, status, self.now);
+        if let Some(row) = self.state.tasks.get(id) {
+            self.state.shown.sample(id, row.task.request(), status, self.now);
+        }
         let watches = &mut self.state.watches;
         let watch = watches.entry(id.clone()).or_insert_with(|| Watch::begin(status.attempt, usage, kills));
         // Another attempt, or counters that begin anew.

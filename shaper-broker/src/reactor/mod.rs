@@ -318,6 +318,8 @@ pub enum Effect {
         /// Of this change. The state may have a later one when it comes to that, and tells of both.
         revision: u64,
     },
+    /// A task has ended or was cancelled: nothing more is decided about it.
+    Over(TaskId),
     /// More nodes are needed.
     ScaleOut {
         /// For which task.
@@ -605,6 +607,7 @@ impl Turn<'_> {
         self.state.leave(id);
         let Some(row) = self.change(id) else { return };
         let before = std::mem::replace(&mut row.task.phase, phase);
+        let is_over = row.task.phase.is_over();
         let is_on_a_node = row.task.phase.node().is_some();
         if !is_on_a_node {
             row.task.preempted = None;
@@ -616,6 +619,9 @@ impl Turn<'_> {
         if !is_on_a_node {
             self.state.watches.remove(id);
             self.state.shown.end(id);
+        }
+        if is_over {
+            self.effects.push(Effect::Over(id.clone()));
         }
         let entered = self.state.enter(id);
         debug_assert!(entered, "task `{id}` was placed on a node that is not there");

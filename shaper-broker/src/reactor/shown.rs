@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use shaper_core::{
     id::TaskId,
     limits::Limit,
-    spec::{Decision, DecisionKind},
+    spec::{Decision, DecisionKind, Demand},
     task::{TaskStatus, UnixNanos, Usage},
     units::{BitsPerSec, Bytes, Millicores},
 };
@@ -52,6 +52,8 @@ pub struct Sample {
     pub received: BitsPerSec,
     /// For how much of the time its CPU limit stopped it, thousandths; with several threads each counts.
     pub throttled_permille: Option<u64>,
+    /// Reserved.
+    pub request: Demand,
     /// In force.
     pub cpu_limit: Limit<Millicores>,
     /// In force.
@@ -125,8 +127,8 @@ impl Shown {
         self.noted
     }
 
-    /// What a running task has used until now.
-    pub(super) fn sample(&mut self, id: &TaskId, status: &TaskStatus, at: UnixNanos) {
+    /// What a running task has used until now; `request` is reserved for it.
+    pub(super) fn sample(&mut self, id: &TaskId, request: &Demand, status: &TaskStatus, at: UnixNanos) {
         let Some(series) = self.series.get_mut(id) else {
             if self.has_room() {
                 self.series.insert(id.clone(), Series::begin(status));
@@ -157,6 +159,7 @@ impl Shown {
             sent: bits(usage.egress.bytes, last.egress.bytes),
             received: bits(usage.ingress.bytes, last.ingress.bytes),
             throttled_permille: throttled.map(|(now, before)| rate(now, before, 1000)),
+            request: *request,
             cpu_limit: status.limits.cpu,
             memory_limit: status.limits.memory,
             net_limit: status.limits.net_egress,
@@ -213,6 +216,14 @@ mod tests {
         *,
     };
 
+    const REQUEST: Demand = Demand {
+        cpu: Millicores(100),
+        memory: Bytes(1 << 20),
+        gpu_memory: None,
+        network: None,
+        storage_io: None,
+    };
+
     fn at(task: &str, attempt: u32, second: u64, cpu_time_ns: u64) -> TaskStatus {
         let usage = Usage {
             at_monotonic_ns: second * SECOND,
@@ -230,14 +241,14 @@ mod tests {
         let seconds = SAMPLE_EVERY / SECOND * (SAMPLES as u64 + 2);
         for second in 0..=seconds {
             // Half a core.
-            shown.sample(&task, &at("t", 1, second, second * SECOND / 2), second * SECOND);
+            shown.sample(&task, &REQUEST, &at("t", 1, second, second * SECOND / 2), second * SECOND);
         }
         let samples: Vec<_> = shown.samples(&task).collect();
         assert_eq!(samples.len(), SAMPLES);
         assert!(samples.iter().all(|sample| sample.cpu == Millicores(500)), "{samples:?}");
         assert_eq!(samples[0].sent, BitsPerSec(SECOND / 2));
         assert!(samples.windows(2).all(|two| two[1].at - two[0].at == SAMPLE_EVERY));
-        shown.sample(&task, &at("t", 2, seconds + 1, 0), 0);
+        shown.sample(&task, &REQUEST, &at("t", 2, seconds + 1, 0), 0);
         assert_eq!(shown.samples(&task).count(), 0, "another attempt begins anew");
     }
 
@@ -246,19 +257,19 @@ mod tests {
         let mut shown = Shown::default();
         let name = |number: usize| format!("t{number}");
         for number in 0..=SERIES {
-            shown.sample(&id(&name(number)), &at(&name(number), 1, 0, 0), 0);
+            shown.sample(&id(&name(number)), &REQUEST, &at(&name(number), 1, 0, 0), 0);
         }
         assert_eq!(shown.series.len(), SERIES);
         assert!(!shown.series.contains_key(&id(&name(SERIES))), "there was no room for the last");
         shown.end(&id("t7"));
         assert!(shown.series.contains_key(&id("t7")), "it is kept while nobody needs the room");
-        shown.sample(&id("new"), &at("new", 1, 0, 0), 0);
+        shown.sample(&id("new"), &REQUEST, &at("new", 1, 0, 0), 0);
         assert!(!shown.series.contains_key(&id("t7")) && shown.series.contains_key(&id("new")));
         for attempt in 2..10 {
             shown.end(&id("t8"));
-            shown.sample(&id("t8"), &at("t8", attempt, 0, 0), 0);
+            shown.sample(&id("t8"), &REQUEST, &at("t8", attempt, 0, 0), 0);
         }
-        shown.sample(&id("newer"), &at("newer", 1, 0, 0), 0);
+        shown.sample(&id("newer"), &REQUEST, &at("newer", 1, 0, 0), 0);
         assert!(shown.series.contains_key(&id("t8")), "it runs again");
     }
 }

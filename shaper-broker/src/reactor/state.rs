@@ -524,6 +524,12 @@ impl State {
         self.waiting.len()
     }
 
+    /// When the task was submitted that was submitted first of those that wait.
+    pub fn waits_longest(&self) -> Option<UnixNanos> {
+        let id = self.waiting.oldest()?;
+        self.tasks.get(id).map(|row| row.task.submission.submitted_at)
+    }
+
     /// What the tasks that wait lack.
     pub fn lacks(&self) -> Lacks {
         self.waiting.lacks_of_all()

@@ -7,6 +7,7 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
+    ops::Bound,
 };
 
 use shaper_core::{
@@ -127,6 +128,19 @@ impl Waiting {
             *lack += line.tasks.len();
         }
         lacks
+    }
+
+    /// That which was submitted first: looks at a few of each line.
+    pub(super) fn oldest(&self) -> Option<&TaskId> {
+        let queues = self.lines.values().map(|line| &line.tasks).chain([&self.alone]);
+        let firsts = queues.flat_map(|queue| {
+            // Within a priority they are in the order of submission.
+            std::iter::successors(queue.first(), |(priority, _, id)| {
+                let behind = Bound::Excluded((*priority, u64::MAX, id.clone()));
+                queue.range((behind, Bound::Unbounded)).next()
+            })
+        });
+        firsts.min_by_key(|(_, sequence, _)| *sequence).map(|(_, _, id)| id)
     }
 
     /// Whether there are some that wait for room, or of which that is not known.

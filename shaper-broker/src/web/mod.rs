@@ -128,7 +128,7 @@ impl Site {
                 let _permit = permit;
                 look(view)
             };
-            self.broker.read(look).await
+            self.broker.read_in_turn(look).await
         };
         match tokio::time::timeout(PATIENCE, looked).await {
             Ok(Ok(looked)) => looked,

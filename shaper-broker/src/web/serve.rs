@@ -12,6 +12,7 @@ use tokio::{
     net::TcpListener,
     sync::Semaphore,
 };
+use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
@@ -23,6 +24,8 @@ const CONNECTIONS: usize = 256;
 const CONNECTIONS_EACH: usize = 32;
 /// How long the other end may take to show what it wants, handshake included.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the other end may take nothing of what it is sent: a page is not kept for whoever does not read it.
+const UNREAD: Duration = Duration::from_secs(20);
 /// How long all of a connection may last: a browser makes another.
 const LONGEST: Duration = Duration::from_secs(10 * 60);
 /// Bytes of a request's head.
@@ -133,6 +136,51 @@ async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_headers(MOST_HEADERS);
     builder.max_buf_size(LONGEST_HEAD);
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(UNREAD));
+    let connection = builder.serve_connection(TokioIo::new(Box::pin(stream)), service);
     // Whoever hangs up has what it wanted.
-    let _ = tokio::time::timeout(LONGEST, builder.serve_connection(TokioIo::new(stream), service)).await;
+    let _ = tokio::time::timeout(LONGEST, connection).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, duplex},
+        time::Instant,
+    };
+
+    use super::*;
+
+    fn router() -> Router {
+        Router::new().route("/", get(|| async { "x".repeat(1 << 20) }))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn web_a_page_is_not_kept_for_whoever_does_not_read_it() {
+        let (ours, mut theirs) = duplex(4096);
+        theirs.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let begun = Instant::now();
+        connection(ours, router()).await;
+        let took = begun.elapsed();
+        assert!(took >= UNREAD && took < UNREAD + PATIENCE, "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn web_a_page_may_be_read_slowly() {
+        let (ours, mut theirs) = duplex(4096);
+        let served = tokio::spawn(connection(ours, router()));
+        theirs.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        let (mut all, mut some) = (0, vec![0; 64 << 10]);
+        loop {
+            tokio::time::sleep(UNREAD / 50).await;
+            match theirs.read(&mut some).await.unwrap() {
+                0 => break,
+                read => all += read,
+            }
+        }
+        assert!(all > 1 << 20, "{all}");
+        served.await.unwrap();
+    }
 }

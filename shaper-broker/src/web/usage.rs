@@ -41,10 +41,10 @@ pub(super) struct Usage {
     net_granted: Vec<Option<u64>>,
     /// Of the time its CPU limit stopped it.
     throttled: Vec<Option<f64>>,
-    /// What it asked for.
-    request_cpu: f64,
-    request_memory: u64,
-    request_network: Option<u64>,
+    /// What was reserved for it.
+    request_cpu: Vec<f64>,
+    request_memory: Vec<u64>,
+    request_network: Vec<Option<u64>>,
     decisions: Vec<Mark>,
 }
 
@@ -72,17 +72,11 @@ fn limit<T, N>(limit: Limit<T>, number: impl Fn(T) -> N) -> Option<N> {
 impl Usage {
     pub(super) fn of(view: &View<'_>, viewer: &Viewer, name: &str) -> Result<Usage, Trouble> {
         let id = name.parse().map_err(|_| Trouble::NoTask(name.to_owned()))?;
-        let task = own(view, &viewer.caller, viewer.grant.as_ref(), &id)?;
-        let demand = task.demand();
+        own(view, &viewer.caller, viewer.grant.as_ref(), &id)?;
         let cores = |cpu: Millicores| cpu.0 as f64 / 1e3;
-        let mut usage = Usage {
-            request_cpu: cores(demand.cpu),
-            request_memory: demand.memory.0,
-            request_network: demand.network.map(|network| network.0),
-            ..Usage::default()
-        };
+        let mut usage = Usage::default();
         for sample in view.state.shown.samples(&id) {
-            let Sample { at, cpu, memory, sent, received, throttled_permille, .. } = *sample;
+            let Sample { at, cpu, memory, sent, received, throttled_permille, request, .. } = *sample;
             usage.at.push(seconds(at));
             usage.cpu.push(cores(cpu));
             usage.cpu_limit.push(limit(sample.cpu_limit, cores));
@@ -92,6 +86,9 @@ impl Usage {
             usage.received.push(received.0);
             usage.net_limit.push(limit(sample.net_limit, |BitsPerSec(rate)| rate));
             usage.net_granted.push(sample.net_granted.map(|BitsPerSec(rate)| rate));
+            usage.request_cpu.push(cores(request.cpu));
+            usage.request_memory.push(request.memory.0);
+            usage.request_network.push(request.network.map(|network| network.0));
             usage.throttled.push(throttled_permille.map(|permille| permille as f64 / 1e3));
         }
         if viewer.may("ExplainTask") {

@@ -1,10 +1,15 @@
 //! What of a call that the table allows is theirs.
 
+use std::time::Duration;
+
 use shaper_identity::Role;
 use shaper_proto::v1::{self, broker_client::BrokerClient};
 use tonic::Code;
 
 use crate::harness::{Broker, call};
+
+/// Nothing takes so long.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn spec(task: &str, namespace: &str, priority: v1::Priority) -> v1::TaskSpec {
     let demand = v1::ResourceDemand { cpu_millicores: 100, memory_bytes: 1 << 20, ..Default::default() };
@@ -139,4 +144,53 @@ async fn a_submitters_policies_stay_in_its_namespaces() {
     let mut user = BrokerClient::new(broker.connect_as(65534).await);
     let status = user.apply_policy(policy("u", "default", v1::Priority::Low)).await.unwrap_err();
     assert_eq!(status.code(), Code::PermissionDenied, "{status:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_submitter_follows_decisions_about_its_own_tasks_alone() {
+    let broker = Broker::start();
+    let mut root = BrokerClient::new(broker.connect_locally().await);
+    let mut etl = BrokerClient::new(broker.connect(Role::Submitter, "etl").await);
+    let follow = || v1::WatchEventsRequest { follow: true };
+    let (mut of_root, mut of_etl) = (
+        root.watch_events(follow()).await.unwrap().into_inner(),
+        etl.watch_events(follow()).await.unwrap().into_inner(),
+    );
+    let submit =
+        |name, namespace| v1::SubmitTaskRequest { spec: Some(spec(name, namespace, v1::Priority::Low)) };
+    // There are no nodes: that is decided about each of them.
+    root.submit_task(submit("first", "default")).await.unwrap();
+    etl.submit_task(submit("own", "etl")).await.unwrap();
+    root.submit_task(submit("last", "default")).await.unwrap();
+    async fn until(
+        stream: &mut tonic::Streaming<v1::WatchEventsResponse>,
+        last: &str,
+    ) -> Vec<(u64, String, String)> {
+        let mut seen = Vec::new();
+        while seen.last().is_none_or(|(_, task, _)| task != last) {
+            let news =
+                tokio::time::timeout(PATIENCE, stream.message()).await.expect("nothing is said").unwrap();
+            let news = news.expect("it goes on");
+            assert_eq!(news.missed, 0);
+            seen.extend(news.events.into_iter().filter_map(|event| {
+                let decision = event.decision?;
+                assert!(decision.nodes.is_empty());
+                (decision.kind == "pending").then_some((event.number, event.task_id, decision.reason))
+            }));
+        }
+        seen
+    }
+    let all = until(&mut of_root, "last").await;
+    let names: Vec<_> = all.iter().map(|(_, task, _)| task.as_str()).collect();
+    assert_eq!(names, ["first", "own", "last"]);
+    assert!(all.iter().all(|(_, _, reason)| !reason.is_empty()), "{all:?}");
+    assert!(all.is_sorted_by_key(|(number, ..)| *number), "{all:?}");
+    assert_eq!(until(&mut of_etl, "own").await, all[1..2]);
+    // Without `follow` it ends, with the same.
+    let mut list = etl.watch_events(v1::WatchEventsRequest { follow: false }).await.unwrap().into_inner();
+    assert_eq!(until(&mut list, "own").await, all[1..2]);
+    assert!(list.message().await.unwrap().is_none());
+    let mut stranger = BrokerClient::new(broker.connect(Role::Node, "n1").await);
+    let status = stranger.watch_events(follow()).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied);
 }

@@ -2,19 +2,23 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use shaper_core::{
     document::MAX_RETRIES,
     id::TaskId,
-    spec::{DEFAULT_NAMESPACE, Priority},
+    spec::{DEFAULT_NAMESPACE, DecisionKind, Priority},
 };
 
 use super::{DryRun, Format, ListFormat, TableFormat};
-use crate::users::UserSpec;
+use crate::{time::Span, users::UserSpec};
 
 const SUBMIT_AFTER_HELP: &str = "\
 FILE is a task spec, or a bare task profile with a command after `--`, in YAML or JSON; `-` is the
 standard input. The task gets the environment that the spec names, and PATH, HOME and USER where it
 names none of them. To submit the same task again changes nothing.
+
+Once the broker has the task on disk, that is all: whether a node takes it, and how it ends, say
+`shaper get tasks`, `shaper explain`, and --wait.
 
 With --wait, the phases of the task are said on standard error, and shaper exits with the task's
 code; interrupted, it leaves the task to the broker.
@@ -83,6 +87,9 @@ pub(crate) enum NodeCommand {
         /// Only say which tasks would go, where to, and what that would cost
         #[arg(long)]
         dry_run: bool,
+        /// Return when they all have left it
+        #[arg(long, conflicts_with = "dry_run")]
+        wait: bool,
     },
     /// Forget a node that is gone for good. Operator only
     Remove {
@@ -115,6 +122,42 @@ pub(crate) struct GetNodes {
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     pub(crate) output: ListFormat,
 }
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EVENTS_AFTER_HELP)]
+pub(crate) struct GetEvents {
+    /// Only about these tasks
+    #[arg(value_name = "TASK")]
+    pub(crate) tasks: Vec<TaskId>,
+    /// Only of this kind; may be repeated
+    #[arg(long = "kind", value_name = "KIND", value_parser = decision_kind())]
+    pub(crate) kinds: Vec<DecisionKind>,
+    /// Nothing older than this, such as 10s, 5m or 2h
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<Span>,
+    /// Go on, with a line for each decision; with `-o json`, an object a line
+    #[arg(short, long)]
+    pub(crate) watch: bool,
+    /// How they are shown
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub(crate) output: TableFormat,
+}
+
+/// One of the names of them.
+fn decision_kind() -> impl TypedValueParser<Value = DecisionKind> {
+    PossibleValuesParser::new(DecisionKind::ALL.map(DecisionKind::name)).try_map(|name| {
+        let kind = DecisionKind::ALL.into_iter().find(|kind| kind.name() == name);
+        kind.ok_or("there is no such kind of decision")
+    })
+}
+
+const EVENTS_AFTER_HELP: &str = "\
+The broker keeps the latest 512 decisions about all tasks since it began to lead, and those about each
+task with the task (`shaper explain`).
+
+Examples:
+  shaper get events --watch                         what is decided, as it is decided
+  shaper get events --kind evicted --kind lost      which tasks had to go, and why";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct GetScale {
@@ -170,7 +213,7 @@ impl From<PriorityArg> for Priority {
 /// What tasks have used.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum ProfileCommand {
-    /// Show what tasks of a name need, as the profile of the next one, in JSON
+    /// Show what tasks of a name need, as the profile of the next one, in JSON. Tasks that were cancelled do not count
     Get(ProfileOf),
     /// Show where each figure of a profile comes from
     Explain(ProfileOf),

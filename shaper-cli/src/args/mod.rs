@@ -19,7 +19,8 @@ use shaper_core::{
 
 pub(crate) use self::{
     cluster::{
-        Apply, Explain, GetNodes, GetPolicies, GetScale, NodeCommand, ProfileCommand, ProfileOf, Submit,
+        Apply, Explain, GetEvents, GetNodes, GetPolicies, GetScale, NodeCommand, ProfileCommand, ProfileOf,
+        Submit,
     },
     context::ContextCommand,
     exec::Exec,
@@ -380,6 +381,9 @@ pub(crate) enum Get {
     /// Policies of the cluster
     #[command(alias = "policy")]
     Policies(GetPolicies),
+    /// The latest decisions about tasks: what was placed, made smaller or larger, ended, and why
+    #[command(alias = "event")]
+    Events(GetEvents),
     /// Groups of nodes that are started and ended as tasks need them, and who waits for them
     Scale(GetScale),
 }

@@ -5,6 +5,7 @@ use std::{collections::HashMap, path::Path, time::Duration};
 use shaper_core::{
     id::TaskId,
     spec::{Decision, Policy, Priority, TaskSpec},
+    task::UnixNanos,
 };
 use shaper_identity::address::Address;
 use shaper_proto::v1::{self, broker_client::BrokerClient};
@@ -15,7 +16,8 @@ use tonic_health::pb::{
 
 use super::{CallError, ConnectError, Failure, Link, Outage, Peer};
 use crate::cluster::{
-    ClusterTask, KnownProfile, MeasuredProfile, NodeStatus, PolicyRevision, PolicyStatus, Scale, TaskPolicies,
+    ClusterTask, Event, KnownProfile, MeasuredProfile, NodeStatus, PolicyRevision, PolicyStatus, Scale,
+    TaskPolicies,
 };
 
 /// One of several brokers that does not say by then whether it serves is passed over.
@@ -249,6 +251,27 @@ impl Broker {
         Watch { broker: self, id, seen: HashMap::new(), changes: None, outage: Outage::default() }
     }
 
+    /// The latest decisions about all tasks, oldest first.
+    pub(crate) async fn events(&self) -> Result<Vec<Event>, CallError> {
+        const OPERATION: &str = "list events";
+        let request = v1::WatchEventsRequest { follow: false };
+        let mut stream = self.link.answer(OPERATION, self.broker().watch_events(request).await)?;
+        let mut events = Vec::new();
+        while let Some(news) =
+            stream.message().await.map_err(|status| self.link.failed(OPERATION, &status))?
+        {
+            for event in news.events {
+                events.push(self.link.domain(OPERATION, event)?);
+            }
+        }
+        Ok(events)
+    }
+
+    /// The same, and then each further one.
+    pub(crate) fn follow_events(&self) -> Follow<'_> {
+        Follow { broker: self, last: (0, 0), stream: None, outage: Outage::default() }
+    }
+
     /// The task once it is over. Outlives the broker.
     pub(crate) async fn wait_task(&self, id: &TaskId) -> Result<ClusterTask, CallError> {
         let mut watch = self.watch(Some(id));
@@ -257,6 +280,62 @@ impl Broker {
             if task.is_over() {
                 return Ok(task);
             }
+        }
+    }
+}
+
+/// Follows decisions, each once, also across restarts of the broker.
+pub(crate) struct Follow<'a> {
+    broker: &'a Broker,
+    /// Number and time of the last that was returned.
+    last: (u64, UnixNanos),
+    stream: Option<Streaming<v1::WatchEventsResponse>>,
+    outage: Outage,
+}
+
+impl Follow<'_> {
+    /// Those that are new, and how many there were before them that are not known any more.
+    pub(crate) async fn next(&mut self) -> Result<(Vec<Event>, u64), CallError> {
+        loop {
+            match self.news().await {
+                Ok((mut events, missed)) => {
+                    self.outage = Outage::default();
+                    self.broker.link.is_back();
+                    // After a loss they come again. Another broker counts anew, and what it decides is later.
+                    let (number, at) = self.last;
+                    events.retain(|event| event.number > number || event.decision.at > at);
+                    if let Some(event) = events.last() {
+                        self.last = (event.number, event.decision.at);
+                    }
+                    return Ok((events, missed));
+                }
+                Err(error) if error.is_loss() => {
+                    self.stream = None;
+                    self.broker.link.sit_out(&mut self.outage, error).await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn news(&mut self) -> Result<(Vec<Event>, u64), CallError> {
+        const OPERATION: &str = "follow events";
+        let link = &self.broker.link;
+        let stream = match &mut self.stream {
+            Some(stream) => stream,
+            none => {
+                let request = v1::WatchEventsRequest { follow: true };
+                none.insert(link.answer(OPERATION, self.broker.broker().watch_events(request).await)?)
+            }
+        };
+        match stream.message().await {
+            Ok(Some(v1::WatchEventsResponse { events, missed })) => {
+                let events = events.into_iter().map(|event| link.domain(OPERATION, event));
+                Ok((events.collect::<Result<_, _>>()?, missed))
+            }
+            // It has no end of its own.
+            Ok(None) => Err(CallError { operation: OPERATION.into(), failure: Failure::Lost(link.peer) }),
+            Err(status) => Err(link.failed(OPERATION, &status)),
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::{
     args::Cancel,
     error::Error,
     output,
+    progress::Progress,
     servers::{Found, Servers},
     show,
 };
@@ -13,7 +14,9 @@ use crate::{
 pub(super) async fn cancel(servers: &Servers, args: &Cancel) -> Result<(), Error> {
     let Cancel { id, grace, now, no_wait } = args;
     let grace = if *now { Duration::ZERO } else { grace.0 };
-    let phase = match servers.find(id).await? {
+    let found = servers.find(id).await?;
+    let shown = (!no_wait).then(|| Progress::of_time(&format!("waiting for {id} to end")));
+    let phase = match found {
         Found::Node(agent) => {
             let asked = agent.cancel_task(id, grace).await?;
             let task = if *no_wait { asked } else { agent.wait_task(id).await? };
@@ -25,5 +28,6 @@ pub(super) async fn cancel(servers: &Servers, args: &Cancel) -> Result<(), Error
             show::cluster_phase(&task.phase)
         }
     };
+    drop(shown);
     output::print(&format!("{id} {phase}\n"))
 }

@@ -7,12 +7,11 @@ use crate::{
     client::Client,
     error::Error,
     output::{self, Column},
-    time::{Utc, now},
+    time::{Span, Utc},
 };
 
 pub(super) async fn ledger(client: &Client, args: &Ledger) -> Result<(), Error> {
-    let span = args.since.map(|span| u64::try_from(span.0.as_nanos()).unwrap_or(u64::MAX));
-    let since = span.map_or(0, |span| now().saturating_sub(span));
+    let since = args.since.map_or(0, Span::ago);
     let (entries, notes) = client.ledger(args.id.as_ref(), since).await?;
     for note in notes {
         output::remark(&format!("shaper: {note}"));

@@ -61,6 +61,7 @@ pub(crate) async fn execute(args: Args) -> Result<ExitCode, Error> {
         Command::Get(Get::Tasks(args)) => get::tasks(&servers, &args).await?,
         Command::Get(Get::Nodes(args)) => get::nodes(&servers.broker().await?, &args).await?,
         Command::Get(Get::Policies(args)) => get::policies(&servers.broker().await?, &args).await?,
+        Command::Get(Get::Events(args)) => get::events(&servers.broker().await?, &args).await?,
         Command::Get(Get::Scale(args)) => get::scale(&servers.broker().await?, &args).await?,
         Command::Describe(args) => describe::describe(&servers, &args).await?,
         Command::Explain(args) => explain::explain(&servers.broker().await?, &args).await?,

@@ -1,12 +1,16 @@
 //! `shaper node`: whether a node takes tasks, and what an operator knows of it that the broker cannot.
 
+use std::collections::HashSet;
+
 use shaper_proto::v1;
 
 use crate::{
     args::NodeCommand,
     client::Broker,
+    cluster::ClusterPhase,
     error::Error,
     output::{self, Column},
+    progress::Progress,
     time,
 };
 
@@ -21,9 +25,14 @@ pub(super) async fn node(broker: &Broker, args: &NodeCommand) -> Result<(), Erro
             broker.cordon_node(node, v1::NodeWish::Open, false).await?;
             format!("node {node} takes tasks\n")
         }
-        NodeCommand::Drain { node, dry_run } => {
+        NodeCommand::Drain { node, dry_run, wait } => {
             let tasks = broker.cordon_node(node, v1::NodeWish::Drained, *dry_run).await?;
-            drained(node, &tasks, *dry_run, time::now())
+            output::print(&drained(node, &tasks, *dry_run, time::now()))?;
+            if !*wait {
+                return Ok(());
+            }
+            until_left(broker, node, tasks).await?;
+            format!("node {node} has none of them any more\n")
         }
         NodeCommand::Remove { node } => {
             broker.remove_node(node).await?;
@@ -31,6 +40,25 @@ pub(super) async fn node(broker: &Broker, args: &NodeCommand) -> Result<(), Erro
         }
     };
     output::print(&text)
+}
+
+/// Returns when none of these tasks is on a node.
+async fn until_left(broker: &Broker, node: &str, tasks: Vec<v1::LeavingTask>) -> Result<(), Error> {
+    let total = tasks.len() as u64;
+    let mut left: HashSet<String> = tasks.into_iter().map(|task| task.task_id).collect();
+    let progress = Progress::of(&format!("tasks have left {node}:"), total);
+    let mut watch = broker.watch(None);
+    while !left.is_empty() {
+        let task = watch.next().await?;
+        let is_there = match &task.phase {
+            ClusterPhase::Starting { node: on } | ClusterPhase::Running { node: on } => on == node,
+            ClusterPhase::Pending { .. } | ClusterPhase::Ended { .. } | ClusterPhase::Cancelled => false,
+        };
+        if !is_there && left.remove(task.spec.profile.task_id.as_str()) {
+            progress.at(total - left.len() as u64, total);
+        }
+    }
+    Ok(())
 }
 
 fn fenced(node: &str, tasks: &[String]) -> String {
@@ -66,10 +94,15 @@ fn drained(node: &str, tasks: &[v1::LeavingTask], dry_run: bool, now: u64) -> St
     let verb = if dry_run { "would be" } else { "is" };
     let summary = match tasks.len() {
         0 => format!("node {node} {verb} drained: it has no tasks\n"),
-        count => format!(
-            "node {node} {verb} drained of {count} tasks, {waits} of which fit nowhere else now; they have used {:.1} s of CPU time\n",
-            seconds(total)
-        ),
+        count => {
+            let tasks = if count == 1 { "task" } else { "tasks" };
+            let verb_of_waits = if waits == 1 { "fits" } else { "fit" };
+            format!(
+                "node {node} {verb} drained of {count} {tasks}, {waits} of which {verb_of_waits} nowhere else now; {:.1} s of CPU \
+                 time have been used so far\n",
+                seconds(total)
+            )
+        }
     };
     if tasks.is_empty() { summary } else { format!("{}{summary}", output::table(COLUMNS, rows)) }
 }
@@ -98,7 +131,7 @@ mod tests {
         assert!(lines[1].contains("n2") && lines[2].contains("waits") && lines[1].contains("1.5s"), "{text}");
         assert_eq!(
             lines[3],
-            "node n1 would be drained of 2 tasks, 1 of which fit nowhere else now; they have used 3.0 s of CPU time"
+            "node n1 would be drained of 2 tasks, 1 of which fits nowhere else now; 3.0 s of CPU time have been used so far"
         );
         assert_eq!(drained("n1", &[], false, 0), "node n1 is drained: it has no tasks\n");
     }

@@ -1,6 +1,9 @@
 //! `shaper set`: changes limits of a running task.
 
+use std::{pin::pin, time::Duration};
+
 use shaper_core::{
+    id::TaskId,
     limits::LimitsChange,
     shrink::{Outcome, Status},
     task::TaskStatus,
@@ -11,13 +14,18 @@ use crate::{
     client::Client,
     error::Error,
     output::{self, printable},
+    progress::Progress,
     show::{self, resource},
 };
+
+/// How often it is looked how far memory has come down.
+const LOOK: Duration = Duration::from_millis(500);
 
 pub(super) async fn set(client: &Client, args: &Set) -> Result<(), Error> {
     let change = LimitsChange::from(args.limits);
     let before = client.get_task(&args.id).await?;
-    let after = client.set_limits(&args.id, change, args.wait).await?;
+    let setting = client.set_limits(&args.id, change, args.wait);
+    let after = if args.wait { watched(client, &args.id, setting).await? } else { setting.await? };
     match args.output {
         Format::Text => output::print(&text(&change, &before, &after)),
         Format::Json => output::print_json(&after),
@@ -28,6 +36,25 @@ pub(super) async fn set(client: &Client, args: &Set) -> Result<(), Error> {
             Err(Error::NotShrunk(args.id.clone()))
         }
         _ => Ok(()),
+    }
+}
+
+/// Shows meanwhile how far the memory of the task has come down.
+async fn watched<T>(client: &Client, id: &TaskId, setting: impl Future<Output = T>) -> T {
+    let progress = Progress::of_bytes(&format!("reclaiming memory of {id}"));
+    let mut setting = pin!(setting);
+    let mut looks = tokio::time::interval(LOOK);
+    loop {
+        tokio::select! {
+            done = &mut setting => return done,
+            _ = looks.tick(), if progress.is_seen() => {}
+        }
+        // That it cannot be seen says nothing of the change.
+        if let Ok(TaskStatus { shrink: Some(shrink), .. }) = client.get_task(id).await {
+            let Status { target, used_at_first, used, .. } = shrink;
+            let of = used_at_first.0.saturating_sub(target.0);
+            progress.at(used_at_first.0.saturating_sub(used.0).min(of), of);
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
         err, out,
     },
     host::{Host, line, texts},
+    terminal::Terminal,
 };
 
 const PROFILE: &str = r#"{
@@ -262,7 +263,7 @@ fn a_node_is_closed_emptied_opened_and_forgotten() {
     let expected = "\
 TASK  PRIORITY  THERE FOR  CPU TIME  GOES TO
 etl   low               -      1.5s  waits
-node n1 would be drained of 1 tasks, 1 of which fit nowhere else now; they have used 1.5 s of CPU time
+node n1 would be drained of 1 task, 1 of which fits nowhere else now; 1.5 s of CPU time have been used so far
 ";
     assert_eq!(said(&["node", "drain", "--dry-run", "n1"]), says(expected));
     assert_eq!(said(&["node", "remove", "gone"]), says("node gone is forgotten\n"));
@@ -270,6 +271,28 @@ node n1 would be drained of 1 tasks, 1 of which fit nowhere else now; they have 
     assert_eq!(said(&["node", "remove", "n1"]), (String::new(), refused, Some(2)));
     let none = "no groups of nodes: the broker has none to start and end (--scale)\n".to_owned();
     assert_eq!(said(&["get", "scale"]), (String::new(), none, Some(0)));
+}
+
+#[test]
+fn a_drain_is_waited_for_and_shown() {
+    let host = Host::new();
+    let _broker = host.start_broker();
+    host.cluster.add(broker::task(spec("etl")));
+    host.cluster.go_on("etl", running("full"));
+    let command = host.command(&["node", "drain", "full", "--wait"]);
+    let terminal = Terminal::start(command, 160, 24);
+    terminal.await_text("node full is drained of 1 task");
+    terminal.await_text("tasks have left full: [");
+    terminal.await_text("0 of 1");
+    host.cluster.go_on("etl", Phase::StartingOn("other".into()));
+    let ended = terminal.end();
+    assert!(ended.said.ends_with("node full has none of them any more"), "{ended:?}");
+    assert_eq!((ended.code, ended.said.contains("0 of 1"), ended.coloured), (Some(0), false, false));
+    // For who is no terminal nothing is drawn.
+    let output = host.shaper(&["node", "drain", "full", "--wait"]);
+    let (said, errors, code) = texts(&output);
+    assert!(said.ends_with("node full has none of them any more\n"), "{said}");
+    assert_eq!((errors, code), ("", Some(0)));
 }
 
 #[test]
@@ -451,6 +474,49 @@ fn a_log_is_read_from_the_agent_of_the_node_or_it_is_said_where_it_is() {
     host.cluster.go_on("etl", running("n2"));
     let said = at("and this is node `n1`").replacen("`n1`", "`n2`", 1);
     assert_eq!(texts(&logs()), ("", said.as_str(), Some(2)));
+}
+
+#[test]
+fn decisions_are_listed_and_followed() {
+    let host = Host::new();
+    let broker = host.start_broker();
+    let none = "nothing of that kind was decided since the broker began to lead\n";
+    assert_eq!(texts(&host.shaper(&["get", "events"])), ("", none, Some(0)));
+    let decision = |second: u64, kind| Decision {
+        at: second * 1_000_000_000,
+        by: "broker".into(),
+        kind,
+        reason: "because \u{1b}[31m".into(),
+        nodes: vec![],
+    };
+    host.cluster.decide(decision(1, DecisionKind::Pending).into());
+    host.cluster.decide(decision(2, DecisionKind::Placed).into());
+    let expected = "\
+TIME                  TASK  WHAT     BY      WHY
+1970-01-01T00:00:01Z  etl   pending  broker  because \\u{1b}[31m
+1970-01-01T00:00:02Z  etl   placed   broker  because \\u{1b}[31m
+";
+    assert_eq!(texts(&host.shaper(&["get", "events"])), (expected, "", Some(0)));
+    let placed = host.shaper(&["get", "events", "etl", "--kind", "placed", "-o", "json"]);
+    let events: serde_json::Value = serde_json::from_slice(&placed.stdout).unwrap();
+    assert_eq!((events[0]["number"].as_u64(), events.as_array().map(Vec::len)), (Some(2), Some(1)));
+    for nothing in [&["other"][..], &["--since", "1h"], &["--kind", "lost"]] {
+        let output = host.shaper(&[&["get", "events"], nothing].concat());
+        assert_eq!(texts(&output), ("", none, Some(0)), "{nothing:?}");
+    }
+    let unknown = host.shaper(&["get", "events", "--kind", "what"]);
+    assert!(texts(&unknown).1.contains("scale_out") && unknown.status.code() == Some(2), "{unknown:?}");
+
+    let mut watch = host.spawn(&["get", "events", "--watch", "--kind", "placed", "--kind", "ended"]);
+    let mut next = || line(&mut watch.stdout);
+    assert!(next().starts_with("TIME  "), "the header");
+    assert!(next().starts_with("1970-01-01T00:00:02Z"));
+    host.cluster.decide(decision(3, DecisionKind::Grew).into());
+    drop(broker);
+    let _broker = host.start_broker();
+    host.cluster.decide(decision(4, DecisionKind::Ended).into());
+    assert!(next().starts_with("1970-01-01T00:00:04Z"), "each is there once, also after a loss");
+    watch.signal(Signal::KILL);
 }
 
 #[test]

@@ -212,6 +212,11 @@ impl Screen {
                     (row.parse::<usize>().unwrap() - 1, column.parse::<usize>().unwrap() - 1);
             }
             ("2", b'J') => self.cells.clear(),
+            ("2", b'K') => {
+                if let Some(line) = self.cells.get_mut(self.row) {
+                    line.clear();
+                }
+            }
             (colours, b'm') => self.coloured |= colours.contains("38;") || colours.contains("48;"),
             other => panic!("a sequence that this terminal does not know: {other:?}"),
         }

@@ -14,11 +14,14 @@ use crate::{
 };
 
 pub(super) const POLICY: &[Field] = &[
-    Field::required("policy_name", Kind::Name, "\"high_priority_tasks\""),
-    Field::required("priority", Kind::Word(&PRIORITIES), "\"high\""),
-    Field::optional("namespace", Kind::Name, "\"default\""),
+    Field::required("policy_name", Kind::Name, "\"high_priority_tasks\"")
+        .means("its name, unique in the cluster: 1 to 63 letters, digits, `-`, `_` and `.`", "required"),
+    Field::required("priority", Kind::Word(&PRIORITIES), "\"high\"")
+        .means("`high`, `medium` or `low`: the priority of the tasks that it covers", "required"),
+    Field::optional("namespace", Kind::Name, "\"default\"").means("their namespace", "`default`"),
     Field::optional("selector", Kind::Fields(SELECTOR), "{\"labels\": {\"team\": \"data\"}}"),
-    Field::optional("resource_demand", Kind::Fields(DEMAND), "{\"cpu_cores\": 8, \"memory_gb\": 16}"),
+    Field::optional("resource_demand", Kind::Fields(DEMAND), "{\"cpu_cores\": 8, \"memory_gb\": 16}")
+        .means("as in a task profile (`cpu_cores`, `memory_gb`, …); see above", "none"),
     Field::optional("limits", Kind::Fields(LIMITS), "{\"cpu\": 2.5}"),
     Field::optional("floors", Kind::Fields(FLOORS), "{\"cpu\": 0.5, \"memory_gb\": 1}"),
     Field::optional(
@@ -29,21 +32,35 @@ pub(super) const POLICY: &[Field] = &[
 ];
 
 const SELECTOR: &[Field] = &[
-    Field::optional("labels", Kind::Labels, "{\"team\": \"data\"}"),
-    Field::optional("name", Kind::NamePattern, "\"etl-*\""),
+    Field::optional("labels", Kind::Labels, "{\"team\": \"data\"}")
+        .means("labels that they have, with exactly these values", "any"),
+    Field::optional("name", Kind::NamePattern, "\"etl-*\"")
+        .means("their name, or a pattern in which `*` stands for any characters, also for none", "any"),
 ];
 
-const LIMITS: &[Field] = &[Field::optional("cpu", Kind::Cores(&CPU), "2.5")];
+const LIMITS: &[Field] = &[Field::optional("cpu", Kind::Cores(&CPU), "2.5").means(
+    "the most CPU that each is granted: cores (`2.5`) or thousandths of one (`250m`), from 0.01 to 1000000",
+    "none",
+)];
 
 const FLOORS: &[Field] = &[
-    Field::optional("cpu", Kind::Cores(&CPU), "0.5"),
-    Field::optional("memory_gb", Kind::Quantity(&MEMORY), "1"),
+    Field::optional("cpu", Kind::Cores(&CPU), "0.5").means(
+        "down to how many cores what is reserved for each may come, so that another task has room: as `limits.cpu`",
+        "what it requests stays reserved",
+    ),
+    Field::optional("memory_gb", Kind::Quantity(&MEMORY), "1")
+        .means("the same of memory, in GiB", "what it requests stays reserved"),
 ];
 
 const BEHAVIOR: &[Field] = &[
-    Field::optional("eviction_threshold", Kind::Quantity(&THRESHOLD), "0.9"),
-    Field::optional("preemption_enabled", Kind::Boolean, "true"),
-    Field::optional("window_seconds", Kind::Quantity(&WINDOW), "10"),
+    Field::optional("eviction_threshold", Kind::Quantity(&THRESHOLD), "0.9")
+        .means("CPU utilisation of the node, above 0 and at most 1, that arms the policy", "it never acts"),
+    Field::optional("preemption_enabled", Kind::Boolean, "true")
+        .means("whether a task of lower priority may be ended for them", "`false`"),
+    Field::optional("window_seconds", Kind::Quantity(&WINDOW), "10").means(
+        "over which utilisation is averaged, and how long a remedy has before the next: 0.5 to 3600",
+        "`10`",
+    ),
 ];
 
 const CPU: Written<Millicores> = Written {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use proptest::{prelude::*, sample::select};
 use serde_json::{Value, json};
 
-use super::{policy, policy_fields, policy_schema};
+use super::{policy, policy_fields, policy_schema, schema::policy_table};
 
 const REMEDY: &str =
     "look at the difference; to take it: SHAPER_REGENERATE=1 cargo nextest run -p shaper-core document";
@@ -53,6 +53,15 @@ fn what_is_said_of_bad_policies() {
 fn the_published_schema_is_that_of_the_parser() {
     mirrors(&folder("../docs/policy.schema.json"), &policy_schema());
     serde_json::from_str::<Value>(&policy_schema()).unwrap();
+}
+
+#[test]
+fn the_fields_in_the_documentation_are_those_of_the_parser() {
+    let path = folder("../docs/policies.md");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let (before, rest) = text.split_once("| field |").unwrap();
+    let (_, after) = rest.split_once("\n\n").unwrap();
+    mirrors(&path, &format!("{before}{}\n{after}", policy_table()));
 }
 
 #[test]

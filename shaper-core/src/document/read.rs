@@ -15,15 +15,23 @@ pub(super) struct Field {
     pub(super) example: &'static str,
     pub(super) is_required: bool,
     pub(super) kind: Kind,
+    /// What it is, for the reference; nothing where a document of its own has that.
+    pub(super) about: &'static str,
+    /// What holds without it, in Markdown.
+    pub(super) without: &'static str,
 }
 
 impl Field {
     pub(super) const fn optional(name: &'static str, kind: Kind, example: &'static str) -> Field {
-        Field { name, example, is_required: false, kind }
+        Field { name, example, is_required: false, kind, about: "", without: "" }
     }
 
     pub(super) const fn required(name: &'static str, kind: Kind, example: &'static str) -> Field {
-        Field { name, example, is_required: true, kind }
+        Field { is_required: true, ..Field::optional(name, kind, example) }
+    }
+
+    pub(super) const fn means(self, about: &'static str, without: &'static str) -> Field {
+        Field { about, without, ..self }
     }
 }
 

@@ -14,6 +14,25 @@ const NAME_PATTERN: &str = "^[A-Za-z0-9._*-]{1,63}$";
 const LABEL: &str = "^[A-Za-z0-9._/-]{1,63}$";
 const LABEL_VALUE: &str = "^[A-Za-z0-9._/-]{0,63}$";
 
+/// The fields of a policy as a table in Markdown, for the reference.
+#[cfg(test)]
+pub(super) fn policy_table() -> String {
+    fn rows(fields: &'static [Field], of: &str, table: &mut String) {
+        for Field { name, kind, about, without, .. } in fields {
+            match kind {
+                Kind::Fields(inner) if about.is_empty() => rows(inner, &format!("{of}{name}."), table),
+                _ => {
+                    assert!(!about.is_empty() && !without.is_empty(), "{of}{name} is not explained");
+                    table.push_str(&format!("| `{of}{name}` | {about} | {without} |\n"));
+                }
+            }
+        }
+    }
+    let mut table = "| field | what it is | default |\n|---|---|---|\n".to_owned();
+    rows(POLICY, "", &mut table);
+    table
+}
+
 /// The JSON Schema (draft 2020-12) of a policy.
 pub fn policy_schema() -> String {
     let mut schema = vec![
@@ -32,6 +51,15 @@ fn fields(fields: &'static [Field]) -> Vec<(&'static str, Json)> {
         fields.iter().filter(|field| field.is_required).map(|field| Json::text(field.name)).collect();
     let property = |field: &'static Field| {
         let mut schema = kind(&field.kind);
+        if !field.about.is_empty() {
+            // What it may hold is told by the rest.
+            schema.retain(|(keyword, _)| *keyword != "description");
+            let about = match field.is_required {
+                true => field.about.to_owned(),
+                false => format!("{}; without it: {}", field.about, field.without),
+            };
+            schema.insert(0, ("description", Json::Text(about.replace('`', ""))));
+        }
         // As JSON already.
         schema.push(("examples", Json::List(vec![Json::Raw(field.example.to_owned())])));
         (field.name, Json::Map(schema))

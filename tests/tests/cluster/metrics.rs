@@ -134,6 +134,7 @@ fn a_broker_tells_of_its_cluster_whoever_has_the_token() {
     assert_eq!((phase(&series, "running"), phase(&series, "pending")), (1.0, 2.0));
     assert_eq!(series.get("shaper_broker_waiting_tasks{lack=\"room\"}"), 1.0, "{series:?}");
     assert_eq!(series.get("shaper_broker_waiting_tasks{lack=\"large-nodes\"}"), 1.0);
+    assert!(series.get("shaper_broker_waiting_longest_seconds") > 0.0);
     assert_eq!(
         (series.get("shaper_broker_leads"), series.get("shaper_broker_info{store=\"redb\"}")),
         (1.0, 1.0)

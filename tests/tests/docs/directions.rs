@@ -61,6 +61,7 @@ pub(crate) fn readme() -> Vec<Direction> {
         on("shaper-agent --broker /run/shaper/broker.sock &")
             .reads(".sock", ".sock --capacity cpu=8,memory=16Gi,network=1gbit"),
         on("shaper get tasks --watch").until("Running"),
+        on("shaper get events --watch").until("placed"),
         on("shaper profile get train").first(SMALL)
             .first("shaper submit --wait --user nobody --name train small.json -- /bin/true"),
         on("shaper pki init --ca-dir ca").fresh(),

@@ -52,6 +52,7 @@ fn all_pages() -> BTreeSet<String> {
 #[test]
 fn every_page_with_commands_has_a_test() {
     let mut with_commands = all_pages();
-    with_commands.retain(|page| !commands(page).1.is_empty());
+    // What `--help` says, examples included, is a page that shaper-cli's own test writes.
+    with_commands.retain(|page| page != "docs/cli.md" && !commands(page).1.is_empty());
     assert_eq!(with_commands, PAGES.iter().map(|&page| page.to_owned()).collect());
 }

@@ -4,6 +4,7 @@ use shaper_core::{doctor::Availability, gpu::CardUsage};
 use shaper_tests::{
     agent::{Agent, Options},
     cards::{FakeCards, MEMORY},
+    scrape::{Series, of_socket},
     time::eventually,
 };
 
@@ -38,7 +39,10 @@ fn nvml(agent: &Agent) -> Availability {
 #[test]
 fn cards_are_found_and_each_task_s_memory_is_summed_by_card() {
     let (cards, two) = two_cards();
-    let agent = Options::default().with_cards(&cards).start();
+    let directory = tempfile::tempdir().expect("a temporary directory can be made");
+    let metrics = directory.path().join("metrics.sock");
+    let agent =
+        Options::default().with_cards(&cards).with(&["--metrics", &metrics.display().to_string()]).start();
     let task = agent.run("training", &[], &["tick", "600", "0"]);
     let found = cards_of(&agent, 2);
     let shown: Vec<_> =
@@ -69,6 +73,21 @@ fn cards_are_found_and_each_task_s_memory_is_summed_by_card() {
         .collect();
     assert_eq!(used, [(1, 3 * GIB, 1)]);
     assert_eq!(agent.shaper().top().gpus[1].memory_used.map(|it| it.0), Some(8 * GIB));
+    let series = Series::of(&of_socket(&metrics, &[]));
+    for (name, value) in [
+        ("shaper_machine_gpu_info{card=\"1\",id=\"GPU-1\",model=\"Fake H100\"}", 1.0),
+        ("shaper_machine_gpu_readable{card=\"1\"}", 1.0),
+        ("shaper_machine_gpu_memory_bytes{card=\"1\"}", MEMORY as f64),
+        ("shaper_machine_gpu_memory_used_bytes{card=\"1\"}", (8 * GIB) as f64),
+        ("shaper_machine_gpu_busy_ratio{card=\"1\"}", 0.4),
+        ("shaper_machine_gpu_temperature_celsius{card=\"1\"}", 51.0),
+        (
+            "shaper_task_gpu_memory_bytes{task=\"training\",namespace=\"\",name=\"\",card=\"1\"}",
+            (3 * GIB) as f64,
+        ),
+    ] {
+        assert_eq!(series.get(name), value, "{name}");
+    }
     say(&cards, &two);
     eventually("it is given back", || agent.shaper().usage_of("training").gpu_memory.is_empty());
 }

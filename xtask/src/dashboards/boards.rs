@@ -72,6 +72,12 @@ pub(super) fn cluster() -> Value {
             &[("sum by (lack) (shaper_broker_waiting_tasks{OF})", "{{lack}}")],
         ),
         Panel::graph(
+            "Waiting for so long",
+            "Since the submission of the task that was submitted first of those that wait.",
+            Seconds,
+            &[("max(shaper_broker_waiting_longest_seconds{OF})", "the first")],
+        ),
+        Panel::graph(
             "Decisions",
             "What the broker and the agents decided about tasks.",
             PerSecond,

@@ -113,19 +113,19 @@
     { name: "CPU, cores", shown: cores, lines: [
       ["used", (usage) => usage.cpu, "--accent"],
       ["in force", (usage) => usage.cpu_limit, "--bad"],
-      ["request", (usage) => usage.at.map(() => usage.request_cpu), "--quiet"],
+      ["request", (usage) => usage.request_cpu, "--quiet"],
     ] },
     { name: "Memory", shown: bytes, lines: [
       ["used", (usage) => usage.memory, "--accent"],
       ["in force", (usage) => usage.memory_limit, "--bad"],
-      ["request", (usage) => usage.at.map(() => usage.request_memory), "--quiet"],
+      ["request", (usage) => usage.request_memory, "--quiet"],
     ] },
     { name: "Network", shown: bits, lines: [
       ["sent", (usage) => usage.sent, "--accent"],
       ["received", (usage) => usage.received, "--good"],
       ["limit", (usage) => usage.net_limit, "--bad"],
       ["granted", (usage) => usage.net_granted, "--wait"],
-      ["request", (usage) => usage.at.map(() => usage.request_network), "--quiet"],
+      ["request", (usage) => usage.request_network, "--quiet"],
     ] },
     { name: "Throttled, share of the time", shown: cores, lines: [
       ["throttled", (usage) => usage.throttled, "--wait"],

@@ -1,6 +1,7 @@
 //! `shaper get`: lists of things.
 
 mod cluster_tasks;
+mod events;
 mod node_tasks;
 mod nodes;
 mod policies;
@@ -13,7 +14,7 @@ use shaper_core::{
     units::{BitsPerSec, Bytes, Iops, Millicores},
 };
 
-pub(super) use self::{nodes::nodes, policies::policies, profiles::profiles, scale::scale};
+pub(super) use self::{events::events, nodes::nodes, policies::policies, profiles::profiles, scale::scale};
 use crate::{
     args::{GetTasks, ListFormat},
     cluster::{ClusterTask, KnownProfile, NodeStatus, PolicyStatus},

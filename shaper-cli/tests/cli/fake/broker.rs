@@ -277,6 +277,33 @@ impl broker_server::Broker for Service {
         Ok(Response::new(v1::ExplainTaskResponse { decisions: self.0.state().decisions.clone() }))
     }
 
+    type WatchEventsStream = ReceiverStream<Result<v1::WatchEventsResponse, Status>>;
+
+    async fn watch_events(
+        &self,
+        request: Request<v1::WatchEventsRequest>,
+    ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        let follow = request.into_inner().follow;
+        let (sender, receiver) = mpsc::channel(1);
+        let cluster = self.0.clone();
+        tokio::spawn(async move {
+            let (mut version, mut seen) = (cluster.version.subscribe(), 0);
+            loop {
+                version.mark_unchanged();
+                let decisions = cluster.state().decisions[seen..].to_vec();
+                let events = decisions.into_iter().map(|decision| {
+                    seen += 1;
+                    v1::Event { number: seen as u64, task_id: "etl".into(), decision: Some(decision) }
+                });
+                let news = v1::WatchEventsResponse { events: events.collect(), missed: 0 };
+                if sender.send(Ok(news)).await.is_err() || !follow || version.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
     async fn list_nodes(
         &self,
         _: Request<v1::ListNodesRequest>,
@@ -307,7 +334,8 @@ impl broker_server::Broker for Service {
             ..v1::LeavingTask::default()
         };
         let drains = request.wish() == v1::NodeWish::Drained;
-        let tasks = if drains && request.dry_run { vec![task] } else { Vec::new() };
+        let has_it = request.dry_run || request.node == "full";
+        let tasks = if drains && has_it { vec![task] } else { Vec::new() };
         Ok(Response::new(v1::CordonNodeResponse { tasks }))
     }
 

@@ -162,6 +162,8 @@ pub(crate) fn web(plan: Plan, report: &mut Report) -> Result<()> {
             filled = filled => filled?,
             failed = agents.failed() => return Err(failed),
         }
+        // What the agents said of their first tasks is worked off first.
+        Browser::open(&rig, address).await?.get("/").await?;
         let until = Instant::now() + plan.steady.min(Duration::from_secs(30));
         let mut browsers = tokio::task::JoinSet::new();
         for number in 0..BROWSERS {
