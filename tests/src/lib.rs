@@ -13,6 +13,7 @@ pub mod cards;
 pub mod cgroup;
 pub mod checker;
 pub mod cluster;
+pub mod collector;
 pub mod connections;
 pub mod cut;
 pub mod disk;

@@ -51,7 +51,7 @@ pub(crate) fn build() -> Result<BinDir> {
 
 /// Builds them with optimization, for benchmarks.
 pub(crate) fn build_release() -> Result<BinDir> {
-    build_of(&[&WHOLE[..], &["--release"]].concat())
+    build_of(&[&WHOLE[..], &["--release", "--features", "shaper-tests/bench"]].concat())
 }
 
 /// Builds what is shipped as it is shipped: without what is there for tests alone.

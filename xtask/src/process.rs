@@ -12,8 +12,18 @@ use anyhow::{Context, Result, bail};
 use crate::workspace;
 
 /// The cargo that runs this program, and so the toolchain of the host's crates; started at the repository's root.
+///
+/// What `cargo run` tells this program of its own package is taken away: build scripts that look at that (ring's does) would
+/// run anew, and all that depends on them would be built anew, whenever cargo is called now by hand and now from here.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in env::vars_os() {
+        let is_of_package =
+            |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+        if name.to_str().is_some_and(is_of_package) {
+            command.env_remove(name);
+        }
+    }
     command.current_dir(workspace::root());
     command
 }

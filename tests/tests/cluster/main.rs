@@ -15,3 +15,4 @@ mod reshape;
 mod room;
 mod scale;
 mod silent;
+mod traces;
