@@ -37,7 +37,7 @@ fn a_broker_sends_requests_and_the_lives_of_tasks() {
     assert_eq!(parts[0].end_time_unix_nano, parts[1].start_time_unix_nano);
     assert!(parts[0].end_time_unix_nano >= first.end_time_unix_nano, "it waited for the first to end");
     let decided: Vec<_> = second.events.iter().map(|event| event.name.as_str()).collect();
-    assert_eq!(decided, ["pending", "placed", "ended"]);
+    assert_eq!(decided, ["pending", "scale_out", "placed", "ended"]);
     let why = attribute(&second.events[0].attributes, "shaper.decision.reason");
     assert!(why.is_some_and(|why| why.contains("cpu")), "{why:?}");
 
