@@ -2,7 +2,7 @@
 
 use std::env;
 use std::io::{self, IsTerminal};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -66,9 +66,29 @@ pub(crate) struct Args {
     /// and Dask; those of the web page, in Chromium; and the manifests for Kubernetes, against its schemas
     #[arg(long)]
     all: bool,
+    /// Of what `--all` adds, this alone
+    #[arg(long, value_name = "STAGE", conflicts_with = "all")]
+    stage: Option<Added>,
     /// Arguments for cargo-nextest, or for `cargo test` where that is missing
     #[arg(last = true, value_name = "NEXTEST_ARGS")]
     nextest: Vec<String>,
+}
+
+/// What `--all` adds to the tests of this machine and of the bare VM.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Added {
+    /// With a real Prometheus
+    Prometheus,
+    /// Below systemd, in the VM, but for packages
+    Systemd,
+    /// Packages, likewise
+    Packages,
+    /// Against Ray and Dask
+    Frameworks,
+    /// Of the web page, in Chromium
+    Browser,
+    /// Of the manifests for Kubernetes
+    Kubernetes,
 }
 
 /// What the inputs of the property tests are drawn from. Here it is the same in each run, so that what fails is what was
@@ -89,6 +109,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let bpf_object = built(&mut stages, "build-ebpf", ebpf::build)?.programs;
     let bins = built(&mut stages, "build binaries", bins::build)?;
 
+    if let Some(stage) = args.stage {
+        stages.extend(added(stage, bins, bpf_object)?);
+        return Ok(conclude(&stages));
+    }
     stages.extend(host_tests(&bpf_object, &bins, &args.nextest)?);
     if args.all {
         stages.push(prometheus_tests(&bpf_object, &bins)?);
@@ -136,22 +160,50 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     };
     stages.push(Stage { name: "kernel-support.md".to_owned(), tally: Some(tally), took: Duration::ZERO });
     if args.all {
-        // dpkg and systemctl read much of this machine's root, slowly: packages have a machine of their own.
-        let (others, packages) =
-            (["systemd::", "--skip", PACKAGES].map(str::to_owned), [PACKAGES.to_owned()]);
-        for (filter, name) in [(&others[..], "systemd"), (&packages[..], "packages")] {
-            let job =
-                Job { profile: Profile::Systemd, beside: false, filter, timeout: 2 * job.timeout, ..job };
-            for verdict in job.run_series(Profile::Systemd.series())? {
-                let name = format!("vm {}, {name}", verdict.series);
-                stages.push(Stage { name, tally: Some(verdict.tally), took: verdict.total });
-            }
-        }
+        stages.extend(below_systemd(&contents, Added::Systemd)?);
+        stages.extend(below_systemd(&contents, Added::Packages)?);
         stages.push(frameworks::test(&contents.bins)?);
         stages.push(browser::test(&contents.bins)?);
         stages.push(kubernetes::test(&contents.bins)?);
     }
     Ok(conclude(&stages))
+}
+
+/// One of the stages that `--all` adds.
+fn added(stage: Added, bins: BinDir, bpf_object: PathBuf) -> Result<Vec<Stage>> {
+    Ok(match stage {
+        Added::Prometheus => vec![prometheus_tests(&bpf_object, &bins)?],
+        Added::Systemd | Added::Packages => {
+            let contents = Contents { bins, program: bins::build_tests(VM_TARGET)?, bpf_object };
+            below_systemd(&contents, stage)?
+        }
+        Added::Frameworks => vec![frameworks::test(&bins)?],
+        Added::Browser => vec![browser::test(&bins)?],
+        Added::Kubernetes => vec![kubernetes::test(&bins)?],
+    })
+}
+
+/// The VM's tests that take systemd. dpkg and systemctl read much of this machine's root, slowly: packages have a machine of
+/// their own.
+fn below_systemd(contents: &Contents, which: Added) -> Result<Vec<Stage>> {
+    let (filter, name) = match which {
+        Added::Packages => (vec![PACKAGES.to_owned()], "packages"),
+        _ => (["systemd::", "--skip", PACKAGES].map(str::to_owned).to_vec(), "systemd"),
+    };
+    let job = Job {
+        contents,
+        profile: Profile::Systemd,
+        timeout: 2 * vm::DEFAULT_TIMEOUT,
+        beside: false,
+        again: true,
+        filter: &filter,
+    };
+    let stage = |verdict: vm::Verdict| Stage {
+        name: format!("vm {}, {name}", verdict.series),
+        tally: Some(verdict.tally),
+        took: verdict.total,
+    };
+    Ok(job.run_series(Profile::Systemd.series())?.into_iter().map(stage).collect())
 }
 
 /// Prints the table and the sum.

@@ -162,7 +162,7 @@ fn a_node_is_drained_as_was_said_before_and_removed() {
     let other = if node == "n1" { "n2" } else { "n1" };
     let said = shaper.ok(&["node", "drain", "--dry-run", &node]);
     assert!(
-        said.contains(other) && said.contains("would be drained of 1 tasks, 0 of which fit nowhere else"),
+        said.contains(other) && said.contains("would be drained of 1 task, 0 of which fit nowhere else"),
         "{said}"
     );
     assert!(cluster.broker.task("a").node.as_ref() == Some(&node));
