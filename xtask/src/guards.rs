@@ -287,22 +287,25 @@ fn passes(test: &Test, bpf_object: &Path) -> Result<bool> {
 /// Set in the environment of the one that has a mount namespace.
 const APART: &str = "SHAPER_GUARDS_APART";
 
-/// Of the guards, the first `part` of `whole`, of those whose name has `filter`.
-pub(crate) fn run(part: u32, whole: u32, filter: &str) -> Result<ExitCode> {
+/// Of the guards, the first `part` of `whole` of those whose names have one of the texts in `only`, or of all.
+pub(crate) fn run(part: u32, whole: u32, only: &[String]) -> Result<ExitCode> {
     if env::var_os(APART).is_some() {
-        return look(part, whole, filter).map(soak::concluded);
+        return look(part, whole, only).map(soak::concluded);
     }
     setup::ensure(setup::Need::Native)?;
     let mut apart = Command::new("unshare");
     apart.args(["--mount", "--propagation", "private"]).arg(env::current_exe()?).args(["soak", "guards"]);
-    apart.args([format!("--fraction={part}/{whole}"), format!("--only={filter}")]).env(APART, "1");
+    apart.args([format!("--fraction={part}/{whole}")]).env(APART, "1");
+    apart.args(only.iter().map(|text| format!("--only={text}")));
     let status = apart.status().context("cannot start unshare, of util-linux")?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn look(part: u32, whole: u32, filter: &str) -> Result<Tally> {
+fn look(part: u32, whole: u32, only: &[String]) -> Result<Tally> {
     let bpf_object = ebpf::build()?.programs;
-    let guards: Vec<_> = GUARDS.iter().filter(|guard| guard.name.contains(filter)).collect();
+    let is_wanted =
+        |guard: &&Guard| only.is_empty() || only.iter().any(|text| guard.name.contains(text.as_str()));
+    let guards: Vec<_> = GUARDS.iter().filter(is_wanted).collect();
     let most = (guards.len() * part as usize).div_ceil(whole as usize);
     let guards = &guards[..most];
     let overlay = Overlay::lay()?;

@@ -61,9 +61,9 @@ pub(crate) struct Args {
     /// How much of it
     #[arg(long, default_value = "1/1", value_name = "PART/WHOLE")]
     fraction: Fraction,
-    /// Of the guards, those whose names have this
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    only: String,
+    /// Of the guards, those whose names have this; may be given more than once [default: all]
+    #[arg(long, value_name = "TEXT")]
+    only: Vec<String>,
     /// A series of Debian's kernels; may be given more than once [default: 6.12, 6.1 and 6.18; for kills 6.12, for
     /// broker none]
     #[arg(long, value_name = "SERIES")]
