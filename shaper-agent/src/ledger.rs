@@ -201,14 +201,18 @@ impl Ledger {
 
     /// Writes what came of the intent `of`.
     pub fn conclude(&mut self, now: UnixNanos, of: u64, outcome: Outcome) -> Result<(), Error> {
-        if let Some((_, mut period)) = self.traced.take_if(|(number, _)| *number == of) {
+        let traced = self.traced.take_if(|(number, _)| *number == of).map(|(_, mut period)| {
             period.to = now;
             if let Outcome::RolledBack(why) | Outcome::Failed(why) = &outcome {
                 period.failure = Some(why.clone());
             }
+            period
+        });
+        self.append(now, Said::Outcome { of, outcome })?;
+        if let Some(period) = traced {
             period.tell();
         }
-        self.append(now, Said::Outcome { of, outcome }).map(drop)
+        Ok(())
     }
 
     /// The number that the next entry will have.

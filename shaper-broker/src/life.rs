@@ -58,17 +58,19 @@ fn moment(decision: &Decision) -> Moment {
 
 const ON_A_NODE: &str = "on a node";
 
-/// In turn it waits and is on a node.
+/// In turn it waits and is on a node. It has left one when it waits again or is on another: a node that is lost may be back with
+/// it, and who is asked to end has not ended yet.
 fn parts<'a>(from: u64, to: u64, decisions: impl Iterator<Item = &'a Decision>) -> Vec<Period> {
     let mut parts: Vec<Period> = Vec::new();
     let waits = |from| Period { name: "waits".to_owned(), from, ..Period::default() };
-    let mut now = waits(from);
+    let (mut now, mut why) = (waits(from), None);
     for Decision { at, kind, reason, .. } in decisions {
         let next = match kind {
             DecisionKind::Placed => Period { name: ON_A_NODE.to_owned(), from: *at, ..Period::default() },
+            DecisionKind::Pending if now.name == ON_A_NODE => waits(*at),
             DecisionKind::Evicted | DecisionKind::Refused | DecisionKind::Lost => {
-                now.failure = Some(reason.clone());
-                waits(*at)
+                why = Some(reason.clone());
+                continue;
             }
             DecisionKind::Pending
             | DecisionKind::ScaleOut
@@ -78,7 +80,7 @@ fn parts<'a>(from: u64, to: u64, decisions: impl Iterator<Item = &'a Decision>) 
             | DecisionKind::Ended
             | DecisionKind::Cancelled => continue,
         };
-        now.to = *at;
+        (now.to, now.failure) = (*at, why.take());
         parts.push(std::mem::replace(&mut now, next));
     }
     now.to = to;
@@ -101,15 +103,18 @@ mod tests {
             decision(2, DecisionKind::Pending),
             decision(5, DecisionKind::Placed),
             decision(6, DecisionKind::Grew),
-            decision(9, DecisionKind::Evicted),
+            decision(7, DecisionKind::Evicted),
+            decision(9, DecisionKind::Pending),
             decision(11, DecisionKind::Placed),
+            decision(12, DecisionKind::Lost),
+            decision(14, DecisionKind::Grew),
             decision(20, DecisionKind::Ended),
         ];
         let parts = parts(1, 20, decisions.iter());
         let shown: Vec<_> = parts.iter().map(|it| (it.name.as_str(), it.from, it.to)).collect();
         let expected = [("waits", 1, 5), ("on a node", 5, 9), ("waits", 9, 11), ("on a node", 11, 20)];
         assert_eq!(shown, expected);
-        assert_eq!(parts[1].failure.as_deref(), Some("because of 9"));
-        assert_eq!((parts[0].failure.as_ref(), parts[3].failure.as_ref()), (None, None));
+        let failures: Vec<_> = parts.iter().map(|it| it.failure.as_deref()).collect();
+        assert_eq!(failures, [None, Some("because of 7"), None, None], "the lost node was back with it");
     }
 }

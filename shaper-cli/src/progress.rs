@@ -35,15 +35,12 @@ impl Progress {
         bar.set_style(style.progress_chars("=> "));
         bar.set_message(what.to_owned());
         let soon = bar.clone();
-        // Without a runtime, as in a test, it is drawn with what is new.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move {
-                tokio::time::sleep(SOON).await;
-                if !soon.is_finished() {
-                    soon.enable_steady_tick(EVERY);
-                }
-            });
-        }
+        tokio::spawn(async move {
+            tokio::time::sleep(SOON).await;
+            if !soon.is_finished() {
+                soon.enable_steady_tick(EVERY);
+            }
+        });
         Progress(bar)
     }
 
