@@ -242,11 +242,12 @@ async fn carry_out(
             return Ok(directive_result::Outcome::Accepted(true));
         }
     };
-    let v1::Start { spec, owner } = start;
+    let v1::Start { spec, owner, gpu_cards } = start;
     let spec = TaskSpec::try_from(spec.ok_or(WireError::Missing("start.spec"))?)?;
     let v1::Credentials { uid, gid, groups: _ } = owner.ok_or(WireError::Missing("start.owner"))?;
     let owner = Owner { uid, gid };
-    let start = move |node: &mut Node| node.start_assigned(&id, owner, spec, lease_seconds);
+    let cards = convert::gpu::grant(gpu_cards)?;
+    let start = move |node: &mut Node| node.start_assigned(&id, owner, spec, cards, lease_seconds);
     let assigned = match node.call(start).await?? {
         Starting::There(assigned) => *assigned,
         Starting::Waiting(answer) => {
@@ -258,7 +259,8 @@ async fn carry_out(
 }
 
 fn hello(inventory: Inventory) -> v1::Hello {
-    let Inventory { node, boot_id, capacity, tasks, highest_epoch, agent_socket, session: _ } = inventory;
+    let Inventory { node, boot_id, capacity, gpus, tasks, highest_epoch, agent_socket, session: _ } =
+        inventory;
     v1::Hello {
         node,
         boot_id,
@@ -266,6 +268,7 @@ fn hello(inventory: Inventory) -> v1::Hello {
         inventory: tasks.into_iter().map(wire_assigned).collect(),
         highest_epoch,
         agent_socket,
+        gpus: gpus.map(Into::into),
     }
 }
 

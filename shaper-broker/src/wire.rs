@@ -217,7 +217,11 @@ fn directive(directive: Directive) -> v1::Directive {
     let kind = match kind {
         DirectiveKind::Start(submission) => {
             let Submission { spec, owner, task_lease_seconds, .. } = &*submission;
-            let start = v1::Start { spec: Some(spec.clone().into()), owner: Some(owner.clone().into()) };
+            let start = v1::Start {
+                spec: Some(spec.clone().into()),
+                owner: Some(owner.clone().into()),
+                gpu_cards: None,
+            };
             match *task_lease_seconds {
                 None => Kind::Start(start),
                 Some(task_lease_seconds) => {
@@ -253,7 +257,7 @@ const MAX_EPOCH: u64 = 1 << 62;
 
 /// What an agent says first.
 pub fn hello(wire: v1::Hello) -> Result<Hello, WireError> {
-    let v1::Hello { node, boot_id, capacity, inventory, highest_epoch, agent_socket } = wire;
+    let v1::Hello { node, boot_id, capacity, inventory, highest_epoch, agent_socket, gpus: _ } = wire;
     let expected =
         "a name: 1 to 63 letters, digits, `-`, `_` and `.`, beginning and ending with a letter or digit";
     let node = TaskId::try_from(node).map_err(|_| WireError::Invalid { field: "node", expected })?;

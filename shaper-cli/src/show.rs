@@ -90,6 +90,8 @@ pub(crate) mod resource {
     pub(crate) const NET_EGRESS: &str = "net_egress";
     pub(crate) const NET_INGRESS: &str = "net_ingress";
     pub(crate) const GPU_CARDS: &str = "gpu_cards";
+    pub(crate) const GPU_MEMORY: &str = "gpu_memory";
+    pub(crate) const GPU_POWER: &str = "gpu_power";
     pub(crate) const NET_EGRESS_GUARANTEE: &str = "net_egress_guarantee";
     pub(crate) const NET_EGRESS_WEIGHT: &str = "net_egress_weight";
     pub(crate) const STORAGE_IO: &str = "storage_io";
@@ -119,6 +121,8 @@ pub(crate) fn limits(limits: &Limits) -> Vec<NamedLimit> {
         net_egress_weight,
         net_ingress,
         gpu_cards,
+        gpu_memory,
+        gpu_power,
     } = limits;
     let weight =
         |weight: &Option<Weight>| weight.as_ref().map_or_else(|| "as found".into(), ToString::to_string);
@@ -135,6 +139,8 @@ pub(crate) fn limits(limits: &Limits) -> Vec<NamedLimit> {
     let shares = [
         (resource::NET_INGRESS, net_ingress.at().map(|it| it.to_string())),
         (resource::GPU_CARDS, gpu_cards.map(|it| it.to_string())),
+        (resource::GPU_MEMORY, gpu_memory.at().map(|it| it.to_string())),
+        (resource::GPU_POWER, gpu_power.at().map(|it| it.to_string())),
         (resource::NET_EGRESS_GUARANTEE, net_egress_guarantee.map(|it| it.to_string())),
         (resource::NET_EGRESS_WEIGHT, net_egress_weight.map(|it| it.to_string())),
     ];
@@ -152,6 +158,8 @@ pub(crate) fn enforcement<'a>(
     task.enforcement.iter().filter(move |enforcement| {
         let found = enforcement.resource.as_str();
         found == resource
+            // One for each card.
+            || found.split_once(':').is_some_and(|(kind, _)| kind == resource)
             || (resource == resource::STORAGE_IO_WEIGHT && matches!(found, "io_weight" | "io_bfq_weight"))
     })
 }

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::units::Bytes;
+use crate::{limits::Limit, units::Bytes};
 
 /// How many cards a node can have.
 pub const CARDS_MAX: u32 = 64;
@@ -47,6 +47,16 @@ impl CardSet {
     /// Whether a card is one of them.
     pub fn contains(self, number: u32) -> bool {
         number < CARDS_MAX && self.0 >> number & 1 == 1
+    }
+
+    /// How many.
+    pub fn len(self) -> u32 {
+        self.0.count_ones()
+    }
+
+    /// Whether it is none.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
     }
 
     /// Their numbers, the lowest first.
@@ -134,6 +144,64 @@ pub struct CardUsage {
     pub trouble: Option<String>,
 }
 
+/// Cards that a task is to have to itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CardRequest {
+    /// How many.
+    pub count: u32,
+    /// What their model has in its name; empty: any.
+    pub model: String,
+}
+
+/// The cards that a node offers to a broker: of one model, with as much memory each as its capacity says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CardOffer {
+    /// Their model.
+    pub model: String,
+    /// Their numbers.
+    pub cards: CardSet,
+}
+
+/// What holds a task to its part of a card's memory, the strongest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rung {
+    /// The controller dmem of cgroup v2: the kernel refuses what is beyond.
+    Dmem,
+    /// NVIDIA's driver, by cgroup: it refuses what is beyond.
+    NvmlCgroup,
+    /// The card is a part of one, cut by the hardware: there is no more of it.
+    Mig,
+    /// The MPS server, which refuses what is beyond to each process; said when the task was started.
+    Mps,
+    /// This agent looks each second, and acts on a task that has more.
+    Watchdog,
+}
+
+impl Rung {
+    /// All of them, the strongest first.
+    pub const ALL: [Rung; 5] = [Rung::Dmem, Rung::NvmlCgroup, Rung::Mig, Rung::Mps, Rung::Watchdog];
+
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Rung::Dmem => "dmem",
+            Rung::NvmlCgroup => "nvml-cgroup",
+            Rung::Mig => "mig",
+            Rung::Mps => "mps",
+            Rung::Watchdog => "watchdog",
+        }
+    }
+}
+
+impl fmt::Display for Rung {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
 /// What a task has of the memory of one card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -144,6 +212,10 @@ pub struct CardMemory {
     pub used: Bytes,
     /// By so many processes.
     pub processes: u32,
+    /// What it may have.
+    pub limit: Limit<Bytes>,
+    /// What holds it to that; `None`: it has no limit.
+    pub enforced_by: Option<Rung>,
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::gpu::CardSet;
-use crate::units::{BitsPerSec, Bytes, Iops, Micros, Millicores, Weight};
+use crate::units::{BitsPerSec, Bytes, Iops, Micros, Millicores, Milliwatts, Weight};
 
 /// A ceiling, or none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +84,12 @@ pub struct Limits {
     /// GPU cards that it may open. `None`: of one that was launched, none; of one that was adopted, those that it could before.
     #[serde(default)]
     pub gpu_cards: Option<CardSet>,
+    /// Memory of each of those cards.
+    #[serde(default)]
+    pub gpu_memory: Limit<Bytes>,
+    /// Power that each of them draws; a card has one limit, so nobody else can have the card.
+    #[serde(default)]
+    pub gpu_power: Limit<Milliwatts>,
 }
 
 /// A change of some limits: what is `None` stays.
@@ -122,6 +128,12 @@ pub struct LimitsChange {
     /// New cards, in place of those before.
     #[serde(default)]
     pub gpu_cards: Option<CardSet>,
+    /// New limit of the memory of each card.
+    #[serde(default)]
+    pub gpu_memory: Option<Limit<Bytes>>,
+    /// New limit of the power of each card.
+    #[serde(default)]
+    pub gpu_power: Option<Limit<Milliwatts>>,
 }
 
 impl LimitsChange {
@@ -148,6 +160,8 @@ impl Limits {
             net_egress_weight: change.net_egress_weight.or(self.net_egress_weight),
             net_ingress: change.net_ingress.unwrap_or(self.net_ingress),
             gpu_cards: change.gpu_cards.or(self.gpu_cards),
+            gpu_memory: change.gpu_memory.unwrap_or(self.gpu_memory),
+            gpu_power: change.gpu_power.unwrap_or(self.gpu_power),
         }
     }
 
@@ -169,6 +183,8 @@ impl Limits {
             net_egress_weight: self.net_egress_weight,
             net_ingress: set(self.net_ingress),
             gpu_cards: self.gpu_cards,
+            gpu_memory: set(self.gpu_memory),
+            gpu_power: set(self.gpu_power),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, fmt};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    gpu::CardRequest,
     id::TaskId,
     limits::Limits,
     policy::{PolicyFloors, PolicyLimits, Selector},
@@ -53,7 +54,7 @@ pub struct Demand {
     pub cpu: Millicores,
     /// Memory.
     pub memory: Bytes,
-    /// Memory of one GPU.
+    /// Memory of one GPU card; of each, if it asks for more.
     pub gpu_memory: Option<Bytes>,
     /// On the wire, for each direction.
     pub network: Option<BitsPerSec>,
@@ -113,8 +114,11 @@ pub struct TaskSpec {
     /// How often it is placed again after it could not be started or its node was lost for good.
     pub retries: u32,
     /// What becomes of it when its node does not answer.
-    #[serde(default, skip_serializing_if = "OnNodeLost::is_wait")]
+    #[serde(default)]
     pub on_node_lost: OnNodeLost,
+    /// GPU cards that it is to have to itself, besides the memory of one that it may ask for in its profile.
+    #[serde(default)]
+    pub gpus: CardRequest,
 }
 
 /// What becomes of a task when its node does not answer.
@@ -130,10 +134,6 @@ pub enum OnNodeLost {
 }
 
 impl OnNodeLost {
-    fn is_wait(&self) -> bool {
-        *self == OnNodeLost::Wait
-    }
-
     /// The word for it.
     pub fn name(self) -> &'static str {
         match self {
@@ -154,7 +154,7 @@ pub struct Capacity {
     pub cpu: Millicores,
     /// Memory.
     pub memory: Bytes,
-    /// Memory of the largest GPU.
+    /// Memory of each of its GPU cards; `None`: it offers none.
     pub gpu_memory: Option<Bytes>,
     /// Of the uplink.
     pub network: Option<BitsPerSec>,

@@ -50,6 +50,11 @@ quantity!(
     Micros
 );
 
+quantity!(
+    /// Power, in thousandths of a watt.
+    Milliwatts
+);
+
 /// Relative share of a contended resource, 1 to 10,000; 100 is the kernel's default (`cpu.weight`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]
@@ -232,6 +237,28 @@ impl Micros {
     }
 }
 
+impl Milliwatts {
+    /// More than any card draws.
+    pub const MAX: Milliwatts = Milliwatts(100_000_000);
+
+    /// Reads watts: `250W`, `250`, `72.5W`.
+    pub fn parse(input: &str) -> Result<Milliwatts, ParseQuantityError> {
+        const EXPECTED: &str = "a power in watts, such as 250W or 72.5W, of at most 100000W";
+        let error = || ParseQuantityError { input: input.into(), expected: EXPECTED };
+        let text = input.trim();
+        let power = scaled(text.strip_suffix('W').unwrap_or(text), 1000, 3).map(Milliwatts);
+        power.filter(|power| (Milliwatts(1)..=Self::MAX).contains(power)).ok_or_else(error)
+    }
+}
+
+impl fmt::Display for Milliwatts {
+    /// `250 W`, `72.5 W`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let watts = format!("{}.{:03}", self.0 / 1000, self.0 % 1000);
+        f.pad(&format!("{} W", watts.trim_end_matches('0').trim_end_matches('.')))
+    }
+}
+
 impl fmt::Display for Micros {
     /// `250 µs`, `5 ms`, `12.345 ms`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -307,6 +334,19 @@ mod tests {
             assert!(Bytes::parse(bad).is_err(), "{bad}");
         }
         assert_eq!(Bytes(3 << 29).to_string(), "1.5 GiB");
+    }
+
+    #[test]
+    fn power() {
+        for (text, milliwatts, shown) in
+            [("250W", 250_000, "250 W"), (" 72.5 W", 72_500, "72.5 W"), ("300", 300_000, "300 W")]
+        {
+            assert_eq!(Milliwatts::parse(text), Ok(Milliwatts(milliwatts)));
+            assert_eq!(Milliwatts(milliwatts).to_string(), shown);
+        }
+        for bad in ["", "0", "-1W", "1kW", "W", "100001W"] {
+            assert!(Milliwatts::parse(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use shaper_core::{
     document::{MAX_RETRIES, MAX_RUNTIME_SECONDS, fits_label},
+    gpu::CardRequest,
     id::TaskId,
     limits::Limits,
     policy::{NamePattern, PolicyFloors, PolicyLimits, Selector},
@@ -14,10 +15,10 @@ use shaper_core::{
     units::{BitsPerSec, Bytes, Iops, Millicores},
 };
 
-use super::{WireError, bandwidth, cpu, memory, operations};
+use super::{WireError, bandwidth, cpu, gpu, memory, operations};
 use crate::v1;
 
-fn in_range(
+pub(super) fn in_range(
     field: &'static str,
     value: u64,
     range: std::ops::RangeInclusive<u64>,
@@ -160,6 +161,8 @@ impl TryFrom<v1::TaskSpec> for TaskSpec {
             run_as,
             retries,
             on_node_lost,
+            gpus,
+            gpu_model,
         } = wire;
         let profile = Profile::try_from(profile.ok_or(WireError::Missing("profile"))?)?;
         match command.first() {
@@ -192,6 +195,7 @@ impl TryFrom<v1::TaskSpec> for TaskSpec {
             run_as: run_as.map(Credentials::from),
             retries,
             on_node_lost: when_lost(on_node_lost)?,
+            gpus: gpu::request(gpus, gpu_model)?,
         })
     }
 }
@@ -214,12 +218,14 @@ fn labels(field: &'static str, wire: HashMap<String, String>) -> Result<BTreeMap
 fn at_least_the_request(limits: &Limits, demand: &Demand) -> Result<(), WireError> {
     let requested = demand.network.map_or(0, |bandwidth| bandwidth.0);
     let storage_io = demand.storage_io.map_or(0, |operations| operations.0);
+    let gpu_memory = demand.gpu_memory.map_or(0, |memory| memory.0);
     for (field, limit, request) in [
         ("limits.cpu_millicores", limits.cpu.at().map(|cpu| cpu.0), demand.cpu.0),
         ("limits.memory_bytes", limits.memory.at().map(|memory| memory.0), demand.memory.0),
         ("limits.net_egress_bps", limits.net_egress.at().map(|bandwidth| bandwidth.0), requested),
         ("limits.net_ingress_bps", limits.net_ingress.at().map(|bandwidth| bandwidth.0), requested),
         ("limits.storage_iops", limits.storage_io.at().map(|operations| operations.0), storage_io),
+        ("limits.gpu_memory_bytes", limits.gpu_memory.at().map(|memory| memory.0), gpu_memory),
     ] {
         if let Some(value) = limit.filter(|limit| *limit < request) {
             return Err(WireError::OutOfRange { field, value, expected: "at least the request" });
@@ -242,6 +248,7 @@ impl From<TaskSpec> for v1::TaskSpec {
             run_as,
             retries,
             on_node_lost,
+            gpus: CardRequest { count: gpus, model: gpu_model },
         } = spec;
         let on_node_lost = match on_node_lost {
             OnNodeLost::Wait => v1::OnNodeLost::Wait,
@@ -259,6 +266,8 @@ impl From<TaskSpec> for v1::TaskSpec {
             run_as: run_as.map(v1::Credentials::from),
             retries,
             on_node_lost: on_node_lost.into(),
+            gpus,
+            gpu_model,
         }
     }
 }
@@ -396,14 +405,20 @@ impl TryFrom<v1::PolicyLimits> for PolicyLimits {
     type Error = WireError;
 
     fn try_from(wire: v1::PolicyLimits) -> Result<PolicyLimits, WireError> {
-        let v1::PolicyLimits { cpu_millicores } = wire;
-        Ok(PolicyLimits { cpu: cpu_millicores.map(cpu).transpose()? })
+        let v1::PolicyLimits { cpu_millicores, gpu_memory_bytes } = wire;
+        Ok(PolicyLimits {
+            cpu: cpu_millicores.map(cpu).transpose()?,
+            gpu_memory: gpu_memory_bytes.map(|bytes| memory("gpu_memory_bytes", bytes)).transpose()?,
+        })
     }
 }
 
 impl From<PolicyLimits> for v1::PolicyLimits {
-    fn from(PolicyLimits { cpu }: PolicyLimits) -> v1::PolicyLimits {
-        v1::PolicyLimits { cpu_millicores: cpu.map(|cpu| cpu.0) }
+    fn from(PolicyLimits { cpu, gpu_memory }: PolicyLimits) -> v1::PolicyLimits {
+        v1::PolicyLimits {
+            cpu_millicores: cpu.map(|cpu| cpu.0),
+            gpu_memory_bytes: gpu_memory.map(|memory| memory.0),
+        }
     }
 }
 
@@ -522,10 +537,13 @@ mod tests {
                 net_egress_weight: Weight::new(300),
                 net_ingress: Limit::Unlimited,
                 gpu_cards: None,
+                gpu_memory: Limit::At(Bytes(1 << 32)),
+                gpu_power: Limit::Unlimited,
             },
             run_as: Some(Credentials { uid: 7, gid: 8, groups: vec![9] }),
             retries: 2,
             on_node_lost: OnNodeLost::Rerun,
+            gpus: CardRequest { count: 0, model: "H100".into() },
         }
     }
 
@@ -542,7 +560,7 @@ mod tests {
                 labels: BTreeMap::from([("tier".into(), "gold".into())]),
                 name: "etl-*".parse().ok(),
             },
-            limits: PolicyLimits { cpu: Some(Millicores(2_500)) },
+            limits: PolicyLimits { cpu: Some(Millicores(2_500)), gpu_memory: Some(Bytes(1 << 35)) },
             floors: PolicyFloors { cpu: Some(Millicores(500)), memory: Some(Bytes(1 << 30)) },
         }
     }

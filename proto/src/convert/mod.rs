@@ -1,7 +1,7 @@
 //! Wire types to domain types and back. What comes from the wire is checked here, once.
 
 mod broker;
-mod gpu;
+pub mod gpu;
 mod ledger;
 mod memory;
 mod shrink;
@@ -166,6 +166,8 @@ impl TryFrom<v1::Limits> for Limits {
             net_egress_weight,
             net_ingress_bps,
             gpu_cards,
+            gpu_memory_bytes,
+            gpu_power_milliwatts,
         } = wire;
         Ok(Limits {
             cpu: limit(cpu_millicores, cpu)?,
@@ -180,6 +182,8 @@ impl TryFrom<v1::Limits> for Limits {
             net_egress_weight: net_egress_weight.map(|it| weight("net_egress_weight", it)).transpose()?,
             net_ingress: limit(net_ingress_bps, |bits| bandwidth("net_ingress_bps", bits))?,
             gpu_cards: gpu::cards(gpu_cards)?,
+            gpu_memory: limit(gpu_memory_bytes, |bytes| memory("gpu_memory_bytes", bytes))?,
+            gpu_power: limit(gpu_power_milliwatts, gpu::power)?,
         })
     }
 }
@@ -199,6 +203,8 @@ impl From<Limits> for v1::Limits {
             net_egress_weight,
             net_ingress,
             gpu_cards,
+            gpu_memory,
+            gpu_power,
         } = limits;
         v1::Limits {
             cpu_millicores: cpu.at().map(|cpu| cpu.0),
@@ -213,6 +219,8 @@ impl From<Limits> for v1::Limits {
             net_egress_weight: net_egress_weight.map(Weight::get),
             net_ingress_bps: net_ingress.at().map(|bandwidth| bandwidth.0),
             gpu_cards: gpu_cards.map(Into::into),
+            gpu_memory_bytes: gpu_memory.at().map(|memory| memory.0),
+            gpu_power_milliwatts: gpu_power.at().map(|power| power.0),
         }
     }
 }
@@ -234,6 +242,8 @@ impl TryFrom<v1::LimitsChange> for LimitsChange {
             net_egress_weight,
             net_ingress_bps,
             gpu_cards,
+            gpu_memory_bytes,
+            gpu_power_milliwatts,
         } = wire;
         Ok(LimitsChange {
             cpu: ceiling("cpu_millicores", cpu_millicores, cpu)?,
@@ -250,6 +260,10 @@ impl TryFrom<v1::LimitsChange> for LimitsChange {
                 bandwidth("net_ingress_bps", bits)
             })?,
             gpu_cards: gpu::cards(gpu_cards)?,
+            gpu_memory: ceiling("gpu_memory_bytes", gpu_memory_bytes, |bytes| {
+                memory("gpu_memory_bytes", bytes)
+            })?,
+            gpu_power: ceiling("gpu_power_milliwatts", gpu_power_milliwatts, gpu::power)?,
         })
     }
 }
@@ -269,6 +283,8 @@ impl From<LimitsChange> for v1::LimitsChange {
             net_egress_weight,
             net_ingress,
             gpu_cards,
+            gpu_memory,
+            gpu_power,
         } = change;
         v1::LimitsChange {
             cpu_millicores: to_ceiling(cpu, |cpu| cpu.0),
@@ -283,6 +299,8 @@ impl From<LimitsChange> for v1::LimitsChange {
             net_egress_weight: net_egress_weight.map(Weight::get),
             net_ingress_bps: to_ceiling(net_ingress, |bandwidth| bandwidth.0),
             gpu_cards: gpu_cards.map(Into::into),
+            gpu_memory_bytes: to_ceiling(gpu_memory, |memory| memory.0),
+            gpu_power_milliwatts: to_ceiling(gpu_power, |power| power.0),
         }
     }
 }
@@ -531,7 +549,7 @@ impl TryFrom<v1::DoctorReport> for Report {
 
 #[cfg(test)]
 mod tests {
-    use shaper_core::{gpu::CardSet, idle, task::OomKill};
+    use shaper_core::{gpu::CardSet, idle, task::OomKill, units::Milliwatts};
 
     use super::*;
 
@@ -563,6 +581,8 @@ mod tests {
                 net_egress_weight: Weight::new(300),
                 net_ingress: Limit::At(BitsPerSec(2_000_000)),
                 gpu_cards: Some(CardSet::from_bits(5)),
+                gpu_memory: Limit::At(Bytes(1 << 33)),
+                gpu_power: Limit::At(Milliwatts(250_000)),
             },
             enforcement: vec![Enforcement {
                 resource: "cpu".into(),
@@ -609,6 +629,8 @@ mod tests {
             net_egress_weight: Weight::new(300),
             net_ingress: Some(Limit::Unlimited),
             gpu_cards: Some(CardSet::NONE),
+            gpu_memory: Some(Limit::At(Bytes(1 << 33))),
+            gpu_power: Some(Limit::Unlimited),
             ..LimitsChange::default()
         };
         assert_eq!(LimitsChange::try_from(v1::LimitsChange::from(change)), Ok(change));

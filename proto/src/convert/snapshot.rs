@@ -475,7 +475,7 @@ impl TryFrom<v1::NodeSnapshot> for NodeSnapshot {
 #[cfg(test)]
 mod tests {
     use shaper_core::{
-        gpu::{Card, CardMemory, CardUsage, CharDevice},
+        gpu::{Card, CardMemory, CardUsage, CharDevice, Rung},
         limits::Limits,
         task::{Owner, Traffic, Workload},
     };
@@ -581,7 +581,13 @@ mod tests {
                     retransmits: None,
                     round_trip: Some(latency),
                 },
-                gpu_memory: vec![CardMemory { number: 1, used: Bytes(7), processes: 2 }],
+                gpu_memory: vec![CardMemory {
+                    number: 1,
+                    used: Bytes(7),
+                    processes: 2,
+                    limit: shaper_core::limits::Limit::At(Bytes(9)),
+                    enforced_by: Some(Rung::NvmlCgroup),
+                }],
                 preempted_by: Some("other".into()),
                 quota_warnings: 5,
                 pressure_alarms: 6,

@@ -348,6 +348,9 @@ impl Wish {
             net_egress_weight,
             net_ingress,
             gpu_cards,
+            // These go by the cards: `node/card_memory.rs`.
+            gpu_memory: _,
+            gpu_power: _,
         } = *change;
         let wishes = [
             cpu_weight.map(Wish::CpuWeight),

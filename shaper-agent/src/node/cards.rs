@@ -9,9 +9,9 @@ use std::{
 
 use shaper_core::{
     doctor::{Availability, Rung},
-    gpu::{CardMemory, CardSet, CardUsage, CharDevice},
+    gpu::{CardMemory, CardOffer, CardSet, CardUsage, CharDevice},
     id::TaskId,
-    limits::LimitsChange,
+    limits::{Limit, LimitsChange},
     units::Bytes,
 };
 
@@ -119,13 +119,34 @@ impl Node {
                     cgroup.iter().flat_map(|path| path.ancestors()).find_map(|path| of_tasks.get(path));
                 let Some(task) = owner else { continue };
                 let of_task = uses.entry((*task).clone()).or_default();
-                let nothing = CardMemory { number, used: Bytes(0), processes: 0 };
+                let nothing = CardMemory {
+                    number,
+                    used: Bytes(0),
+                    processes: 0,
+                    limit: Limit::Unlimited,
+                    enforced_by: None,
+                };
                 let of_card = of_task.entry(number).or_insert(nothing);
                 of_card.used = Bytes(of_card.used.0.saturating_add(process.memory.unwrap_or(Bytes(0)).0));
                 of_card.processes += 1;
             }
         }
         self.cards.uses = uses;
+    }
+
+    /// What is offered to the broker, and the memory of each: of the cards of one model that are there and have memory, the
+    /// model with the most of them.
+    pub(super) fn offer_cards(&self) -> Option<(CardOffer, Bytes)> {
+        let mut by_model = BTreeMap::<String, (Vec<u32>, Bytes)>::new();
+        for CardUsage { card, memory, trouble, .. } in self.card_usages() {
+            let (Some(memory), None) = (memory, trouble) else { continue };
+            let (numbers, least) = by_model.entry(card.model).or_insert((Vec::new(), memory));
+            numbers.push(card.number);
+            *least = memory.min(*least);
+        }
+        let (model, (numbers, memory)) =
+            by_model.into_iter().max_by_key(|(_, (numbers, _))| numbers.len())?;
+        Some((CardOffer { model, cards: CardSet::try_from(numbers).ok()? }, memory))
     }
 
     /// Refuses cards that are not there, and those that another task has.

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use shaper_core::{
+    gpu::{CardOffer, CardSet},
     id::{ExecutionId, TaskId},
     ledger::{Actor, Cause},
     limits::{Limit, Limits, LimitsChange},
@@ -109,6 +110,8 @@ pub struct Inventory {
     pub boot_id: String,
     /// What it has.
     pub capacity: Capacity,
+    /// Its GPU cards, those of which the capacity has the memory.
+    pub gpus: Option<CardOffer>,
     /// The broker's tasks.
     pub tasks: Vec<Assigned>,
     /// The highest epoch obeyed.
@@ -216,10 +219,15 @@ impl Node {
         self.session += 1;
         let ids: Vec<TaskId> = self.assigned_ids();
         let tasks = ids.iter().map(|id| self.assigned(id)).collect::<Result<_, _>>()?;
+        let offer = self.offer_cards();
         Ok(Inventory {
             node: self.config.node.clone(),
             boot_id: self.boot_id.clone(),
-            capacity: self.config.capacity,
+            capacity: Capacity {
+                gpu_memory: offer.as_ref().map(|(_, memory)| *memory),
+                ..self.config.capacity
+            },
+            gpus: offer.map(|(offer, _)| offer),
             tasks,
             highest_epoch: self.highest_epoch,
             agent_socket: self.config.socket.display().to_string(),
@@ -250,6 +258,7 @@ impl Node {
         directive: &DirectiveId,
         owner: Owner,
         spec: TaskSpec,
+        cards: CardSet,
         lease_seconds: Option<u32>,
     ) -> Result<Starting, NodeError> {
         self.heed(directive)?;
@@ -268,7 +277,7 @@ impl Node {
             command: spec.command.clone(),
             env: spec.env.clone().into_iter().collect(),
             cwd: spec.cwd.clone().into(),
-            limits: first_grant(&spec, self.config.capacity.network.is_some()),
+            limits: first_grant(&spec, cards, self.config.capacity.network.is_some()),
             run_as: Some(Caller { uid, gid, groups }),
             assignment: Some(Assignment {
                 spec,
@@ -454,8 +463,8 @@ impl Node {
 }
 
 /// A task starts with its request; from there the node's adjustment moves CPU. Memory is limited to the explicit limit, else
-/// to the request. Of the network its request is guaranteed to it where the node `divides` that, else it is its limit.
-fn first_grant(spec: &TaskSpec, divides: bool) -> Limits {
+/// to the request, and so is that of its card. Of the network its request is guaranteed to it where the node `divides` that, else it is its limit.
+fn first_grant(spec: &TaskSpec, cards: CardSet, divides: bool) -> Limits {
     let demand = &spec.profile.demand;
     Limits {
         cpu: Limit::At(demand.cpu),
@@ -479,7 +488,12 @@ fn first_grant(spec: &TaskSpec, divides: bool) -> Limits {
             .or(Weight::new(weight(spec.profile.priority)))
             .filter(|_| divides),
         net_ingress: spec.limits.net_ingress,
-        gpu_cards: None,
+        gpu_cards: (!cards.is_empty()).then_some(cards),
+        gpu_memory: match demand.gpu_memory {
+            Some(request) if spec.gpus.count == 0 => Limit::At(request),
+            _ => spec.limits.gpu_memory,
+        },
+        gpu_power: spec.limits.gpu_power,
     }
 }
 

@@ -24,7 +24,7 @@ fn policy(name: &str, limit: Option<u64>) -> Policy {
         preemption_enabled: false,
         window_millis: 10_000,
         selector: Default::default(),
-        limits: PolicyLimits { cpu: limit.map(Millicores) },
+        limits: PolicyLimits { cpu: limit.map(Millicores), gpu_memory: None },
         floors: Default::default(),
     }
 }

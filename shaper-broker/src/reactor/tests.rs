@@ -40,6 +40,7 @@ pub(crate) fn spec(task: &str, cpu: u64, priority: Priority, retries: u32) -> Ta
         run_as: None,
         retries,
         on_node_lost: OnNodeLost::Wait,
+        gpus: Default::default(),
     }
 }
 

@@ -47,6 +47,7 @@ impl Agent {
             inventory: self.inventory.values().cloned().collect(),
             highest_epoch: self.highest_epoch,
             agent_socket: format!("/run/{}.sock", self.node),
+            gpus: None,
         }
     }
 
@@ -75,7 +76,7 @@ impl Agent {
             Some(directive::Kind::LeasedStart(v1::LeasedStart { start: Some(start), .. })) => start,
             _ => panic!("{directive:?} is no start"),
         };
-        let v1::Start { spec, owner } = start;
+        let v1::Start { spec, owner, gpu_cards: _ } = start;
         let spec = spec.clone().unwrap();
         let task = v1::Task {
             task_id: directive.task_id.clone(),

@@ -14,7 +14,7 @@ use shaper_core::{
     gpu::CardSet,
     id::TaskId,
     limits::{Limit, LimitsChange},
-    units::{BitsPerSec, Bytes, Iops, Micros, Millicores, ParseQuantityError, Weight},
+    units::{BitsPerSec, Bytes, Iops, Micros, Millicores, Milliwatts, ParseQuantityError, Weight},
 };
 
 pub(crate) use self::{
@@ -216,6 +216,12 @@ pub(crate) struct LimitArgs {
     /// GPU cards that the task may open, by number as `shaper doctor` shows them: 0,2. Others are refused to it
     #[arg(long, value_name = "LIST|none", value_parser = CardSet::from_str, help_heading = "Limits")]
     cards: Option<CardSet>,
+    /// Memory of each of those cards: 20Gi. `shaper describe` says what holds the task to it
+    #[arg(long, value_name = "SIZE|max", value_parser = limit(Bytes::parse), help_heading = "Limits")]
+    gpu_memory: Option<Limit<Bytes>>,
+    /// Power that each of those cards draws, which nobody else can have then: 250W
+    #[arg(long, value_name = "WATTS|max", value_parser = limit(Milliwatts::parse), help_heading = "Limits")]
+    gpu_power: Option<Limit<Milliwatts>>,
     /// Take away memory that the task does not use, step by step, as long as it does not miss it [default: as the
     /// agent was told to do for all]
     #[arg(
@@ -243,6 +249,8 @@ impl From<LimitArgs> for LimitsChange {
             io_weight,
             io_latency,
             cards,
+            gpu_memory,
+            gpu_power,
             reclaim_idle,
         } = args;
         LimitsChange {
@@ -258,6 +266,8 @@ impl From<LimitArgs> for LimitsChange {
             net_egress_weight: net_weight,
             net_ingress: net_in,
             gpu_cards: cards,
+            gpu_memory,
+            gpu_power,
         }
     }
 }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use shaper_core::{
+    gpu::CardRequest,
     idle,
     limits::{Limit, Limits},
     policy::{self, Given, Overruled, Subject},
@@ -71,6 +72,7 @@ fn cluster_text(task: &ClusterTask, now: UnixNanos) -> String {
         run_as,
         retries,
         on_node_lost,
+        gpus,
     } = spec;
     let Profile { task_id, demand, priority, estimated_runtime_seconds } = profile;
     let mut text = String::new();
@@ -86,6 +88,11 @@ fn cluster_text(task: &ClusterTask, now: UnixNanos) -> String {
     }
     if *on_node_lost == OnNodeLost::Rerun {
         field(&mut text, "Lost node", "ended there, and run again elsewhere");
+    }
+    if let CardRequest { count: 1.., .. } = gpus {
+        let model =
+            if gpus.model.is_empty() { String::new() } else { format!(" of a model `{}`", gpus.model) };
+        field(&mut text, "GPU cards", &format!("{} to itself{model}", gpus.count));
     }
     field(&mut text, "Command", &command_line(command));
     field(&mut text, "Directory", cwd);
@@ -162,7 +169,7 @@ fn requests(demand: &Demand, limits: &Limits) -> String {
         ["cpu".into(), cpu.to_string(), limit(limits.cpu)],
         ["cpu_weight".into(), "-".into(), requested(limits.cpu_weight)],
         ["memory".into(), memory.to_string(), limit(limits.memory)],
-        ["gpu_memory".into(), requested(*gpu_memory), "-".into()],
+        ["gpu_memory".into(), requested(*gpu_memory), limit(limits.gpu_memory)],
         ["network".into(), requested(*network), limit(limits.net_egress)],
         ["storage_io".into(), requested(*storage_io), limit(limits.storage_io)],
         ["storage_io_weight".into(), "-".into(), requested(limits.storage_io_weight)],

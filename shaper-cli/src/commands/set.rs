@@ -77,6 +77,8 @@ fn text(change: &LimitsChange, before: &TaskStatus, after: &TaskStatus) -> Strin
         net_egress_weight,
         net_ingress,
         gpu_cards,
+        gpu_memory,
+        gpu_power,
     } = change;
     let named = [
         (resource::CPU, cpu.is_some()),
@@ -85,6 +87,8 @@ fn text(change: &LimitsChange, before: &TaskStatus, after: &TaskStatus) -> Strin
         (resource::NET_EGRESS, net_egress.is_some()),
         (resource::NET_INGRESS, net_ingress.is_some()),
         (resource::GPU_CARDS, gpu_cards.is_some()),
+        (resource::GPU_MEMORY, gpu_memory.is_some()),
+        (resource::GPU_POWER, gpu_power.is_some()),
         (resource::NET_EGRESS_GUARANTEE, net_egress_guarantee.is_some()),
         (resource::NET_EGRESS_WEIGHT, net_egress_weight.is_some()),
         (resource::STORAGE_IO, storage_io.is_some()),

@@ -40,6 +40,8 @@ fn busy_task() -> TaskStatus {
             net_egress_weight: None,
             net_ingress: Limit::Unlimited,
             gpu_cards: None,
+            gpu_memory: Limit::Unlimited,
+            gpu_power: Limit::Unlimited,
         },
         usage: Usage {
             memory_bytes: Some(120 << 20),

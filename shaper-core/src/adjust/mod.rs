@@ -290,6 +290,8 @@ const NO_CHANGE: LimitsChange = LimitsChange {
     net_egress_weight: None,
     net_ingress: None,
     gpu_cards: None,
+    gpu_memory: None,
+    gpu_power: None,
 };
 
 fn cpu_sample(task: &TaskObservation<'_>, Observation { cpu, .. }: &Observation<'_>) -> Option<Sample> {

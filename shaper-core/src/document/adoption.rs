@@ -314,6 +314,8 @@ fn limits(item: &Item<'_>) -> Result<Limits, DocumentError> {
         net_egress_weight: fields.map("net_weight", |item| item.written(&WEIGHT))?,
         net_ingress: ceiling(&fields, "net_in", &RATE)?,
         gpu_cards: None,
+        gpu_memory: Limit::Unlimited,
+        gpu_power: Limit::Unlimited,
     })
 }
 

@@ -3,7 +3,7 @@
 use super::{
     error::{DocumentError, quoted},
     number::shortest,
-    profile::{CORES, DEMAND, MEMORY, PRIORITIES, demand, demand_fields, name, priority},
+    profile::{CORES, DEMAND, GPU_MEMORY, MEMORY, PRIORITIES, demand, demand_fields, name, priority},
     read::{Field, Item, Kind, Quantity, Written},
     task::labels,
 };
@@ -38,10 +38,16 @@ const SELECTOR: &[Field] = &[
         .means("their name, or a pattern in which `*` stands for any characters, also for none", "any"),
 ];
 
-const LIMITS: &[Field] = &[Field::optional("cpu", Kind::Cores(&CPU), "2.5").means(
-    "the most CPU that each is granted: cores (`2.5`) or thousandths of one (`250m`), from 0.01 to 1000000",
-    "none",
-)];
+const LIMITS: &[Field] = &[
+    Field::optional("cpu", Kind::Cores(&CPU), "2.5").means(
+        "the most CPU that each is granted: cores (`2.5`) or thousandths of one (`250m`), from 0.01 to 1000000",
+        "none",
+    ),
+    Field::optional("gpu_memory_gb", Kind::Quantity(&GPU_MEMORY), "40").means(
+        "the most memory of its GPU card that each may grow to, in GiB, where that is free or lower ones give it back",
+        "what it requests",
+    ),
+];
 
 const FLOORS: &[Field] = &[
     Field::optional("cpu", Kind::Cores(&CPU), "0.5").means(
@@ -136,7 +142,10 @@ fn pattern(item: &Item<'_>) -> Result<NamePattern, DocumentError> {
 
 fn limits(item: &Item<'_>) -> Result<PolicyLimits, DocumentError> {
     let fields = item.fields("`limits`", LIMITS)?;
-    Ok(PolicyLimits { cpu: fields.map("cpu", |item| item.written(&CPU))? })
+    Ok(PolicyLimits {
+        cpu: fields.map("cpu", |item| item.written(&CPU))?,
+        gpu_memory: fields.map("gpu_memory_gb", |item| item.quantity(&GPU_MEMORY).map(Bytes))?,
+    })
 }
 
 fn floors(item: &Item<'_>) -> Result<PolicyFloors, DocumentError> {
@@ -159,7 +168,7 @@ pub fn policy_fields(policy: &Policy) -> Vec<(String, String)> {
         preemption_enabled,
         window_millis,
         selector: Selector { labels, name },
-        limits: PolicyLimits { cpu },
+        limits: PolicyLimits { cpu, gpu_memory },
         floors,
     } = policy;
     let mut fields = vec![("priority".to_owned(), priority.to_string())];
@@ -175,6 +184,7 @@ pub fn policy_fields(policy: &Policy) -> Vec<(String, String)> {
         add(&format!("resource_demand.{field}"), Some(value));
     }
     add("limits.cpu", cpu.map(|cpu| cpu.to_string()));
+    add("limits.gpu_memory_gb", gpu_memory.map(|memory| shortest(memory.0, GPU_MEMORY.unit)));
     add("floors.cpu", floors.cpu.map(|cpu| cpu.to_string()));
     add("floors.memory_gb", floors.memory.map(|memory| shortest(memory.0, MEMORY.unit)));
     let threshold = threshold.map(|permille| shortest(permille.into(), THRESHOLD.unit));

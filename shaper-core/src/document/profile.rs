@@ -46,7 +46,7 @@ pub(super) const MEMORY: Quantity = Quantity {
     remedy: "write GiB as a plain number, such as 8 or 0.5",
 };
 
-const GPU_MEMORY: Quantity = Quantity {
+pub(super) const GPU_MEMORY: Quantity = Quantity {
     remedy: "write GiB as a plain number, such as 2; leave the field out for a task without a GPU",
     ..MEMORY
 };

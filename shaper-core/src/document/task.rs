@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use super::{
     error::{DocumentError, quoted},
-    profile::{self, BANDWIDTH, CORES, MEMORY, PROFILE, name},
+    profile::{self, BANDWIDTH, CORES, GPU_MEMORY, MEMORY, PROFILE, name},
     read::{Field, Item, Kind, Quantity},
 };
 use crate::{
+    gpu::{CARDS_MAX, CardRequest},
     limits::{Limit, Limits},
     spec::{Credentials, DEFAULT_NAMESPACE, Demand, OnNodeLost, Profile, TaskSpec},
     units::{BitsPerSec, Bytes, Iops, Micros, Millicores, Weight},
@@ -41,6 +42,8 @@ pub struct TaskDraft {
     pub retries: u32,
     /// What becomes of it when its node does not answer.
     pub on_node_lost: OnNodeLost,
+    /// GPU cards of its own.
+    pub gpus: CardRequest,
 }
 
 /// A draft names no command.
@@ -62,6 +65,7 @@ impl TaskDraft {
             run_as: None,
             retries: 0,
             on_node_lost: OnNodeLost::Wait,
+            gpus: CardRequest::default(),
         }
     }
 
@@ -80,6 +84,7 @@ impl TaskDraft {
             run_as,
             retries,
             on_node_lost,
+            gpus,
         } = self;
         let command = command.filter(|command| !command.is_empty()).ok_or(NoCommand)?;
         let name = name.unwrap_or_else(|| basename(&command[0]).to_owned());
@@ -95,6 +100,7 @@ impl TaskDraft {
             run_as,
             retries,
             on_node_lost,
+            gpus,
         })
     }
 }
@@ -127,6 +133,8 @@ const TASK: &[Field] = &[
     Field::optional("run_as", Kind::Unpublished, "{\"uid\": 1000, \"gid\": 1000}"),
     Field::optional("retries", Kind::Unpublished, "3"),
     Field::optional("on_node_lost", Kind::Unpublished, "\"rerun\""),
+    Field::optional("gpus", Kind::Unpublished, "2"),
+    Field::optional("gpu_model", Kind::Unpublished, "\"H100\""),
 ];
 
 const LIMITS: &[Field] = &[
@@ -140,6 +148,7 @@ const LIMITS: &[Field] = &[
     Field::optional("network_weight", Kind::Unpublished, "100"),
     Field::optional("network_ingress_mbps", Kind::Unpublished, "10"),
     Field::optional("reclaim_idle", Kind::Unpublished, "true"),
+    Field::optional("gpu_memory_gb", Kind::Unpublished, "40"),
 ];
 
 const LATENCY: Quantity = Quantity {
@@ -185,8 +194,20 @@ pub(super) fn task(root: &Item<'_>) -> Result<TaskDraft, DocumentError> {
             .and_then(|retries| u32::try_from(retries).ok())
             .unwrap_or(0),
         on_node_lost: fields.map("on_node_lost", on_node_lost)?.unwrap_or_default(),
+        gpus: cards(
+            fields.map("gpus", |item| item.whole(0, CARDS_MAX.into(), "a number of GPU cards"))?,
+            fields.optional("gpu_model"),
+        )?,
         ..TaskDraft::new(profile)
     })
+}
+
+/// How many cards, and of which model. A model alone is one of memory of a card.
+fn cards(count: Option<u64>, model: Option<&Item<'_>>) -> Result<CardRequest, DocumentError> {
+    let model = model.map(|item| argument(item, "a part of the name of a GPU's model")).transpose()?;
+    // It fits: at most CARDS_MAX.
+    let count = count.and_then(|count| u32::try_from(count).ok()).unwrap_or(0);
+    Ok(CardRequest { count, model: model.unwrap_or_default().to_owned() })
 }
 
 fn on_node_lost(item: &Item<'_>) -> Result<OnNodeLost, DocumentError> {
@@ -281,6 +302,10 @@ fn limits(item: &Item<'_>, request: &Demand) -> Result<Limits, DocumentError> {
     let memory = fields.map("memory_gb", |item| {
         at_least(item, item.quantity(&MEMORY)?, request.memory.0, request.memory.to_string())
     })?;
+    let gpu_memory = fields.map("gpu_memory_gb", |item| {
+        let requested = request.gpu_memory.unwrap_or(Bytes(0));
+        at_least(item, item.quantity(&GPU_MEMORY)?, requested.0, requested.to_string())
+    })?;
     // What is requested is meant for each direction.
     let network = |name| {
         fields.map(name, |item| {
@@ -316,6 +341,8 @@ fn limits(item: &Item<'_>, request: &Demand) -> Result<Limits, DocumentError> {
         net_ingress: limit(network("network_ingress_mbps")?, BitsPerSec),
         // Which cards there are, a node knows, and no document.
         gpu_cards: None,
+        gpu_memory: limit(gpu_memory, Bytes),
+        gpu_power: Limit::Unlimited,
     })
 }
 

@@ -317,7 +317,7 @@ fn a_policy_as_it_is_given() {
         window_millis: DEFAULT_WINDOW_MILLIS,
         namespace: "default".into(),
         selector: Selector { labels, name: "etl-*".parse().ok() },
-        limits: PolicyLimits { cpu: Some(Millicores(250)) },
+        limits: PolicyLimits { cpu: Some(Millicores(250)), gpu_memory: None },
         floors: PolicyFloors { cpu: Some(Millicores(500)), memory: Some(Bytes(GIB / 4)) },
         ..expected
     };
@@ -408,10 +408,13 @@ fn a_task_spec() {
             net_egress_weight: Weight::new(300),
             net_ingress: Limit::At(BitsPerSec(20_000_000)),
             gpu_cards: None,
+            gpu_memory: Limit::Unlimited,
+            gpu_power: Limit::Unlimited,
         },
         run_as: Some(Credentials { uid: 1000, gid: 100, groups: vec![4, 24] }),
         retries: 3,
         on_node_lost: OnNodeLost::Rerun,
+        gpus: Default::default(),
     };
     assert_eq!(draft.complete("/elsewhere"), Ok(expected));
     let json = format!(r#"{{"profile": {PROFILE}, "command": ["true"], "name": "n", "namespace": "batch"}}"#);

@@ -68,14 +68,16 @@ pub enum Setting {
     Preemption,
     /// The most CPU that they are granted.
     CpuLimit,
+    /// The most memory of a GPU card that they are granted.
+    GpuMemoryLimit,
     /// How far down what is reserved for them may come, so that another task has room.
     Floors,
 }
 
 impl Setting {
     /// All of them.
-    pub const ALL: [Setting; 4] =
-        [Setting::Eviction, Setting::Preemption, Setting::CpuLimit, Setting::Floors];
+    pub const ALL: [Setting; 5] =
+        [Setting::Eviction, Setting::Preemption, Setting::CpuLimit, Setting::GpuMemoryLimit, Setting::Floors];
 
     /// What a policy says of it, for people; `None`: nothing.
     pub fn shown(self, policy: &Policy) -> Option<String> {
@@ -90,6 +92,9 @@ impl Setting {
                 policy.preemption_enabled.then(|| "end lower priorities where they fit on no node".to_owned())
             }
             Setting::CpuLimit => policy.limits.cpu.map(|cpu| format!("at most {cpu} cores")),
+            Setting::GpuMemoryLimit => {
+                policy.limits.gpu_memory.map(|memory| format!("at most {memory} of a GPU card"))
+            }
             Setting::Floors => policy.floors.shown(),
         }
     }
@@ -99,6 +104,7 @@ impl Setting {
             Setting::Eviction => policy.eviction_threshold_permille.is_some(),
             Setting::Preemption => policy.preemption_enabled,
             Setting::CpuLimit => policy.limits.cpu.is_some(),
+            Setting::GpuMemoryLimit => policy.limits.gpu_memory.is_some(),
             Setting::Floors => policy.floors != PolicyFloors::default(),
         }
     }
@@ -110,6 +116,7 @@ impl fmt::Display for Setting {
             Setting::Eviction => "behavior",
             Setting::Preemption => "behavior.preemption_enabled",
             Setting::CpuLimit => "limits.cpu",
+            Setting::GpuMemoryLimit => "limits.gpu_memory_gb",
             Setting::Floors => "floors",
         })
     }
@@ -121,6 +128,9 @@ impl fmt::Display for Setting {
 pub struct PolicyLimits {
     /// CPU.
     pub cpu: Option<Millicores>,
+    /// Memory of a GPU card.
+    #[serde(default)]
+    pub gpu_memory: Option<Bytes>,
 }
 
 /// How far down what is reserved for a task may come while it runs, so that another task has room. `None`: what it requests
@@ -266,8 +276,12 @@ fn giving<'a>(
 pub struct Effective {
     /// Name of the policy that holds others back and evicts them for it.
     pub eviction: Option<String>,
+    /// Name of the policy that ends others for it.
+    pub preemption: Option<String>,
     /// The CPU limit that one of them sets.
     pub cpu: Option<Millicores>,
+    /// The most memory of a GPU card, by one of them.
+    pub gpu_memory: Option<Bytes>,
 }
 
 impl Effective {
@@ -277,9 +291,11 @@ impl Effective {
         for Given { setting, policy, .. } in resolve(policies, &Subject::of(spec)) {
             match setting {
                 Setting::Eviction => effective.eviction = Some(policy.policy_name.clone()),
+                Setting::Preemption => effective.preemption = Some(policy.policy_name.clone()),
                 // The broker's.
-                Setting::Preemption | Setting::Floors => {}
+                Setting::Floors => {}
                 Setting::CpuLimit => effective.cpu = policy.limits.cpu,
+                Setting::GpuMemoryLimit => effective.gpu_memory = policy.limits.gpu_memory,
             }
         }
         effective
@@ -291,5 +307,14 @@ impl Effective {
         let Some(most) = self.cpu else { return spec.limits.cpu };
         let most = most.max(spec.profile.demand.cpu);
         Limit::At(spec.limits.cpu.at().map_or(most, |own| own.min(most)))
+    }
+
+    /// The most memory of a card that a task may grow to: the lower of its own limit and the policy's, where there is any;
+    /// else what it requests. Never below that.
+    pub fn gpu_memory_limit(&self, spec: &TaskSpec) -> Limit<Bytes> {
+        let request = spec.profile.demand.gpu_memory;
+        let own = spec.limits.gpu_memory.at();
+        let least = own.into_iter().chain(self.gpu_memory).min().or(request);
+        least.map_or(Limit::Unlimited, |limit| Limit::At(limit.max(request.unwrap_or(Bytes(0)))))
     }
 }

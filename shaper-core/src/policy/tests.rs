@@ -78,7 +78,7 @@ static NONE: BTreeMap<String, String> = BTreeMap::new();
 #[test]
 fn each_setting_is_decided_by_itself() {
     let capped = Policy {
-        limits: PolicyLimits { cpu: Some(Millicores(2_500)) },
+        limits: PolicyLimits { cpu: Some(Millicores(2_500)), gpu_memory: None },
         eviction_threshold_permille: None,
         ..selecting("capped", Some("web*"), &[])
     };
@@ -117,6 +117,7 @@ fn a_limit_is_the_lower_one_and_never_below_the_request() {
         run_as: None,
         retries: 0,
         on_node_lost: Default::default(),
+        gpus: Default::default(),
     };
     let limit = |own: Option<u64>, policy: Option<u64>| {
         let effective = Effective { cpu: policy.map(Millicores), ..Effective::default() };
@@ -130,9 +131,34 @@ fn a_limit_is_the_lower_one_and_never_below_the_request() {
     assert_eq!(limit(Some(2_000), Some(2_500)), Some(2_000));
     assert_eq!(limit(None, Some(500)), Some(1_000));
 
-    let policies = [Policy { limits: PolicyLimits { cpu: Some(Millicores(3_000)) }, ..policy("p") }];
+    let policies = [Policy {
+        limits: PolicyLimits { cpu: Some(Millicores(3_000)), gpu_memory: Some(Bytes(5)) },
+        preemption_enabled: true,
+        ..policy("p")
+    }];
     let effective = Effective::of(&policies, &spec(Limit::Unlimited));
-    assert_eq!(effective, Effective { eviction: Some("p".into()), cpu: Some(Millicores(3_000)) });
+    let expected = Effective {
+        eviction: Some("p".into()),
+        preemption: Some("p".into()),
+        cpu: Some(Millicores(3_000)),
+        gpu_memory: Some(Bytes(5)),
+    };
+    assert_eq!(effective, expected);
+
+    let gpu_memory = |request: Option<u64>, own: Option<u64>, policy: Option<u64>| {
+        let mut spec = spec(Limit::Unlimited);
+        spec.profile.demand.gpu_memory = request.map(Bytes);
+        spec.limits.gpu_memory = own.map_or(Limit::Unlimited, |own| Limit::At(Bytes(own)));
+        let effective = Effective { gpu_memory: policy.map(Bytes), ..Effective::default() };
+        effective.gpu_memory_limit(&spec).at().map(|limit| limit.0)
+    };
+    assert_eq!(gpu_memory(None, None, None), None);
+    assert_eq!(gpu_memory(Some(4), None, None), Some(4), "nobody says more");
+    assert_eq!(gpu_memory(Some(4), Some(8), None), Some(8));
+    assert_eq!(gpu_memory(Some(4), None, Some(6)), Some(6));
+    assert_eq!(gpu_memory(Some(4), Some(8), Some(6)), Some(6));
+    assert_eq!(gpu_memory(Some(4), None, Some(2)), Some(4));
+    assert_eq!(gpu_memory(None, None, Some(6)), Some(6));
 }
 
 #[test]
@@ -186,7 +212,7 @@ fn any_policy() -> impl Strategy<Value = Policy> {
             namespace: namespace.into(),
             eviction_threshold_permille,
             selector: Selector { labels, name: name.map(|name| name.parse().unwrap()) },
-            limits: PolicyLimits { cpu: limit.map(Millicores) },
+            limits: PolicyLimits { cpu: limit.map(Millicores), gpu_memory: None },
             ..policy("")
         },
     )

@@ -94,6 +94,7 @@ impl Machine {
             inventory: state.tasks.values().cloned().collect(),
             highest_epoch: state.highest_epoch,
             agent_socket: format!("/run/{}.sock", self.node),
+            gpus: None,
         }
     }
 

@@ -136,7 +136,7 @@ fn an_agent_refuses_to_obey_an_epoch_that_is_over() {
         ..Default::default()
     };
     let owner = v1::Credentials { uid: 65534, gid: 65534, groups: Vec::new() };
-    let start = directive::Kind::Start(v1::Start { spec: Some(spec), owner: Some(owner) });
+    let start = directive::Kind::Start(v1::Start { spec: Some(spec), owner: Some(owner), gpu_cards: None });
     let start =
         v1::Directive { task_id: "stale".into(), attempt: 1, generation: 1, epoch: 2, kind: Some(start) };
     let message = |kind| v1::BrokerMessage { kind: Some(kind) };

@@ -100,6 +100,8 @@ mod tests {
                 net_egress_weight: None,
                 net_ingress: Limit::Unlimited,
                 gpu_cards: None,
+                gpu_memory: Limit::Unlimited,
+                gpu_power: Limit::Unlimited,
             },
             enforcement: vec![],
             usage: Usage {

@@ -123,6 +123,8 @@ fn etl() -> TaskSnapshot {
             net_egress_weight: None,
             net_ingress: Limit::Unlimited,
             gpu_cards: None,
+            gpu_memory: Limit::Unlimited,
+            gpu_power: Limit::Unlimited,
         },
         cpu: CpuUsage {
             time_ns: 12_345_678_901,

@@ -182,7 +182,7 @@ async fn send(to: &mpsc::Sender<v1::AgentMessage>, kind: agent_message::Kind) ->
 
 /// The report of a task that has begun.
 pub(super) fn task(task_id: String, attempt: u32, generation: u64, start: v1::Start) -> Result<v1::NodeTask> {
-    let v1::Start { spec, owner } = start;
+    let v1::Start { spec, owner, gpu_cards: _ } = start;
     let spec = spec.context("a start without a spec")?;
     let task = v1::Task {
         task_id,

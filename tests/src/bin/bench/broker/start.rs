@@ -56,6 +56,7 @@ fn spec(number: usize) -> Result<TaskSpec> {
         run_as: None,
         retries: 3,
         on_node_lost: OnNodeLost::Wait,
+        gpus: Default::default(),
     })
 }
 
@@ -96,6 +97,7 @@ fn history(tasks: usize, nodes: usize) -> Result<(State, BTreeSet<Row>)> {
             let start = v1::Start {
                 spec: Some(submission.spec.clone().into()),
                 owner: Some(submission.owner.clone().into()),
+                gpu_cards: None,
             };
             let task = agents::task(execution.task.to_string(), execution.attempt, generation, start)?;
             let kind = Some(v1::agent_message::Kind::Task(task));

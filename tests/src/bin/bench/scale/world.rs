@@ -196,6 +196,7 @@ fn spec(number: usize, job: &Job) -> TaskSpec {
         run_as: None,
         retries: 0,
         on_node_lost: OnNodeLost::Wait,
+        gpus: Default::default(),
     }
 }
 
