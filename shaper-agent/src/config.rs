@@ -4,9 +4,10 @@ use std::{
     fmt, fs, io,
     ops::RangeInclusive,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, ValueEnum, value_parser};
 
 use shaper_common::abi::{SLOT_FIRST, SLOTS, SLOTS_MAX};
 use shaper_core::{
@@ -82,9 +83,19 @@ pub struct Options {
     /// NVIDIA's library for GPU cards: auto (libnvidia-ml.so.1, if it is there), off, or where it is
     #[arg(long, value_name = "auto|off|FILE", default_value = "auto", value_parser = Library::parse)]
     pub nvml: Library,
+    /// Where the kernel shows what NVIDIA's driver has
+    #[arg(long, value_name = "DIR", default_value = "/proc/driver", hide = true)]
+    pub proc_driver: PathBuf,
     /// Character device of a GPU card that NVML does not know, such as /dev/dri/renderD128; repeatable
     #[arg(long = "gpu-device", value_name = "DEVICE")]
     pub gpu_devices: Vec<PathBuf>,
+    /// What becomes of a task that uses more memory of a GPU card than it may, where nothing but this agent's look at it holds
+    /// it, or its part was made smaller: end (but what it adopted it only tells of), freeze or warn
+    #[arg(long, value_enum, default_value_t = Exceeded::End)]
+    pub gpu_memory_exceeded: Exceeded,
+    /// How long it has to free what is too much
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = value_parser!(u32).range(1..=3600))]
+    pub gpu_memory_grace: u32,
     /// The broker's socket, or https://HOST:PORT with --tls-dir: this node takes the broker's tasks. Of several brokers, of
     /// which one leads: all, separated by commas
     #[arg(long, value_name = "ADDRESSES", value_delimiter = ',')]
@@ -211,6 +222,17 @@ pub enum SecondWriter {
     Yield,
     /// Nothing, but that the task's status says so.
     Report,
+}
+
+/// What becomes of a task that uses more memory of a GPU card than it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Exceeded {
+    /// It is ended.
+    End,
+    /// Its processes stand still until it may have what it has.
+    Freeze,
+    /// Nothing, but that its status says so.
+    Warn,
 }
 
 /// What a clean stop leaves behind.
@@ -349,8 +371,14 @@ pub struct Config {
     pub uplinks: Vec<String>,
     /// Who is asked for GPU cards.
     pub nvml: Library,
+    /// Where the kernel shows what NVIDIA's driver has.
+    pub proc_driver: PathBuf,
     /// Cards beside those.
     pub gpu_devices: Vec<PathBuf>,
+    /// What becomes of a task with too much memory of a card …
+    pub gpu_memory_exceeded: Exceeded,
+    /// … after how long.
+    pub gpu_memory_grace: Duration,
     /// Where the broker is, or those are of which one leads.
     pub brokers: Vec<Broker>,
     /// Where metrics are served.
@@ -465,7 +493,10 @@ impl Options {
             reclaim_idle: self.reclaim_idle,
             uplinks: self.uplinks,
             nvml: self.nvml,
+            proc_driver: self.proc_driver,
             gpu_devices: self.gpu_devices,
+            gpu_memory_exceeded: self.gpu_memory_exceeded,
+            gpu_memory_grace: Duration::from_secs(self.gpu_memory_grace.into()),
             brokers,
             metrics,
             traces: self.traces,

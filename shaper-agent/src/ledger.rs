@@ -490,6 +490,8 @@ fn summary_entry(number: u64, at: UnixNanos, summary: Summary) -> Entry {
         (crate::actuate::Knob::GpuCards, _) => {
             limits.gpu_cards.map_or("as before".into(), |cards| cards.to_string())
         }
+        (crate::actuate::Knob::GpuMemory(_), _) => limits.gpu_memory.to_string(),
+        (crate::actuate::Knob::GpuPower(_), _) => limits.gpu_power.to_string(),
         (crate::actuate::Knob::NetGuarantee, _) => {
             limits.net_egress_guarantee.unwrap_or(BitsPerSec(0)).to_string()
         }

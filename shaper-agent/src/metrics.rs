@@ -118,6 +118,11 @@ fn add_task(exposition: &mut Exposition, reading: &TaskReading) {
     for memory in &usage.gpu_memory {
         let labels = [task.clone(), namespace.clone(), name.clone(), memory.number.to_string()];
         exposition.add(&table::TASK_GPU_MEMORY, &labels, &[], Value::Count(memory.used.0));
+        if let (Limit::At(limit), Some(rung)) = (memory.limit, memory.enforced_by) {
+            let [task, namespace, name, card] = labels;
+            let labels = [task, namespace, name, card, rung.name().to_owned()];
+            exposition.add(&table::TASK_GPU_MEMORY_LIMIT, &labels, &[], Value::Count(limit.0));
+        }
     }
     let mut of = Of { exposition, labels: Arc::from([task, namespace, name]) };
 
@@ -261,7 +266,7 @@ fn add_machine(exposition: &mut Exposition, reading: &Reading) {
 }
 
 fn add_gpu(exposition: &mut Exposition, gpu: &CardUsage) {
-    let CardUsage { card, memory, memory_used, busy_percent, temperature_celsius, trouble } = gpu;
+    let CardUsage { card, memory, memory_used, busy_percent, temperature_celsius, trouble, errors } = gpu;
     let number = [card.number.to_string()];
     let [of] = number.clone();
     exposition.add(&table::MACHINE_GPU, &[of, card.id.clone(), card.model.clone()], &[], Value::Info);
@@ -271,6 +276,7 @@ fn add_gpu(exposition: &mut Exposition, gpu: &CardUsage) {
         (&table::MACHINE_GPU_MEMORY_USED, memory_used.map(|used| Value::Count(used.0))),
         (&table::MACHINE_GPU_BUSY, busy_percent.map(|percent| Value::Float(f64::from(percent) / 100.0))),
         (&table::MACHINE_GPU_TEMPERATURE, temperature_celsius.map(|celsius| Value::Count(celsius.into()))),
+        (&table::MACHINE_GPU_ERRORS, Some(Value::Count(*errors))),
     ] {
         if let Some(value) = value {
             exposition.add(family, &number, &[], value);

@@ -81,6 +81,9 @@ pub struct Record {
     pub writers: Option<Writers>,
     /// When what is left of it is killed, after a cancellation: `CLOCK_BOOTTIME`, ns.
     pub kill_at_boottime_ns: Option<u64>,
+    /// What the MPS server was told that each of its processes may allocate of a card.
+    #[serde(default)]
+    pub mps_memory: Option<Bytes>,
 }
 
 /// What was decided before a change.
@@ -140,6 +143,7 @@ impl Record {
             adopted_by: None,
             writers: None,
             kill_at_boottime_ns: None,
+            mps_memory: None,
         }
     }
 

@@ -142,6 +142,9 @@ pub struct CardUsage {
     pub temperature_celsius: Option<u32>,
     /// Why nothing is known of it now: it was lost, or cannot be read.
     pub trouble: Option<String>,
+    /// Errors (XID) that the driver told of since the agent began.
+    #[serde(default)]
+    pub errors: u64,
 }
 
 /// Cards that a task is to have to itself.

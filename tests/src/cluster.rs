@@ -16,9 +16,11 @@ use crate::{
     agent::{Agent, Options},
     bins::binary,
     broker::{Broker, ClusterTask},
+    cards::FakeCards,
     cut::Cut,
     net::Netns,
     shaper::parse,
+    time::eventually,
 };
 
 /// One broker, and agents `n1`, `n2` … with a cable each.
@@ -97,18 +99,40 @@ impl<'a> Cluster<'a> {
         self.join_to_die_at(network, capacity, None);
     }
 
+    /// One more, with these GPU cards; it has found them, and offers them.
+    pub fn join_with_cards(
+        &mut self,
+        network: &'a Netns,
+        capacity: &str,
+        cards: &FakeCards,
+        options: &[&str],
+    ) {
+        let options = Options::default().with_cards(cards).with(options);
+        let name = self.join_as(network, capacity, options);
+        eventually("the cards are offered", || {
+            let node = self.broker.nodes().into_iter().find(|node| node.name == name);
+            node.is_some_and(|node| node.connected && node.capacity.gpu_memory.is_some())
+        });
+    }
+
     fn join_to_die_at(&mut self, network: &'a Netns, capacity: &str, failpoint: Option<&str>) {
-        let name = format!("n{}", self.agents.len() + 1);
-        let cut = Cut::new(&self.path().join(format!("{name}.sock")), &self.broker.socket());
-        let at_broker = cut.socket().display().to_string();
-        let mut options = Options::default().within(network);
-        options = options.with(&["--node", &name, "--broker", &at_broker, "--capacity", capacity]);
+        let mut options = Options::default();
         if let Some(place) = failpoint {
             options = options.dies_at(place);
         }
+        self.join_as(network, capacity, options);
+    }
+
+    fn join_as(&mut self, network: &'a Netns, capacity: &str, options: Options<'a>) -> String {
+        let name = format!("n{}", self.agents.len() + 1);
+        let cut = Cut::new(&self.path().join(format!("{name}.sock")), &self.broker.socket());
+        let at_broker = cut.socket().display().to_string();
+        let options = options.within(network);
+        let options = options.with(&["--node", &name, "--broker", &at_broker, "--capacity", capacity]);
         self.agents.push(options.start());
         self.cuts.push(cut);
         self.broker.wait_for_node(&name, true);
+        name
     }
 
     /// The agent of a node.

@@ -2,6 +2,7 @@
 
 use shaper_agent::{
     actuate::{self, ActuateError, Change, Knob, Lasts, Pacing, Target, Value, Values, Wish},
+    gpu::Holders,
     kernel::{
         bpf::{BpfError, Refused},
         cgroup::Cgroup,
@@ -22,6 +23,7 @@ pub fn target(cgroup: Cgroup) -> Target {
         slot: 0,
         has_sockets: false,
         shares_network: false,
+        cards: Holders::new(None),
     }
 }
 

@@ -49,6 +49,11 @@ families! {
     TASK_GPU_MEMORY = Family::gauge(
         "shaper_task_gpu_memory_bytes", Unit::Bytes, "Memory of a GPU card that its processes have, as the driver says",
         &["task", "namespace", "name", "card"]);
+    /// Its limit.
+    TASK_GPU_MEMORY_LIMIT = Family::gauge(
+        "shaper_task_gpu_memory_limit_bytes", Unit::Bytes,
+        "Memory of a GPU card that it may have, and what holds it to that: dmem, nvml-cgroup, mig, mps or watchdog",
+        &["task", "namespace", "name", "card", "enforced_by"]);
     /// Idle memory.
     TASK_RECLAIMED = Family::counter(
         "shaper_task_memory_idle_reclaimed_bytes_total", Unit::Bytes,
@@ -162,6 +167,10 @@ families! {
     /// How hot.
     MACHINE_GPU_TEMPERATURE = Family::gauge(
         "shaper_machine_gpu_temperature_celsius", Unit::None, "Temperature of the card", &["card"]);
+    /// Errors.
+    MACHINE_GPU_ERRORS = Family::counter(
+        "shaper_machine_gpu_errors_total", Unit::None,
+        "Errors (XID) of the card that the driver told of since this agent began", &["card"]);
     /// Stalls.
     MACHINE_STALLED = Family::counter(
         "shaper_machine_pressure_stalled_seconds_total", Unit::Seconds,

@@ -60,7 +60,8 @@ impl TryFrom<v1::CardOffer> for CardOffer {
 
 impl From<CardUsage> for v1::CardUsage {
     fn from(usage: CardUsage) -> v1::CardUsage {
-        let CardUsage { card, memory, memory_used, busy_percent, temperature_celsius, trouble } = usage;
+        let CardUsage { card, memory, memory_used, busy_percent, temperature_celsius, trouble, errors } =
+            usage;
         let Card { number, id, model, device: CharDevice { major, minor } } = card;
         v1::CardUsage {
             number,
@@ -72,6 +73,7 @@ impl From<CardUsage> for v1::CardUsage {
             busy_percent,
             temperature_celsius,
             trouble,
+            errors,
         }
     }
 }
@@ -90,6 +92,7 @@ impl TryFrom<v1::CardUsage> for CardUsage {
             busy_percent,
             temperature_celsius,
             trouble,
+            errors,
         } = wire;
         let v1::CharDevice { major, minor } = device.ok_or(WireError::Missing("gpus.device"))?;
         Ok(CardUsage {
@@ -99,6 +102,7 @@ impl TryFrom<v1::CardUsage> for CardUsage {
             busy_percent,
             temperature_celsius,
             trouble,
+            errors,
         })
     }
 }

@@ -536,6 +536,7 @@ mod tests {
                 busy_percent: Some(6),
                 temperature_celsius: None,
                 trouble: Some("lost".into()),
+                errors: 3,
             }],
             tasks: vec![TaskSnapshot {
                 task_id: "a".parse().unwrap(),

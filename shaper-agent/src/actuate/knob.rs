@@ -7,12 +7,15 @@ use shaper_core::{
     gpu::CardSet,
     id::BlockDevice,
     limits::{Limit, LimitsChange},
-    units::{BitsPerSec, Bytes, BytesPerSec, Iops, Micros, Millicores, Weight},
+    units::{BitsPerSec, Bytes, BytesPerSec, Iops, Micros, Millicores, Milliwatts, Weight},
 };
 
-use crate::kernel::{
-    cgroup::{block::IoLimits, cpu::Bandwidth},
-    v1::Shares,
+use crate::{
+    gpu::MemoryLimit,
+    kernel::{
+        cgroup::{block::IoLimits, cpu::Bandwidth},
+        v1::Shares,
+    },
 };
 
 /// What can be turned.
@@ -39,6 +42,12 @@ pub enum Knob {
     NetIngress,
     /// GPU cards that may be opened.
     GpuCards,
+    /// Memory of the GPU card of this number.
+    GpuMemory(u32),
+    /// Power of the GPU card of this number.
+    GpuPower(u32),
+    /// Whether its processes stand still.
+    Frozen,
     /// Read from and written to a block device.
     IoMax(BlockDevice),
     /// Share of contended block devices, by io.cost.
@@ -48,10 +57,12 @@ pub enum Knob {
 }
 
 const IO_MAX: &str = "io_max:";
+const GPU_MEMORY: &str = "gpu_memory:";
+const GPU_POWER: &str = "gpu_power:";
 
 impl Knob {
     /// Those that a task has one of.
-    pub(super) const PLAIN: [Knob; 12] = [
+    pub(super) const PLAIN: [Knob; 13] = [
         Knob::Cpu,
         Knob::CpuWeight,
         Knob::Memory,
@@ -62,6 +73,7 @@ impl Knob {
         Knob::NetWeight,
         Knob::NetIngress,
         Knob::GpuCards,
+        Knob::Frozen,
         Knob::IoWeight,
         Knob::BfqWeight,
     ];
@@ -74,9 +86,14 @@ impl Knob {
             Knob::Memory => ["memory.max", "memory.limit_in_bytes"].contains(&file),
             Knob::MemoryHigh => file == "memory.high",
             Knob::MemoryLow => file == "memory.low",
-            Knob::NetEgress | Knob::NetGuarantee | Knob::NetWeight | Knob::NetIngress | Knob::GpuCards => {
-                false
-            }
+            Knob::NetEgress
+            | Knob::NetGuarantee
+            | Knob::NetWeight
+            | Knob::NetIngress
+            | Knob::GpuCards
+            | Knob::GpuPower(_) => false,
+            Knob::GpuMemory(_) => file == "dmem.max",
+            Knob::Frozen => file == "cgroup.freeze",
             Knob::IoMax(_) => file == "io.max" || file.starts_with("blkio.throttle."),
             Knob::IoWeight => file == "io.weight",
             Knob::BfqWeight => file == "io.bfq.weight",
@@ -85,8 +102,8 @@ impl Knob {
 
     /// Whether writing to a cgroup's file of that name may turn any.
     pub fn any_is_in(file: &str) -> bool {
-        let disk = Knob::IoMax(BlockDevice { major: 0, minor: 0 });
-        disk.is_in(file) || Knob::PLAIN.iter().any(|knob| knob.is_in(file))
+        let of_devices = [Knob::IoMax(BlockDevice { major: 0, minor: 0 }), Knob::GpuMemory(0)];
+        of_devices.iter().any(|knob| knob.is_in(file)) || Knob::PLAIN.iter().any(|knob| knob.is_in(file))
     }
 }
 
@@ -103,6 +120,9 @@ impl fmt::Display for Knob {
             Knob::NetWeight => "net_egress_weight",
             Knob::NetIngress => "net_ingress",
             Knob::GpuCards => "gpu_cards",
+            Knob::GpuMemory(card) => return f.pad(&format!("{GPU_MEMORY}{card}")),
+            Knob::GpuPower(card) => return f.pad(&format!("{GPU_POWER}{card}")),
+            Knob::Frozen => "frozen",
             Knob::IoMax(device) => return f.pad(&format!("{IO_MAX}{device}")),
             Knob::IoWeight => "io_weight",
             Knob::BfqWeight => "io_bfq_weight",
@@ -121,6 +141,13 @@ impl FromStr for Knob {
     fn from_str(name: &str) -> Result<Knob, UnknownKnob> {
         if let Some(device) = name.strip_prefix(IO_MAX) {
             return device.parse().map(Knob::IoMax).map_err(|_| UnknownKnob(name.into()));
+        }
+        for (prefix, of_card) in
+            [(GPU_MEMORY, Knob::GpuMemory as fn(u32) -> Knob), (GPU_POWER, Knob::GpuPower)]
+        {
+            if let Some(card) = name.strip_prefix(prefix) {
+                return card.parse().map(of_card).map_err(|_| UnknownKnob(name.into()));
+            }
         }
         Knob::PLAIN.into_iter().find(|knob| knob.to_string() == name).ok_or_else(|| UnknownKnob(name.into()))
     }
@@ -160,6 +187,12 @@ pub enum Value {
     Rate(Limit<BitsPerSec>),
     /// Cards that may be opened; `None`: whatever could be without shaper.
     Cards(Option<CardSet>),
+    /// Memory of a GPU card.
+    CardMemory(MemoryLimit),
+    /// Power of a GPU card.
+    Power(Milliwatts),
+    /// Whether processes stand still.
+    Frozen(bool),
 }
 
 /// Values of knobs.
@@ -262,6 +295,10 @@ impl fmt::Display for Value {
             Value::Rate(limit) => limit.fmt(f),
             Value::Cards(Some(cards)) => cards.fmt(f),
             Value::Cards(None) => f.write_str("as found"),
+            Value::CardMemory(limit) => limit.fmt(f),
+            Value::Power(power) => power.fmt(f),
+            Value::Frozen(true) => f.write_str("frozen"),
+            Value::Frozen(false) => f.write_str("not frozen"),
         }
     }
 }
@@ -295,6 +332,12 @@ pub enum Wish {
     NetIngress(Limit<BitsPerSec>),
     /// These cards.
     GpuCards(CardSet),
+    /// So much memory of a card.
+    GpuMemory(u32, Limit<Bytes>),
+    /// So much power of a card.
+    GpuPower(u32, Milliwatts),
+    /// That its processes stand still.
+    Frozen(bool),
     /// So much of a block device.
     IoMax(BlockDevice, IoLimits),
     /// So many reads and writes of it; its limits of bytes stay.
@@ -323,6 +366,9 @@ impl Wish {
             Wish::NetWeight(_) => Knob::NetWeight,
             Wish::NetIngress(_) => Knob::NetIngress,
             Wish::GpuCards(_) => Knob::GpuCards,
+            Wish::GpuMemory(card, _) => Knob::GpuMemory(*card),
+            Wish::GpuPower(card, _) => Knob::GpuPower(*card),
+            Wish::Frozen(_) => Knob::Frozen,
             Wish::IoMax(device, _) | Wish::IoOperations(device, _) | Wish::IoBytes(device, _) => {
                 Knob::IoMax(*device)
             }
@@ -348,7 +394,7 @@ impl Wish {
             net_egress_weight,
             net_ingress,
             gpu_cards,
-            // These go by the cards: `node/card_memory.rs`.
+            // These go by the cards: `node/card_limits.rs`.
             gpu_memory: _,
             gpu_power: _,
         } = *change;
@@ -379,11 +425,22 @@ mod tests {
     #[test]
     fn a_knob_is_its_name() {
         let device = BlockDevice { major: 8, minor: 16 };
-        for knob in [Knob::Cpu, Knob::CpuWeight, Knob::MemoryHigh, Knob::IoMax(device), Knob::BfqWeight] {
+        for knob in [
+            Knob::Cpu,
+            Knob::CpuWeight,
+            Knob::MemoryHigh,
+            Knob::IoMax(device),
+            Knob::BfqWeight,
+            Knob::GpuMemory(3),
+            Knob::GpuPower(63),
+            Knob::Frozen,
+        ] {
             assert_eq!(knob.to_string().parse(), Ok(knob));
         }
         assert_eq!(Knob::IoMax(device).to_string(), "io_max:8:16");
-        for unknown in ["", "cpus", "io_max", "io_max:8", "io_max:8:16:1"] {
+        for unknown in
+            ["", "cpus", "io_max", "io_max:8", "io_max:8:16:1", "gpu_memory", "gpu_memory:", "gpu_power:x"]
+        {
             assert!(unknown.parse::<Knob>().is_err(), "{unknown}");
         }
         let values = Values::from([(Knob::IoMax(device), Value::Io(IoLimits::default()))]);
@@ -402,8 +459,10 @@ mod tests {
             ("memory.max", Knob::Memory),
             ("io.max", Knob::IoMax(device)),
             ("blkio.throttle.read_bps_device", Knob::IoMax(device)),
+            ("dmem.max", Knob::GpuMemory(0)),
+            ("cgroup.freeze", Knob::Frozen),
         ] {
-            let holders = Knob::PLAIN.into_iter().chain([Knob::IoMax(device)]);
+            let holders = Knob::PLAIN.into_iter().chain([Knob::IoMax(device), Knob::GpuMemory(0)]);
             assert_eq!(holders.filter(|knob| knob.is_in(file)).collect::<Vec<_>>(), [knob], "{file}");
             assert!(Knob::any_is_in(file));
         }

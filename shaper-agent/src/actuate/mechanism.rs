@@ -5,18 +5,21 @@ use std::path::Path;
 use shaper_core::{
     id::BlockDevice,
     limits::Limit,
-    units::{BitsPerSec, Micros, Weight},
+    units::{BitsPerSec, Bytes, Micros, Weight},
 };
 
 use super::{ActuateError, Knob, Pacing, Target, Value, Wish};
-use crate::kernel::{
-    cgroup::{
-        Cgroup, File,
-        block::{self, IoLimits, IoWeight, OfDevice, SetIoWeight},
-        cpu::{self, Bandwidth, CpuMax, CpuShare},
-        memory,
+use crate::{
+    gpu::{Holders, MemoryLimit},
+    kernel::{
+        cgroup::{
+            Cgroup, File,
+            block::{self, IoLimits, IoWeight, OfDevice, SetIoWeight},
+            cpu::{self, Bandwidth, CpuMax, CpuShare},
+            groups, memory,
+        },
+        v1::{self, Shares, V1Error, V1Group, V1Limit},
     },
-    v1::{self, Shares, V1Error, V1Group, V1Limit},
 };
 
 /// How a knob is turned for a task.
@@ -26,10 +29,12 @@ pub(super) enum Mechanism<'a> {
     Pacing(u32),
     Queue(u32),
     Admission(u32),
+    CardMemory { holders: &'a Holders, cgroup: &'a Cgroup, card: u32 },
+    CardPower { holders: &'a Holders, card: u32 },
 }
 
 /// A file of cgroup v2 that holds a bound of memory.
-fn memory_file(knob: Knob) -> File<Limit<shaper_core::units::Bytes>> {
+fn memory_file(knob: Knob) -> File<Limit<Bytes>> {
     match knob {
         Knob::MemoryHigh => memory::HIGH,
         Knob::MemoryLow => memory::LOW,
@@ -62,6 +67,11 @@ impl<'a> Mechanism<'a> {
             }
             Knob::NetIngress => return Ok(Mechanism::Queue(target.slot)),
             Knob::GpuCards => return Ok(Mechanism::Admission(target.slot)),
+            Knob::GpuMemory(card) => {
+                return Ok(Mechanism::CardMemory { holders: &target.cards, cgroup, card });
+            }
+            Knob::GpuPower(card) => return Ok(Mechanism::CardPower { holders: &target.cards, card }),
+            Knob::Frozen => (cgroup.has(groups::FREEZE), &None),
             Knob::Cpu => (cgroup.has(cpu::MAX), &target.v1_cpu),
             Knob::CpuWeight => (cgroup.has(cpu::WEIGHT), &target.v1_cpu),
             Knob::Memory => (cgroup.has(memory::MAX), &target.v1_memory),
@@ -93,6 +103,7 @@ impl<'a> Mechanism<'a> {
             (Mechanism::Cgroup(_), Knob::CpuWeight) => cpu::WEIGHT.name(),
             (Mechanism::Cgroup(_), Knob::IoMax(_)) => block::MAX.name(),
             (Mechanism::Cgroup(_), Knob::IoWeight | Knob::BfqWeight) => io_weight_file(knob).name(),
+            (Mechanism::Cgroup(_), Knob::Frozen) => groups::FREEZE.name(),
             (Mechanism::Cgroup(_), _) => memory_file(knob).name(),
             (Mechanism::V1(_), Knob::CpuWeight) => "v1 cpu.shares",
             (Mechanism::V1(_), Knob::Memory) => "v1 memory.limit_in_bytes",
@@ -102,6 +113,8 @@ impl<'a> Mechanism<'a> {
             (Mechanism::Pacing(_), _) => "tcp-pacing",
             (Mechanism::Queue(_), _) => "ifb-htb",
             (Mechanism::Admission(_), _) => "cgroup-device",
+            (Mechanism::CardMemory { holders, cgroup, card }, _) => holders.rung(*card, cgroup).name(),
+            (Mechanism::CardPower { .. }, _) => "nvml",
         }
     }
 
@@ -128,6 +141,12 @@ impl<'a> Mechanism<'a> {
             }
             (Wish::NetEgress(limit) | Wish::NetIngress(limit), _) => Value::Rate(limit),
             (Wish::GpuCards(cards), _) => Value::Cards(Some(cards)),
+            (Wish::GpuMemory(_, limit), Mechanism::CardMemory { holders, cgroup, card }) => {
+                Value::CardMemory(holders.as_kept(*card, cgroup, limit))
+            }
+            (Wish::GpuMemory(_, limit), _) => Value::CardMemory(MemoryLimit { guaranteed: Bytes(0), limit }),
+            (Wish::GpuPower(_, power), _) => Value::Power(power),
+            (Wish::Frozen(frozen), _) => Value::Frozen(frozen),
             (Wish::NetGuarantee(rate), _) => Value::Rate(Limit::At(rate)),
             (Wish::IoMax(_, limits), _) => Value::Io(limits),
             (Wish::IoOperations(_, [read_operations, write_operations]), _) => {
@@ -162,6 +181,11 @@ impl<'a> Mechanism<'a> {
                 None => Limit::Unlimited,
             }),
             (Mechanism::Admission(slot), _) => Value::Cards(pacing.cards(*slot)),
+            (Mechanism::CardMemory { holders, cgroup, card }, _) => {
+                Value::CardMemory(holders.memory(*card, cgroup)?)
+            }
+            (Mechanism::CardPower { holders, card }, _) => Value::Power(holders.power(*card)?),
+            (Mechanism::Cgroup(cgroup), Knob::Frozen) => Value::Frozen(cgroup.get(groups::FREEZE)?),
             (Mechanism::Cgroup(cgroup), Knob::Cpu) => Value::Bandwidth(cgroup.bandwidth()?),
             (Mechanism::V1(group), Knob::Cpu) => Value::Bandwidth(group.bandwidth()?),
             (Mechanism::Cgroup(cgroup), Knob::CpuWeight) => match cgroup.cpu_share()? {
@@ -211,6 +235,13 @@ impl<'a> Mechanism<'a> {
                 return Err(ActuateError::NoMechanism { knob, reason: NO_ADMISSION });
             }
             (Mechanism::Admission(slot), Value::Cards(cards)) => pacing.admit(*slot, cards),
+            (Mechanism::CardMemory { holders, cgroup, card }, Value::CardMemory(limit)) => {
+                holders.set_memory(*card, cgroup, limit)?;
+            }
+            (Mechanism::CardPower { holders, card }, Value::Power(power)) => {
+                holders.set_power(*card, power)?
+            }
+            (Mechanism::Cgroup(cgroup), Value::Frozen(frozen)) => cgroup.set(groups::FREEZE, &frozen)?,
             (Mechanism::Cgroup(cgroup), Value::Bandwidth(bandwidth)) => cgroup.set_bandwidth(&bandwidth)?,
             (Mechanism::V1(group), Value::Bandwidth(bandwidth)) => {
                 group.set_bandwidth(&bandwidth).map_err(|error| explained(group, &bandwidth, error))?;
@@ -251,7 +282,11 @@ impl<'a> Mechanism<'a> {
                 cgroup.set(block::MAX, &OfDevice(device, *limits)).map_err(ActuateError::from)
             }
             Mechanism::V1(group) => group.set_io_limits(device, limits).map_err(ActuateError::from),
-            Mechanism::Pacing(_) | Mechanism::Queue(_) | Mechanism::Admission(_) => Ok(()),
+            Mechanism::Pacing(_)
+            | Mechanism::Queue(_)
+            | Mechanism::Admission(_)
+            | Mechanism::CardMemory { .. }
+            | Mechanism::CardPower { .. } => Ok(()),
         };
         match written {
             // A device that is gone took its limits with it.

@@ -20,11 +20,12 @@ use shaper_core::{
     id::BlockDevice,
     limits::{Limit, Limits},
     task::Enforcement,
-    units::{BitsPerSec, Bytes, Millicores, Weight},
+    units::{BitsPerSec, Bytes, Millicores, Milliwatts, Weight},
 };
 use shaper_proto::failpoint;
 
 use crate::{
+    gpu::{CardError, HolderError, Holders},
     kernel::{
         bpf::{Bpf, BpfError, Refused},
         cgroup::{Cgroup, CgroupError, memory},
@@ -149,6 +150,8 @@ pub struct Target {
     pub has_sockets: bool,
     /// Whether it shares the node's network with others.
     pub shares_network: bool,
+    /// What holds it to its part of GPU cards.
+    pub cards: Holders,
 }
 
 /// What went wrong with a limit.
@@ -239,6 +242,24 @@ pub enum ActuateError {
     /// A map.
     #[error(transparent)]
     Bpf(#[from] BpfError),
+    /// A GPU card.
+    #[error("gpu: {0}")]
+    Card(CardError),
+}
+
+impl From<CardError> for ActuateError {
+    fn from(error: CardError) -> ActuateError {
+        ActuateError::Card(error)
+    }
+}
+
+impl From<HolderError> for ActuateError {
+    fn from(error: HolderError) -> ActuateError {
+        match error {
+            HolderError::Card(error) => error.into(),
+            HolderError::Cgroup(error) => error.into(),
+        }
+    }
 }
 
 impl ActuateError {
@@ -252,10 +273,16 @@ impl ActuateError {
         match self {
             ActuateError::NoMechanism { .. }
             | ActuateError::BelowUse { .. }
-            | ActuateError::AboveGroup { .. } => true,
+            | ActuateError::AboveGroup { .. }
+            | ActuateError::Card(_) => true,
             ActuateError::Bpf(BpfError::Ingress(error)) => error.is_refusal(),
             _ => false,
         }
+    }
+
+    /// Whether nothing can be said of a GPU card now.
+    pub fn is_of_a_card(&self) -> bool {
+        matches!(self, ActuateError::Card(CardError::Silent(_) | CardError::Gone { .. }))
     }
 
     /// Whether the cgroup is not there any more.
@@ -303,7 +330,11 @@ pub fn plan(target: &Target, pacing: &dyn Pacing, wishes: &[Wish]) -> Result<Pla
             continue;
         }
         let mechanism = Mechanism::of(target, knob)?;
-        let before = mechanism.read(pacing, knob)?;
+        let before = match mechanism.read(pacing, knob) {
+            // What is put back on a card that is gone went with it, too.
+            Err(ActuateError::Card(CardError::Gone { .. })) if matches!(wish, Wish::Exactly(..)) => continue,
+            before => before?,
+        };
         let after = mechanism.value(wish, before);
         plan.in_force.insert(knob, after);
         if before == after {
@@ -412,10 +443,22 @@ pub fn lend(file: &QuotaFile, quota: &Quota<u32>) -> Result<(), ActuateError> {
     file.set(quota.quota, quota.saving)
 }
 
+/// Puts a card's power back that a task had limited which is gone, and reads it back.
+pub fn put_power_back(holders: &Holders, card: u32, power: Milliwatts) -> Result<(), ActuateError> {
+    holders.set_power(card, power)?;
+    let reads = holders.power(card)?;
+    if reads == power {
+        return Ok(());
+    }
+    let [wrote, reads] = [power, reads].map(|power| Box::new(Value::Power(power)));
+    Err(ActuateError::ReadBack { knob: Knob::GpuPower(card), wrote, reads })
+}
+
 /// What every knob that was ever turned should hold: the limits; else what was decided for good; else what it held
 /// before. A memory limit that only a shrink had turned so far is noted as one that stands (`node/memory.rs`). Where block IO has a ceiling, any division of it holds, so that which is in force stays until the next; bytes are
 /// no part of it.
 pub fn decided(limits: &Limits, standing: &Values, baseline: &Values) -> Vec<Wish> {
+    let of_card = |number| limits.gpu_cards.is_some_and(|cards| cards.contains(number));
     let wish = |(knob, before): (&Knob, &Value)| match knob {
         Knob::Cpu => Some(Wish::Cpu(limits.cpu)),
         Knob::Memory => Some(match (limits.memory, standing.get(&Knob::Memory)) {
@@ -425,6 +468,12 @@ pub fn decided(limits: &Limits, standing: &Values, baseline: &Values) -> Vec<Wis
         Knob::NetEgress => Some(Wish::NetEgress(limits.net_egress)),
         Knob::NetIngress => Some(Wish::NetIngress(limits.net_ingress)),
         Knob::GpuCards if limits.gpu_cards.is_some() => limits.gpu_cards.map(Wish::GpuCards),
+        Knob::GpuMemory(card) if of_card(*card) && limits.gpu_memory != Limit::Unlimited => {
+            Some(Wish::GpuMemory(*card, limits.gpu_memory))
+        }
+        Knob::GpuPower(card) if of_card(*card) && limits.gpu_power != Limit::Unlimited => {
+            limits.gpu_power.at().map(|power| Wish::GpuPower(*card, power))
+        }
         Knob::NetGuarantee => Some(Wish::NetGuarantee(limits.net_egress_guarantee.unwrap_or(BitsPerSec(0)))),
         Knob::NetWeight => Some(Wish::NetWeight(limits.net_egress_weight.unwrap_or(Weight::DEFAULT))),
         Knob::IoMax(device) if limits.storage_io != Limit::Unlimited => {
@@ -464,7 +513,11 @@ pub fn enforcement(
     let mut found = Vec::new();
     for knob in always.iter().chain(more).copied() {
         let Ok(mechanism) = Mechanism::of(target, knob) else { continue };
-        let mut in_force = mechanism.read(pacing, knob)?.to_string();
+        let mut in_force = match mechanism.read(pacing, knob) {
+            // The rest is told all the same.
+            Err(error) if error.is_of_a_card() => error.to_string(),
+            value => value?.to_string(),
+        };
         let pace = pacing.pace(target.slot);
         if knob == Knob::NetEgress && pace.mode == PACE_ON {
             let active = pace.active.max(pace.active_before.into());

@@ -4,6 +4,7 @@
 //! asks, and the node takes what it last said. Cards that no NVML knows are named by their devices (`--gpu-device`). Each
 //! card has a number, which it keeps as long as the machine runs, whatever becomes of it or of the agent.
 
+mod holders;
 mod nvml;
 mod reader;
 mod table;
@@ -18,7 +19,8 @@ use rustix::fs::{major, minor};
 use shaper_core::{gpu::CharDevice, units::Bytes};
 
 pub use self::{
-    reader::{PERIOD, Reader},
+    holders::{CardError, Facts, HolderError, Holders, MemoryLimit, region},
+    reader::{Asked, PERIOD, Reader},
     table::{Table, TableError},
 };
 
@@ -89,12 +91,25 @@ pub struct CardReading {
     pub model: String,
     /// Its device; `None` where the driver gives it none.
     pub device: Option<CharDevice>,
+    /// Its PCI address, such as `0000:65:00.0`.
+    pub pci: Option<String>,
+    /// Whether it is a part of a card, cut by the hardware (MIG).
+    pub is_part: bool,
     /// What it does, or why that is not known.
     pub figures: Result<Figures, String>,
 }
 
+/// An error that the driver told of, by its number (XID).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Xid {
+    /// The card, by its UUID.
+    pub card: String,
+    /// The number; `None`: the driver does not know.
+    pub code: Option<u64>,
+}
+
 /// What a card does.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Figures {
     /// Its memory.
     pub memory: Bytes,
@@ -104,6 +119,8 @@ pub struct Figures {
     pub busy_percent: Option<u32>,
     /// Temperature, °C.
     pub temperature_celsius: Option<u32>,
+    /// Whether the driver limits its memory by cgroup; else why not.
+    pub memory_limits: Result<(), String>,
     /// Who has memory of it.
     pub processes: Vec<ProcessUse>,
 }
@@ -134,6 +151,13 @@ pub fn driver(device: CharDevice) -> Option<String> {
     Some(link.file_name()?.to_string_lossy().into_owned())
 }
 
+/// The PCI address of a device by sysfs.
+pub fn pci(device: CharDevice) -> Option<String> {
+    let link = fs::read_link(format!("/sys/dev/char/{device}/device")).ok()?;
+    let name = link.file_name()?.to_string_lossy().into_owned();
+    (name.split(':').count() == 3).then_some(name)
+}
+
 /// The number that NVIDIA's devices have had since there were any …
 const NVIDIA_MAJOR: u32 = 195;
 
@@ -144,6 +168,12 @@ fn nvidia_major(proc_devices: &str) -> u32 {
         matches!(name.trim(), "nvidia" | "nvidia-frontend").then(|| number.parse().ok())?
     };
     proc_devices.lines().find_map(of_line).unwrap_or(NVIDIA_MAJOR)
+}
+
+/// The number that the devices of the parts of cards have here; 0, which no device has, where there are none.
+fn caps_major(proc_devices: &str) -> u32 {
+    let of_line = |line: &str| line.trim().strip_suffix(" nvidia-caps")?.parse().ok();
+    proc_devices.lines().find_map(of_line).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -164,6 +194,8 @@ mod tests {
         assert_eq!(nvidia_major(listed), 235);
         assert_eq!(nvidia_major("Character devices:\n195 nvidia-frontend\n"), 195);
         assert_eq!(nvidia_major("Character devices:\n  1 mem\n"), NVIDIA_MAJOR);
+        assert_eq!(caps_major("Character devices:\n 195 nvidia\n 237 nvidia-caps\n"), 237);
+        assert_eq!(caps_major("Character devices:\n 195 nvidia\n"), 0);
     }
 
     #[test]

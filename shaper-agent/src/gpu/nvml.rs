@@ -1,26 +1,78 @@
-//! NVML, by `nvml-wrapper`: what it says of every card.
+//! NVML, by `nvml-wrapper`: what it says of every card, and what it does to one. What the wrapper does not have are the limits of
+//! memory by cgroup (`nvmlDeviceSetMemoryLimits_v1`, driver r615): they are called by their symbols.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
-    fs,
-    path::PathBuf,
+    collections::{BTreeMap, HashMap, VecDeque, btree_map::Entry, hash_map},
+    ffi::{CString, c_char, c_uint, c_ulonglong, c_void},
+    fs, io,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
 };
 
 use nvml_wrapper::{
-    Device, Nvml, enum_wrappers::device::TemperatureSensor, enums::device::UsedGpuMemory, error::NvmlError,
+    Device, Nvml,
+    bitmasks::event::EventTypes,
+    enum_wrappers::device::TemperatureSensor,
+    enums::{device::UsedGpuMemory, event::XidError},
+    error::{NvmlError, nvml_try},
 };
-use shaper_core::{gpu::CharDevice, units::Bytes};
+use shaper_core::{
+    gpu::CharDevice,
+    limits::Limit,
+    units::{Bytes, Milliwatts},
+};
 
-use super::{CardReading, Figures, Library, LibraryState, ProcessUse, nvidia_major};
+use super::{
+    CardError, CardReading, Figures, Library, LibraryState, MemoryLimit, ProcessUse, Xid, caps_major,
+    nvidia_major,
+    reader::{Answer, Asked, Call},
+};
 
 /// The library that is there wherever NVIDIA's driver is.
 const NAME: &str = "libnvidia-ml.so.1";
 
+/// What `nvmlDeviceSetMemoryLimits_v1` takes.
+#[repr(C)]
+struct SetMemoryLimits {
+    name_space: *const c_char,
+    soft: c_ulonglong,
+    hard: c_ulonglong,
+}
+
+/// What `nvmlDeviceGetMemoryLimits_v1` takes and fills.
+#[repr(C)]
+struct GetMemoryLimits {
+    name_space: *const c_char,
+    soft: c_ulonglong,
+    hard: c_ulonglong,
+    used: c_ulonglong,
+}
+
+/// No limit, as these have it; none is guaranteed then.
+const NO_LIMIT: c_ulonglong = c_ulonglong::MAX;
+
+/// How long the driver is waited for that has no error to tell of, ms: so long the thread outlives the library.
+const LISTEN_MS: u32 = 1000;
+/// So many errors are kept until the node takes them.
+const ERRORS_KEPT: usize = 256;
+
 /// The library, loaded and initialised.
 pub(super) struct Loaded {
-    nvml: Nvml,
+    nvml: Arc<Nvml>,
+    /// A cgroup that is there.
+    own_cgroup: PathBuf,
+    is_over: Arc<AtomicBool>,
     /// What is known of the cards by their places: a card that is lost does not say any more who it is.
     known: BTreeMap<u32, Identity>,
+    /// Where the processes are that use cards.
+    cgroups: Cgroups,
+    /// Where the kernel shows what NVIDIA's driver has: `/proc/driver`.
+    proc_driver: PathBuf,
 }
 
 #[derive(Clone)]
@@ -28,17 +80,35 @@ struct Identity {
     id: String,
     model: String,
     device: Option<CharDevice>,
+    /// Its PCI address.
+    pci: Option<String>,
+    /// It is a part of a card (MIG).
+    is_part: bool,
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Release);
+    }
 }
 
 impl Loaded {
     /// Loads it, or says why not.
-    pub(super) fn load(library: &Library) -> Result<Loaded, LibraryState> {
+    pub(super) fn load(asked: &Asked) -> Result<Loaded, LibraryState> {
+        let Asked { library, own_cgroup, proc_driver } = asked;
         let path = match library {
             Library::At(path) => path.as_os_str(),
             Library::Auto | Library::Off => NAME.as_ref(),
         };
         match Nvml::builder().lib_path(path).init() {
-            Ok(nvml) => Ok(Loaded { nvml, known: BTreeMap::new() }),
+            Ok(nvml) => Ok(Loaded {
+                nvml: Arc::new(nvml),
+                own_cgroup: own_cgroup.clone(),
+                proc_driver: proc_driver.clone(),
+                is_over: Arc::default(),
+                known: BTreeMap::new(),
+                cgroups: Cgroups::default(),
+            }),
             Err(NvmlError::LibloadingError(error)) if *library == Library::Auto => {
                 Err(LibraryState::Absent { evidence: error.to_string() })
             }
@@ -54,8 +124,17 @@ impl Loaded {
     /// What it says of all cards; of those that it does not know, why.
     pub(super) fn read(&mut self) -> Result<(Vec<CardReading>, Vec<String>), NvmlError> {
         let (mut cards, mut unknown) = (Vec::new(), Vec::new());
-        for place in 0..self.nvml.device_count()? {
-            let asked = self.nvml.device_by_index(place);
+        self.cgroups.begin();
+        let nvml = Arc::clone(&self.nvml);
+        for place in 0..nvml.device_count()? {
+            let asked = nvml.device_by_index(place);
+            // A card that is cut into parts cannot be used as a whole.
+            if let Ok(card) = &asked
+                && card.mig_mode().is_ok_and(|mode| mode.current == 1)
+            {
+                self.read_parts(card, &mut cards, &mut unknown);
+                continue;
+            }
             if let Entry::Vacant(vacant) = self.known.entry(place) {
                 match asked.as_ref().map_err(ToString::to_string).and_then(identity) {
                     Ok(identity) => {
@@ -64,12 +143,177 @@ impl Loaded {
                     Err(error) => unknown.push(format!("card {place} of NVML: {error}")),
                 }
             }
-            let Some(Identity { id, model, device }) = self.known.get(&place).cloned() else { continue };
-            let figures = asked.and_then(|card| figures(&card)).map_err(|error| error.to_string());
-            cards.push(CardReading { id, model, device, figures });
+            let Some(identity) = self.known.get(&place).cloned() else { continue };
+            let figures = asked.and_then(|card| {
+                let memory_limits = self.memory_limit(&card, &self.own_cgroup);
+                let memory_limits = memory_limits.map(drop).map_err(|error| error.to_string());
+                Ok(Figures { memory_limits, ..figures(&card, &mut self.cgroups)? })
+            });
+            cards.push(identity.reading(figures));
         }
         Ok((cards, unknown))
     }
+
+    /// What it says of the parts of a card.
+    fn read_parts(&mut self, card: &Device<'_>, cards: &mut Vec<CardReading>, unknown: &mut Vec<String>) {
+        for place in 0..card.mig_device_count().unwrap_or(0) {
+            // Places that are empty are not there.
+            let Ok(part) = card.mig_device_by_index(place) else { continue };
+            match self.part(card, &part) {
+                Ok(identity) => {
+                    let without = Err("the hardware has cut it: there is no more of it".to_owned());
+                    let figures = figures(&part, &mut self.cgroups)
+                        .map(|figures| Figures { memory_limits: without, ..figures });
+                    cards.push(identity.reading(figures));
+                }
+                Err(error) => unknown.push(format!("part {place} of a card: {error}")),
+            }
+        }
+    }
+
+    /// A part of a card. Who uses it opens the device of its compute instance, besides those that all parts have in common.
+    fn part(&self, card: &Device<'_>, part: &Device<'_>) -> Result<Identity, String> {
+        let lib = self.nvml.lib();
+        let number = |function: Result<_, String>| -> Result<u32, String> {
+            let function: unsafe extern "C" fn(_, *mut u32) -> u32 = function?;
+            let mut number = 0;
+            // SAFETY: the device is one of this library's, and there is room for the number.
+            nvml_try(unsafe { function(part.handle(), &mut number) }).map_err(|error| error.to_string())?;
+            Ok(number)
+        };
+        let unknown = |error: &_| format!("{error}");
+        let gpu = number(lib.nvmlDeviceGetGpuInstanceId.as_ref().copied().map_err(unknown))?;
+        let compute = number(lib.nvmlDeviceGetComputeInstanceId.as_ref().copied().map_err(unknown))?;
+        let minor = card.minor_number().map_err(|error| error.to_string())?;
+        let minors = self.proc_driver.join("nvidia-caps/mig-minors");
+        let minors = fs::read_to_string(&minors)
+            .map_err(|error| format!("cannot read {}: {error}", minors.display()))?;
+        let devices = fs::read_to_string("/proc/devices").unwrap_or_default();
+        let wanted = format!("gpu{minor}/gi{gpu}/ci{compute}/access");
+        let device =
+            capability(&minors, &wanted).map(|minor| CharDevice { major: caps_major(&devices), minor });
+        let device = device.ok_or_else(|| format!("the kernel has no capability {wanted}"))?;
+        Ok(Identity {
+            id: part.uuid().map_err(|error| error.to_string())?,
+            model: part.name().map_err(|error| error.to_string())?,
+            device: Some(device),
+            pci: None,
+            is_part: true,
+        })
+    }
+
+    /// Does what somebody asks for.
+    pub(super) fn serve(&self, number: u32, call: Call) -> Result<Answer, CardError> {
+        let (Call::MemoryLimit { card, .. }
+        | Call::SetMemoryLimit { card, .. }
+        | Call::Power { card }
+        | Call::SetPower { card, .. }) = &call;
+        let done = self.nvml.device_by_uuid(card.as_str()).and_then(|mut card| match &call {
+            Call::MemoryLimit { cgroup, .. } => self.memory_limit(&card, cgroup).map(Answer::MemoryLimit),
+            Call::SetMemoryLimit { cgroup, limit, .. } => {
+                self.set_memory_limit(&card, cgroup, *limit).map(|()| Answer::Done)
+            }
+            Call::Power { .. } => {
+                card.power_management_limit().map(|power| Answer::Power(Milliwatts(power.into())))
+            }
+            Call::SetPower { power, .. } => {
+                let power = u32::try_from(power.0).map_err(|_| NvmlError::InvalidArg)?;
+                card.set_power_management_limit(power).map(|()| Answer::Done)
+            }
+        });
+        done.map_err(|error| {
+            let why = error.to_string();
+            match error {
+                NvmlError::GpuLost | NvmlError::NotFound => CardError::Gone { card: number, why },
+                NvmlError::NotSupported
+                | NvmlError::NoPermission
+                | NvmlError::FunctionNotFound
+                | NvmlError::FailedToLoadSymbol(_) => CardError::Unsupported { card: number, why },
+                _ => CardError::Refused { card: number, why },
+            }
+        })
+    }
+
+    fn memory_limit(&self, card: &Device<'_>, cgroup: &Path) -> Result<MemoryLimit, NvmlError> {
+        type Function = unsafe extern "C" fn(*mut c_void, *mut GetMemoryLimits) -> c_uint;
+        let name_space = CString::new(cgroup.as_os_str().as_bytes()).map_err(|_| NvmlError::InvalidArg)?;
+        let mut found = GetMemoryLimits { name_space: name_space.as_ptr(), soft: 0, hard: NO_LIMIT, used: 0 };
+        // SAFETY: this is how NVIDIA declares the function of that name; what it is given outlives the call.
+        unsafe {
+            let get = self.nvml.lib().__library.get::<Function>(b"nvmlDeviceGetMemoryLimits_v1\0");
+            let get = get.map_err(|error| NvmlError::FailedToLoadSymbol(error.to_string()))?;
+            nvml_try(get(card.handle().cast(), &mut found))?;
+        }
+        let limit = if found.hard == NO_LIMIT { Limit::Unlimited } else { Limit::At(Bytes(found.hard)) };
+        Ok(MemoryLimit { guaranteed: Bytes(found.soft), limit })
+    }
+
+    fn set_memory_limit(
+        &self,
+        card: &Device<'_>,
+        cgroup: &Path,
+        MemoryLimit { guaranteed, limit }: MemoryLimit,
+    ) -> Result<(), NvmlError> {
+        type Function = unsafe extern "C" fn(*mut c_void, *mut SetMemoryLimits) -> c_uint;
+        let name_space = CString::new(cgroup.as_os_str().as_bytes()).map_err(|_| NvmlError::InvalidArg)?;
+        let hard = limit.at().map_or(NO_LIMIT, |limit| limit.0);
+        let mut wanted = SetMemoryLimits { name_space: name_space.as_ptr(), soft: guaranteed.0, hard };
+        // SAFETY: as above.
+        unsafe {
+            let set = self.nvml.lib().__library.get::<Function>(b"nvmlDeviceSetMemoryLimits_v1\0");
+            let set = set.map_err(|error| NvmlError::FailedToLoadSymbol(error.to_string()))?;
+            nvml_try(set(card.handle().cast(), &mut wanted))
+        }
+    }
+
+    /// Begins to tell of errors, of the cards that there are now and that can tell, on a thread of its own.
+    pub(super) fn listen(&self, tell: impl Fn(Xid) + Send + 'static) -> io::Result<()> {
+        let (nvml, is_over) = (Arc::clone(&self.nvml), Arc::clone(&self.is_over));
+        let listen = move || {
+            if let Err(error) = listen(&nvml, &is_over, tell) {
+                tracing::info!(%error, "the driver does not tell of errors of GPU cards");
+            }
+        };
+        thread::Builder::new().name("gpu-errors".into()).spawn(listen).map(drop)
+    }
+}
+
+fn listen(nvml: &Nvml, is_over: &AtomicBool, tell: impl Fn(Xid)) -> Result<(), NvmlError> {
+    let mut set = nvml.create_event_set()?;
+    let mut any = false;
+    for place in 0..nvml.device_count()? {
+        let Ok(card) = nvml.device_by_index(place) else { continue };
+        if card.supported_event_types().is_ok_and(|types| types.contains(EventTypes::CRITICAL_XID_ERROR)) {
+            set = card.register_events(EventTypes::CRITICAL_XID_ERROR, set).map_err(|error| error.error)?;
+            any = true;
+        }
+    }
+    while any && !is_over.load(Ordering::Acquire) {
+        match set.wait(LISTEN_MS) {
+            Ok(event) => {
+                let code = match event.event_data {
+                    Some(XidError::Value(code)) => Some(code),
+                    Some(XidError::Unknown) | None => None,
+                };
+                // A card that is lost says no more who it is, but of that the readings tell.
+                if let Ok(id) = event.device.uuid() {
+                    tell(Xid { card: id, code });
+                }
+            }
+            Err(NvmlError::Timeout | NvmlError::GpuLost) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Keeps an error, and of too many the latest.
+pub(super) fn note(errors: &Mutex<VecDeque<Xid>>, xid: Xid) {
+    let mut errors = errors.lock().unwrap_or_else(PoisonError::into_inner);
+    if errors.len() == ERRORS_KEPT {
+        errors.pop_front();
+    }
+    errors.push_back(xid);
 }
 
 fn identity(card: &Device<'_>) -> Result<Identity, String> {
@@ -77,10 +321,26 @@ fn identity(card: &Device<'_>) -> Result<Identity, String> {
     let model = card.name().map_err(|error| error.to_string())?;
     let devices = fs::read_to_string("/proc/devices").unwrap_or_default();
     let device = card.minor_number().ok().map(|minor| CharDevice { major: nvidia_major(&devices), minor });
-    Ok(Identity { id, model, device })
+    // NVML's domains have eight digits, those of sysfs and of regions four.
+    let pci = card.pci_info().ok().map(|pci| pci.bus_id.to_ascii_lowercase());
+    let pci =
+        pci.map(|pci| pci.strip_prefix("0000").filter(|pci| pci.len() == 12).unwrap_or(&pci).to_owned());
+    Ok(Identity { id, model, device, pci, is_part: false })
 }
 
-fn figures(card: &Device<'_>) -> Result<Figures, NvmlError> {
+impl Identity {
+    fn reading(self, figures: Result<Figures, NvmlError>) -> CardReading {
+        let Identity { id, model, device, pci, is_part } = self;
+        CardReading { id, model, device, pci, is_part, figures: figures.map_err(|error| error.to_string()) }
+    }
+}
+
+/// The minor number of a capability, in what `nvidia-caps/mig-minors` lists: `gpu0/gi1/ci0/access 4`.
+fn capability(minors: &str, wanted: &str) -> Option<u32> {
+    minors.lines().find_map(|line| line.strip_prefix(wanted)?.trim().parse().ok())
+}
+
+fn figures(card: &Device<'_>, cgroups: &mut Cgroups) -> Result<Figures, NvmlError> {
     let memory = card.memory_info()?;
     let processes = card.running_compute_processes()?.into_iter().map(|process| ProcessUse {
         pid: process.pid,
@@ -88,13 +348,14 @@ fn figures(card: &Device<'_>) -> Result<Figures, NvmlError> {
             UsedGpuMemory::Used(bytes) => Some(Bytes(bytes)),
             UsedGpuMemory::Unavailable => None,
         },
-        cgroup: cgroup_of(process.pid),
+        cgroup: cgroups.of(process.pid),
     });
     Ok(Figures {
         memory: Bytes(memory.total),
         memory_used: Bytes(memory.used),
         busy_percent: if_supported(card.utilization_rates())?.map(|rates| rates.gpu),
         temperature_celsius: if_supported(card.temperature(TemperatureSensor::Gpu))?,
+        memory_limits: Ok(()),
         processes: processes.collect(),
     })
 }
@@ -113,9 +374,60 @@ fn if_supported<T>(answer: Result<T, NvmlError>) -> Result<Option<T>, NvmlError>
     }
 }
 
+/// The cgroups of processes. To read all each second would cost more than all else; of those that are known a tenth is.
+#[derive(Default)]
+struct Cgroups {
+    round: u32,
+    known: HashMap<u32, Known>,
+}
+
+struct Known {
+    cgroup: Option<PathBuf>,
+    /// Of when it was asked for last.
+    round: u32,
+}
+
+impl Cgroups {
+    /// A process is read anew after so many readings.
+    const ROUNDS: u32 = 10;
+
+    /// Another reading: processes that were not in the last are forgotten, for another may have their number.
+    fn begin(&mut self) {
+        let last = self.round;
+        self.known.retain(|_, known| known.round == last);
+        self.round = self.round.wrapping_add(1);
+    }
+
+    fn of(&mut self, pid: u32) -> Option<PathBuf> {
+        let round = self.round;
+        let is_due = pid.wrapping_add(round).is_multiple_of(Self::ROUNDS);
+        match self.known.entry(pid) {
+            hash_map::Entry::Occupied(mut known) if !is_due || known.get().round == round => {
+                known.get_mut().round = round;
+                known.get().cgroup.clone()
+            }
+            entry => entry.insert_entry(Known { cgroup: cgroup_of(pid), round }).get().cgroup.clone(),
+        }
+    }
+}
+
 /// The cgroup of v2 that a process is in.
 fn cgroup_of(pid: u32) -> Option<PathBuf> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
     Some(path.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_has_a_device_of_its_own() {
+        let minors =
+            "config 1\nmonitor 2\ngpu0/gi1/access 12\ngpu0/gi1/ci0/access 13\ngpu0/gi11/ci0/access 103\n";
+        assert_eq!(capability(minors, "gpu0/gi1/ci0/access"), Some(13));
+        assert_eq!(capability(minors, "gpu0/gi11/ci0/access"), Some(103));
+        assert_eq!(capability(minors, "gpu1/gi1/ci0/access"), None);
+    }
 }

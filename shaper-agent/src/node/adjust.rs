@@ -1,7 +1,7 @@
 //! The fast loop: every 100 ms what the broker's tasks use is looked at, and `shaper_core::adjust`
 //! decides what each may use next.
 
-use std::{collections::HashMap, fs, time::Duration};
+use std::{collections::HashMap, fs};
 
 use shaper_core::{
     adjust::{self, Brain, Move, Observation, PolicyInForce, TaskObservation},
@@ -15,7 +15,7 @@ use shaper_core::{
 };
 use shaper_proto::peer::Caller;
 
-use super::{Node, NodeError};
+use super::{EVICTION_GRACE, Node, NodeError};
 use crate::{
     kernel::{bpf::Counters, mapped::monotonic_ns},
     launch,
@@ -44,9 +44,6 @@ impl Loop {
         self.turn_ns
     }
 }
-
-/// How long an evicted task has to end by itself.
-const EVICTION_GRACE: Duration = Duration::from_secs(5);
 
 /// One task, owned: the brain borrows from it.
 struct Seen {
@@ -101,25 +98,27 @@ impl Node {
                 }
             }
             Move::Evict { execution, reason } => {
-                let broker = Caller { uid: 0, gid: 0, groups: Vec::new() };
                 let is_there =
                     self.task(&execution.task).is_ok_and(|task| task.record.execution == execution);
                 if !is_there {
                     return;
                 }
-                let evicted = self
-                    .mark_evicted(&execution.task)
-                    .and_then(|()| self.cancel(&broker, &execution.task, EVICTION_GRACE));
-                match evicted {
-                    Ok(_) => self.tell_decision(&execution, DecisionKind::Evicted, reason),
-                    Err(error) => {
-                        self.counts.failures += 1;
-                        tracing::warn!(%execution, error = %launch::chain(&error), "cannot evict a task");
-                    }
+                if let Err(error) = self.evict(&execution, reason) {
+                    self.counts.failures += 1;
+                    tracing::warn!(%execution, error = %launch::chain(&error), "cannot evict a task");
                 }
             }
             Move::Stuck { policy, reason } => tracing::info!(policy, reason, "a policy cannot be served"),
         }
+    }
+
+    /// Ends a task of the broker's, and tells it so.
+    pub(super) fn evict(&mut self, execution: &ExecutionId, reason: String) -> Result<(), NodeError> {
+        let broker = Caller { uid: 0, gid: 0, groups: Vec::new() };
+        self.mark_evicted(&execution.task)?;
+        self.cancel(&broker, &execution.task, EVICTION_GRACE)?;
+        self.tell_decision(execution, DecisionKind::Evicted, reason);
+        Ok(())
     }
 
     fn regrant(

@@ -10,15 +10,17 @@ use std::{
 use shaper_core::{
     doctor::{Availability, Rung},
     gpu::{CardMemory, CardOffer, CardSet, CardUsage, CharDevice},
-    id::TaskId,
-    limits::{Limit, LimitsChange},
+    id::{ExecutionId, TaskId},
+    ledger::Cause,
+    limits::Limit,
     units::Bytes,
 };
 
-use super::{Node, NodeError, RunRequest, Task};
+use super::{Node, NodeError, RunRequest, Task, card_watch::Over, change::Hold};
 use crate::{
+    actuate::Wish,
     config::Config,
-    gpu::{self, CardReading, Library, LibraryState, Reader, Table},
+    gpu::{self, Asked, CardReading, Facts, Holders, Library, LibraryState, Reader, Table},
     kernel::mapped::monotonic_ns,
     launch,
 };
@@ -38,6 +40,18 @@ pub(super) struct Cards {
     troubled: BTreeSet<String>,
     /// What tasks have of them, by card.
     uses: BTreeMap<TaskId, BTreeMap<u32, CardMemory>>,
+    /// What holds tasks to their parts of them.
+    pub(super) holders: Holders,
+    /// Their regions of the controller dmem, as found when they were first seen.
+    regions: BTreeMap<u32, Option<String>>,
+    /// What the broker was offered last.
+    offered: Option<(CardOffer, Bytes)>,
+    /// Tasks that have more of a card than they may …
+    pub(super) over: BTreeMap<(ExecutionId, u32), Over>,
+    /// … and, of those, who is to free it for others: why.
+    pub(super) asked: BTreeMap<ExecutionId, String>,
+    /// Errors that the driver told of, by card.
+    pub(super) errors: BTreeMap<u32, u64>,
 }
 
 impl Cards {
@@ -46,20 +60,68 @@ impl Cards {
         let table = Table::open(&config.state_dir, boot_id)?;
         let reader = match &config.nvml {
             Library::Off => None,
-            library => Some(Reader::start(library.clone()).map_err(|source| NodeError::System {
-                verb: "start the thread that asks for GPU cards",
-                source,
-            })?),
+            library => {
+                let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+                let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+                let reader = Reader::start(Asked {
+                    library: library.clone(),
+                    own_cgroup: config.hierarchies.v2.join(own),
+                    proc_driver: config.proc_driver.clone(),
+                });
+                let verb = "start the thread that asks for GPU cards";
+                Some(reader.map_err(|source| NodeError::System { verb, source })?)
+            }
         };
-        let mut cards =
-            Cards { table, reader, looked_at_ns: 0, troubled: BTreeSet::new(), uses: BTreeMap::new() };
+        let mut cards = Cards {
+            table,
+            looked_at_ns: 0,
+            troubled: BTreeSet::new(),
+            uses: BTreeMap::new(),
+            holders: Holders::new(reader.as_ref().map(Reader::asker)),
+            reader,
+            regions: BTreeMap::new(),
+            offered: None,
+            over: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            errors: BTreeMap::new(),
+        };
         for path in &config.gpu_devices {
             let failed = |source| NodeError::System { verb: "look at a device of --gpu-device", source };
             let device = gpu::char_device(path).map_err(failed)?;
             let model = gpu::driver(device).unwrap_or_else(|| "unknown".into());
-            cards.note(&path.display().to_string(), &model, device);
+            let id = path.display().to_string();
+            cards.note(&id, &model, device);
+            cards.learn(&config.hierarchies.v2, &id, || gpu::pci(device), Facts::default());
         }
         Ok(cards)
+    }
+
+    /// Notes what holds the memory of a card; tells which that is, if it is something else than before.
+    fn learn(
+        &mut self,
+        v2: &Path,
+        id: &str,
+        pci: impl FnOnce() -> Option<String>,
+        facts: Facts,
+    ) -> Option<u32> {
+        let number = self.table.by_id(id)?.number;
+        let region = self.regions.entry(number).or_insert_with(|| gpu::region(v2, pci().as_deref())).clone();
+        let facts = Facts { id: id.to_owned(), region, ..facts };
+        self.holders.learn(number, facts).then_some(number)
+    }
+
+    /// What a task has, by card.
+    pub(super) fn uses_of(&self, id: &TaskId) -> BTreeMap<u32, CardMemory> {
+        self.uses.get(id).cloned().unwrap_or_default()
+    }
+
+    /// What a task has of one card.
+    pub(super) fn used(&self, id: &TaskId, number: u32) -> Bytes {
+        self.uses.get(id).and_then(|cards| cards.get(&number)).map_or(Bytes(0), |card| card.used)
+    }
+
+    pub(super) fn take_errors(&self) -> Vec<gpu::Xid> {
+        self.reader.as_ref().map(Reader::take_errors).unwrap_or_default()
     }
 
     /// Takes a card up; tells whether anything of it is new.
@@ -86,16 +148,30 @@ impl Cards {
 impl Node {
     /// Each second: takes up the cards that were found since, and what tasks use of them.
     pub(super) fn look_at_cards(&mut self) {
-        let Some(reading) = self.cards.reader.as_ref().map(Reader::latest) else { return };
-        if std::mem::replace(&mut self.cards.looked_at_ns, reading.at_ns) == reading.at_ns {
+        self.note_card_errors();
+        let reading = self.cards.reader.as_ref().map(Reader::latest);
+        if let Some(reading) = &reading
+            && std::mem::replace(&mut self.cards.looked_at_ns, reading.at_ns) == reading.at_ns
+        {
             return;
         }
-        let mut any_is_new = false;
-        for card in &reading.cards {
+        let found = reading.as_ref().map_or(&[][..], |reading| &reading.cards);
+        let (mut any_is_new, mut held_otherwise) = (false, Vec::new());
+        for card in found {
             if let Some(device) = card.device {
                 any_is_new |= self.cards.note(&card.id, &card.model, device);
             }
             self.cards.notice_trouble(card);
+            let limits =
+                card.figures.as_ref().map(|figures| figures.memory_limits.clone()).map_err(String::clone);
+            // Of one that is lost it is not said any more: it stays as it was.
+            let (by_driver, trouble) = match limits {
+                Ok(limits) => (Some(limits), None),
+                Err(trouble) => (Some(self.cards.holders.by_driver(&card.id)), Some(trouble)),
+            };
+            let v2 = &self.config.hierarchies.v2;
+            let facts = Facts { by_driver, is_part: card.is_part, trouble, ..Facts::default() };
+            held_otherwise.extend(self.cards.learn(v2, &card.id, || card.pci.clone(), facts));
         }
         if any_is_new
             && let Some(bpf) = &mut self.bpf
@@ -103,14 +179,34 @@ impl Node {
         {
             tracing::error!(error = %launch::chain(&error), "new GPU cards are open to every task");
         }
-        let of_tasks: HashMap<&Path, &TaskId> = self
-            .tasks
-            .iter()
-            .filter(|(_, task)| task.is_running())
-            .map(|(id, task)| (task.record.cgroup.as_path(), id))
-            .collect();
+        self.cards.uses = self.card_uses(found);
+        let cgroups = self.tasks.values().filter_map(|task| Some(task.target.as_ref()?.cgroup.id()));
+        self.cards.holders.retain(&cgroups.collect());
+        for number in held_otherwise {
+            self.hold_anew(number);
+        }
+        self.watch_card_memory();
+        self.give_power_back();
+        if self.news.is_some() && self.cards.offered != self.offer_cards() {
+            tracing::info!("this node has other GPU cards to offer: it meets the broker anew");
+            self.news = None;
+        }
+    }
+
+    /// What tasks use of cards: what the driver says of each process, or what is charged to its cgroup.
+    fn card_uses(&self, found: &[CardReading]) -> BTreeMap<TaskId, BTreeMap<u32, CardMemory>> {
+        let running = || self.tasks.iter().filter(|(_, task)| task.is_running());
+        let of_tasks: HashMap<&Path, &TaskId> =
+            running().map(|(id, task)| (task.record.cgroup.as_path(), id)).collect();
+        let nothing = |number| CardMemory {
+            number,
+            used: Bytes(0),
+            processes: 0,
+            limit: Limit::Unlimited,
+            enforced_by: None,
+        };
         let mut uses: BTreeMap<TaskId, BTreeMap<u32, CardMemory>> = BTreeMap::new();
-        for card in &reading.cards {
+        for card in found {
             let Some(number) = self.cards.table.by_id(&card.id).map(|card| card.number) else { continue };
             for process in card.figures.iter().flat_map(|figures| &figures.processes) {
                 let cgroup: Option<PathBuf> =
@@ -119,24 +215,57 @@ impl Node {
                     cgroup.iter().flat_map(|path| path.ancestors()).find_map(|path| of_tasks.get(path));
                 let Some(task) = owner else { continue };
                 let of_task = uses.entry((*task).clone()).or_default();
-                let nothing = CardMemory {
-                    number,
-                    used: Bytes(0),
-                    processes: 0,
-                    limit: Limit::Unlimited,
-                    enforced_by: None,
-                };
-                let of_card = of_task.entry(number).or_insert(nothing);
+                let of_card = of_task.entry(number).or_insert_with(|| nothing(number));
                 of_card.used = Bytes(of_card.used.0.saturating_add(process.memory.unwrap_or(Bytes(0)).0));
                 of_card.processes += 1;
             }
         }
-        self.cards.uses = uses;
+        for (id, task) in running() {
+            for number in task.record.limits.gpu_cards.unwrap_or_default().numbers() {
+                let charged =
+                    task.target.as_ref().and_then(|target| self.cards.holders.used(number, &target.cgroup));
+                if let Some(charged) = charged {
+                    let of_task = uses.entry(id.clone()).or_default();
+                    of_task.entry(number).or_insert_with(|| nothing(number)).used = charged;
+                }
+            }
+        }
+        uses
+    }
+
+    /// Something else holds the memory of a card from here on: it is told of the limits.
+    fn hold_anew(&mut self, number: u32) {
+        let ids: Vec<TaskId> = self.holders_of(number, None).map(|(id, _)| id.clone()).collect();
+        let cause = Cause::agent("cards", format!("what holds the memory of card {number} is another"));
+        for id in ids {
+            let Ok(task) = self.task(&id) else { continue };
+            let Limit::At(memory) = task.record.limits.gpu_memory else { continue };
+            if task.target.is_none() {
+                continue;
+            }
+            let wish = [Wish::GpuMemory(number, Limit::At(memory))];
+            if let Err(error) = self.hold_knobs(&id, &wish, Hold::Standing, &cause) {
+                tracing::warn!(task = %id, card = number, error = %launch::chain(&error), "cannot hold a task to its part of a card");
+            }
+        }
+    }
+
+    /// Has a task that has more of a card than it may free it, or end.
+    pub(super) fn ask_to_free(&mut self, id: &TaskId, why: String) {
+        if let Some(task) = self.tasks.get(id) {
+            self.cards.asked.insert(task.record.execution.clone(), why);
+        }
+    }
+
+    /// What the broker is told that there is, when they meet.
+    pub(super) fn offer(&mut self) -> Option<(CardOffer, Bytes)> {
+        self.cards.offered = self.offer_cards();
+        self.cards.offered.clone()
     }
 
     /// What is offered to the broker, and the memory of each: of the cards of one model that are there and have memory, the
     /// model with the most of them.
-    pub(super) fn offer_cards(&self) -> Option<(CardOffer, Bytes)> {
+    fn offer_cards(&self) -> Option<(CardOffer, Bytes)> {
         let mut by_model = BTreeMap::<String, (Vec<u32>, Bytes)>::new();
         for CardUsage { card, memory, trouble, .. } in self.card_usages() {
             let (Some(memory), None) = (memory, trouble) else { continue };
@@ -147,35 +276,6 @@ impl Node {
         let (model, (numbers, memory)) =
             by_model.into_iter().max_by_key(|(_, (numbers, _))| numbers.len())?;
         Some((CardOffer { model, cards: CardSet::try_from(numbers).ok()? }, memory))
-    }
-
-    /// Refuses cards that are not there, and those that another task has.
-    pub(super) fn may_have_cards(&self, id: &TaskId, change: &LimitsChange) -> Result<(), NodeError> {
-        let Some(wanted) = change.gpu_cards else { return Ok(()) };
-        let known = self.cards.table.cards();
-        if let Some(number) = wanted.numbers().find(|number| known.iter().all(|card| card.number != *number))
-        {
-            let there = CardSet::try_from(known.iter().map(|card| card.number).collect::<Vec<_>>());
-            return Err(NodeError::Invalid(format!(
-                "gpu_cards: this node has no card {number}; it has {} (see `shaper doctor`)",
-                there.unwrap_or_default()
-            )));
-        }
-        let taken = wanted.numbers().find_map(|number| Some((number, self.holder(number, Some(id))?)));
-        taken.map_or(Ok(()), |(number, holder)| {
-            Err(NodeError::Precondition(format!(
-                "gpu_cards: card {number} is granted to task `{holder}`; a card has one task at a time"
-            )))
-        })
-    }
-
-    /// Which task other than this one was granted a card.
-    fn holder(&self, number: u32, but: Option<&TaskId>) -> Option<&TaskId> {
-        let has_it = |id: &TaskId, task: &Task| {
-            let cards = task.record.limits.gpu_cards.unwrap_or_default();
-            task.is_held() && but != Some(id) && cards.contains(number)
-        };
-        self.tasks.iter().find(|(id, task)| has_it(id, task)).map(|(id, _)| id)
     }
 
     /// Chooses as many cards as a task is to have, and tells it which.
@@ -189,7 +289,7 @@ impl Node {
             let fits = |usage: &&CardUsage| {
                 usage.card.model.contains(gpu_model.as_str())
                     && usage.trouble.is_none()
-                    && self.holder(usage.card.number, None).is_none()
+                    && self.holders_of(usage.card.number, None).next().is_none()
             };
             let free: Vec<u32> = usages.iter().filter(fits).map(|usage| usage.card.number).collect();
             let wanted = *gpus as usize;
@@ -204,8 +304,12 @@ impl Node {
             }
             let chosen = CardSet::try_from(free[..wanted].to_vec());
             limits.gpu_cards = Some(chosen.map_err(|error| NodeError::Invalid(error.to_string()))?);
+        } else if let (None, Limit::At(memory)) = (limits.gpu_cards, limits.gpu_memory) {
+            limits.gpu_cards = Some(self.choose_card(memory, gpu_model)?);
         } else if !gpu_model.is_empty() {
-            return Err(NodeError::Invalid("a model of GPU cards needs a count of them".into()));
+            return Err(NodeError::Invalid(
+                "a model of GPU cards needs a count of them, or a part of the memory of one".into(),
+            ));
         }
         let cards = limits.gpu_cards.unwrap_or_default();
         let granted = self.cards.table.cards().iter().filter(|card| cards.contains(card.number));
@@ -245,11 +349,6 @@ impl Node {
         found.into_iter().map(told).collect()
     }
 
-    /// What a task has of the memory of cards.
-    pub(super) fn card_memory(&self, id: &TaskId) -> Vec<CardMemory> {
-        self.cards.uses.get(id).into_iter().flat_map(BTreeMap::values).copied().collect()
-    }
-
     /// The cards as they were last read.
     pub(super) fn card_usages(&self) -> Vec<CardUsage> {
         let reader = self.cards.reader.as_ref();
@@ -273,6 +372,7 @@ impl Node {
                 busy_percent: figures.and_then(|figures| figures.busy_percent),
                 temperature_celsius: figures.and_then(|figures| figures.temperature_celsius),
                 trouble,
+                errors: self.cards.errors.get(&card.number).copied().unwrap_or(0),
             }
         };
         self.cards.table.cards().iter().map(usage).collect()

@@ -48,6 +48,12 @@ impl Node {
     ) -> Result<(), NodeError> {
         self.may_reclaim_idle(id, change, cause)?;
         self.may_share_network(id, change)?;
+        if change.gpu_cards.is_some() {
+            self.make_card_room(id)?;
+        }
+        if change.gpu_power.is_some() {
+            self.give_power_back();
+        }
         self.may_have_cards(id, change)?;
         let limits = self.task(id)?.record.limits.with(change);
         let mut standing = self.task(id)?.record.standing.clone();
@@ -70,6 +76,9 @@ impl Node {
         }
         if let Some(weight) = change.storage_io_weight {
             wishes.extend(self.io_weight_wishes(weight)?);
+        }
+        if change.gpu_cards.is_some() || change.gpu_memory.is_some() || change.gpu_power.is_some() {
+            wishes.extend(self.card_wishes(id, &limits)?);
         }
         self.carry_through(id, &wishes, limits, standing, Kind::Standing, cause)?;
         if change.memory.is_some()

@@ -219,7 +219,7 @@ impl Node {
         self.session += 1;
         let ids: Vec<TaskId> = self.assigned_ids();
         let tasks = ids.iter().map(|id| self.assigned(id)).collect::<Result<_, _>>()?;
-        let offer = self.offer_cards();
+        let offer = self.offer();
         Ok(Inventory {
             node: self.config.node.clone(),
             boot_id: self.boot_id.clone(),

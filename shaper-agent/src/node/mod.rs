@@ -4,6 +4,8 @@ mod adjust;
 mod adopt;
 mod block_io;
 mod burst;
+mod card_limits;
+mod card_watch;
 mod cards;
 mod change;
 pub mod cluster;
@@ -173,6 +175,8 @@ pub struct RunRequest {
 const LAUNCH_DEADLINE: Duration = Duration::from_secs(20);
 /// How long systemd may take to start one; the node waits for it.
 const HIRE_DEADLINE: Duration = Duration::from_secs(2);
+/// How long an evicted task has to end by itself.
+const EVICTION_GRACE: Duration = Duration::from_secs(5);
 /// A note on a task.
 const SUPERVISOR_LOST: &str =
     "its supervisor was killed: its output since then is lost, its exit code will be unknown";
@@ -460,6 +464,7 @@ impl Node {
             slot: record.slot,
             has_sockets: true,
             shares_network: self.config.capacity.network.is_some(),
+            cards: self.cards.holders.clone(),
         })
     }
 

@@ -158,6 +158,13 @@ impl Node {
             }
             _ => Vec::new(),
         };
+        for found in &mut enforcement {
+            if let Ok(Knob::GpuMemory(number)) = found.resource.parse()
+                && let Some(rung) = self.rung(task, number)
+            {
+                found.mechanism = rung.name().to_owned();
+            }
+        }
         let loan = task.target.as_ref().zip(self.lending.as_ref());
         if let Some(loan) = loan.and_then(|(target, lending)| lending.loan(target.slot))
             && let Some(cpu) = enforcement.iter_mut().find(|found| found.resource == Knob::Cpu.to_string())
@@ -203,6 +210,7 @@ impl Node {
         }
         notes.extend(task.differs.iter().map(|(knob, differs)| differs.note(*knob)));
         notes.extend(self.open_before(task));
+        notes.extend(self.card_notes(task));
         notes.extend(task.record.oom_kill.map(|kill| kill.to_string()));
         if let Idling::Not(why) = &task.idling {
             notes.push(format!("memory that it does not use is not taken away: {why}"));

@@ -190,7 +190,11 @@ impl Node {
             let in_conversation = matches!(knob, Knob::Memory | Knob::MemoryHigh) && task.shrinking.is_some();
             let Some(before) = task.in_force.get(knob).filter(|_| !in_conversation) else { continue };
             let before = self.with_loan(target.slot, *knob, *before);
-            let after = actuate::read(target, bpf, *knob)?;
+            let after = match actuate::read(target, bpf, *knob) {
+                // It is compared when it answers again.
+                Err(error) if error.is_of_a_card() => continue,
+                after => after?,
+            };
             // A loan may have begun or ended in between.
             if after == before || after == self.with_loan(target.slot, *knob, before) {
                 as_decided.push(*knob);
@@ -358,9 +362,8 @@ impl Node {
         let Some(task) = self.tasks.get(id) else { return false };
         match knob {
             Knob::Cpu | Knob::CpuWeight | Knob::Memory => true,
-            Knob::NetEgress | Knob::NetGuarantee | Knob::NetWeight | Knob::NetIngress | Knob::GpuCards => {
-                true
-            }
+            Knob::NetEgress | Knob::NetGuarantee | Knob::NetWeight | Knob::NetIngress => true,
+            Knob::GpuCards | Knob::GpuMemory(_) | Knob::GpuPower(_) => true,
             other => task.record.standing.contains_key(&other),
         }
     }
@@ -387,12 +390,26 @@ impl Node {
         if is_theirs(&Knob::GpuCards) {
             record.limits.gpu_cards = None;
         }
+        // One limit for all cards is not held where one of them is somebody else's.
+        let any_card = found.iter().any(|change| matches!(change.knob, Knob::GpuMemory(_)));
+        if any_card {
+            record.limits.gpu_memory = Limit::Unlimited;
+        }
+        let any_power = found.iter().any(|change| matches!(change.knob, Knob::GpuPower(_)));
+        if any_power {
+            record.limits.gpu_power = Limit::Unlimited;
+        }
         // One ceiling over all devices is not held where one of them is somebody else's.
         let any_device = found.iter().any(|change| matches!(change.knob, Knob::IoMax(_)));
         if any_device {
             record.limits.storage_io = Limit::Unlimited;
         }
-        let is_ours = |knob: &Knob| !(is_theirs(knob) || any_device && matches!(knob, Knob::IoMax(_)));
+        let is_ours = |knob: &Knob| {
+            !(is_theirs(knob)
+                || any_device && matches!(knob, Knob::IoMax(_))
+                || any_card && matches!(knob, Knob::GpuMemory(_))
+                || any_power && matches!(knob, Knob::GpuPower(_)))
+        };
         record.baseline.retain(|knob, _| is_ours(knob));
         record.standing.retain(|knob, _| is_ours(knob));
         task.in_force.retain(|knob, _| is_ours(knob));

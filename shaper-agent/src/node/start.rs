@@ -43,6 +43,7 @@ impl Node {
     ) -> Result<oneshot::Receiver<Result<TaskStatus, NodeError>>, NodeError> {
         let run_as = self.may_run(caller, &request)?;
         self.choose_cards(&mut request)?;
+        let mps_memory = self.limit_by_mps(&mut request);
         let id = match request.task_id {
             Some(id) => id,
             None => self.make_id(&request.command)?,
@@ -55,6 +56,7 @@ impl Node {
         let record = Record {
             runs_as: run_as.as_owner(),
             assignment: request.assignment,
+            mps_memory,
             ..Record::beginning(execution.clone(), owner, origin, request.limits, at)
         };
         let cause = match &record.assignment {

@@ -326,7 +326,7 @@ pub(crate) struct Run {
     #[arg(long, value_name = "N", conflicts_with = "cards")]
     pub(crate) gpus: Option<u32>,
     /// Of a model whose name contains this: H100
-    #[arg(long, value_name = "TEXT", requires = "gpus")]
+    #[arg(long, value_name = "TEXT")]
     pub(crate) gpu_model: Option<String>,
     /// Whom the task runs as, with the user's groups; with GID, that group alone. Operator only
     #[arg(long, value_name = "NAME|UID[:GID]")]
@@ -435,7 +435,7 @@ pub(crate) struct Logs {
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = SET_AFTER_HELP,
-    group = ArgGroup::new("change").required(true).multiple(true).args(["cpu", "cpu_weight", "memory", "net", "net_guarantee", "net_weight", "net_in", "io", "io_weight", "io_latency", "reclaim_idle", "cards"])
+    group = ArgGroup::new("change").required(true).multiple(true).args(["cpu", "cpu_weight", "memory", "net", "net_guarantee", "net_weight", "net_in", "io", "io_weight", "io_latency", "reclaim_idle", "cards", "gpu_memory", "gpu_power"])
 )]
 pub(crate) struct Set {
     /// The task

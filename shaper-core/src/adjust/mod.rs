@@ -50,6 +50,7 @@
 //! Steady input leads to no moves. Nobody is evicted but for a policy, and then one task at a time.
 
 mod arrange;
+pub mod card;
 mod estimate;
 pub mod memory;
 mod pressure;

@@ -4,7 +4,9 @@
 //! older driver. What the cards are and do is in a file, named by `SHAPER_FAKE_NVML` when the library is initialised, and
 //! read with each call, so that a test changes it while an agent runs:
 //!
-//!     card uuid=GPU-1 name=Fake_H100 memory=85899345920 minor=0 busy=40 temperature=51 [lost]
+//!     card uuid=GPU-1 name=Fake_H100 memory=85899345920 minor=0 busy=40 temperature=51 power=700000 [lost]
+//!     instance card=GPU-1 uuid=MIG-1 name=Fake_H100_MIG_1g.10gb memory=10737418240 gi=1 ci=0
+//!     xid card=GPU-1 code=79
 //!     process card=GPU-1 pid=4711 memory=2147483648
 //!     without nvmlDeviceSetMemoryLimits_v1
 //!     denied nvmlDeviceSetMemoryLimits_v1
@@ -14,15 +16,24 @@
 //! that the driver is `without` answers so, as a library does that is newer than its driver. One that is `stuck` does not
 //! return until the line is gone.
 //!
-//! Memory limits of cgroups (driver r615) are kept in a file beside that, a line each, with `.limits` after its name.
+//! Who waits for events is told of each `xid` that was not there when he began. A card with instances is in MIG mode; processes
+//! name theirs as `card`. `power` is the most that a card draws, in mW; it can be brought down to a quarter of that.
+//!
+//! Memory limits of cgroups (driver r615) are kept in a file beside that, a line each, with `.limits` after its name, and
+//! limits of power in one with `.power`.
 #![allow(non_snake_case, reason = "the names are NVIDIA's")]
+
+pub mod events;
+pub mod mig;
 
 use std::{
     ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void},
     fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     thread,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 /// `nvmlReturn_t`
@@ -57,8 +68,19 @@ struct Card {
     minor: u32,
     busy: Option<u32>,
     temperature: Option<u32>,
+    power: Option<u32>,
     lost: bool,
+    /// Of an instance: the UUID of its card, and its numbers there.
+    instance: Option<(String, c_uint, c_uint)>,
 }
+
+struct Xid {
+    card: String,
+    code: u64,
+}
+
+/// Devices from here on are instances.
+const INSTANCES: usize = 1000;
 
 struct Process {
     card: String,
@@ -69,6 +91,8 @@ struct Process {
 #[derive(Default)]
 struct State {
     cards: Vec<Card>,
+    instances: Vec<Card>,
+    xids: Vec<Xid>,
     processes: Vec<Process>,
     without: Vec<String>,
     denied: Vec<String>,
@@ -91,16 +115,28 @@ impl State {
                 words.iter().find_map(|word| word.strip_prefix(name)?.strip_prefix('=')).unwrap_or_default()
             };
             let listed = || words.iter().map(|word| (*word).to_owned());
+            let card = |instance| Card {
+                uuid: named("uuid").to_owned(),
+                name: named("name").replace('_', " "),
+                memory: named("memory").parse().unwrap_or(0),
+                minor: named("minor").parse().unwrap_or(0),
+                busy: named("busy").parse().ok(),
+                temperature: named("temperature").parse().ok(),
+                power: named("power").parse().ok(),
+                lost: words.contains(&"lost"),
+                instance,
+            };
             match kind {
-                "card" => state.cards.push(Card {
-                    uuid: named("uuid").to_owned(),
-                    name: named("name").replace('_', " "),
-                    memory: named("memory").parse().unwrap_or(0),
-                    minor: named("minor").parse().unwrap_or(0),
-                    busy: named("busy").parse().ok(),
-                    temperature: named("temperature").parse().ok(),
-                    lost: words.contains(&"lost"),
-                }),
+                "card" => state.cards.push(card(None)),
+                "instance" => {
+                    let number = |name| named(name).parse().unwrap_or(0);
+                    let place = (named("card").to_owned(), number("gi"), number("ci"));
+                    state.instances.push(card(Some(place)));
+                }
+                "xid" => {
+                    let (card, code) = (named("card").to_owned(), named("code").parse().unwrap_or(0));
+                    state.xids.push(Xid { card, code });
+                }
                 "process" => state.processes.push(Process {
                     card: named("card").to_owned(),
                     pid: named("pid").parse().unwrap_or(0),
@@ -115,11 +151,28 @@ impl State {
         state
     }
 
+    /// As it is now: it is read again when it was replaced.
+    fn now() -> Arc<State> {
+        static LAST: Mutex<Option<(u64, SystemTime, Arc<State>)>> = Mutex::new(None);
+        let metadata = path().and_then(|path| fs::metadata(path).ok());
+        let changed = metadata.and_then(|it| Some((it.ino(), it.modified().ok()?)));
+        let Some((file, at)) = changed else { return Arc::new(State::read()) };
+        let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some((known, since, state)) if (*known, *since) == (file, at) => Arc::clone(state),
+            _ => {
+                let state = Arc::new(State::read());
+                *last = Some((file, at, Arc::clone(&state)));
+                state
+            }
+        }
+    }
+
     /// The state for a call of `function`, or what it answers at once.
-    fn of(function: &str) -> Result<State, Return> {
+    fn of(function: &str) -> Result<Arc<State>, Return> {
         let named = |list: &[String]| list.iter().any(|name| name == function);
         loop {
-            let state = State::read();
+            let state = State::now();
             if named(&state.without) {
                 return Err(FUNCTION_NOT_FOUND);
             }
@@ -134,7 +187,11 @@ impl State {
     }
 
     fn card(&self, device: Device) -> Result<&Card, Return> {
-        let card = self.cards.get((device as usize).wrapping_sub(1)).ok_or(INVALID_ARGUMENT)?;
+        let card = match device as usize {
+            place @ INSTANCES.. => self.instances.get(place - INSTANCES),
+            place => self.cards.get(place.wrapping_sub(1)),
+        };
+        let card = card.ok_or(INVALID_ARGUMENT)?;
         if card.lost { Err(GPU_IS_LOST) } else { Ok(card) }
     }
 
@@ -250,8 +307,10 @@ pub unsafe extern "C" fn nvmlDeviceGetHandleByUUID(uuid: *const c_char, to: *mut
     // SAFETY: the caller's promise: a text that ends with a NUL.
     let uuid = unsafe { CStr::from_ptr(uuid) }.to_string_lossy();
     let device = State::of("nvmlDeviceGetHandleByUUID").and_then(|state| {
-        let place = state.cards.iter().position(|card| card.uuid == uuid).ok_or(NOT_FOUND)?;
-        let device = (place + 1) as Device;
+        let of = |cards: &[Card]| cards.iter().position(|card| card.uuid == uuid);
+        let place = of(&state.cards).map(|place| place + 1);
+        let place = place.or_else(|| of(&state.instances).map(|place| place + INSTANCES)).ok_or(NOT_FOUND)?;
+        let device = place as Device;
         state.card(device).map(|_| device)
     });
     // SAFETY: the caller's promise.
@@ -288,6 +347,18 @@ pub struct Memory {
     used: c_ulonglong,
 }
 
+/// `nvmlPciInfo_t`
+#[repr(C)]
+pub struct PciInfo {
+    legacy: [c_char; 16],
+    domain: c_uint,
+    bus: c_uint,
+    device: c_uint,
+    id: c_uint,
+    subsystem: c_uint,
+    bus_id: [c_char; 32],
+}
+
 /// `nvmlUtilization_t`
 #[repr(C)]
 pub struct Utilization {
@@ -296,7 +367,20 @@ pub struct Utilization {
 }
 
 of_card! {
-    nvmlDeviceGetMinorNumber(c_uint): |state, card| Ok(card.minor);
+    nvmlDeviceGetMinorNumber(c_uint): |state, card| {
+        if card.instance.is_some() { Err(NOT_SUPPORTED) } else { Ok(card.minor) }
+    };
+    nvmlDeviceGetPowerManagementLimit(c_uint): |state, card| {
+        let most = card.power.ok_or(NOT_SUPPORTED)?;
+        Ok(last(POWER, &card.uuid).and_then(|limit| limit.parse().ok()).unwrap_or(most))
+    };
+    nvmlDeviceGetPciInfo_v3(PciInfo): |state, card| {
+        let mut bus_id = [0; 32];
+        for (to, letter) in bus_id.iter_mut().zip(format!("00000000:{:02X}:00.0", card.minor + 1).bytes()) {
+            *to = letter as c_char;
+        }
+        Ok(PciInfo { legacy: [0; 16], domain: 0, bus: card.minor + 1, device: 0, id: 0, subsystem: 0, bus_id })
+    };
     nvmlDeviceGetMemoryInfo_v2(Memory): |state, card| {
         let used = state.processes(card).map(|process| process.memory).sum::<u64>();
         let free = card.memory.saturating_sub(used);
@@ -379,21 +463,54 @@ pub struct GetMemoryLimits {
     used: c_ulonglong,
 }
 
-fn limits_path() -> Option<PathBuf> {
+/// What was set is in files beside the state: a line each, of which the last of each kind holds.
+const LIMITS: &str = ".limits";
+const POWER: &str = ".power";
+
+fn beside(suffix: &str) -> Option<PathBuf> {
     let mut name = path()?.into_os_string();
-    name.push(".limits");
+    name.push(suffix);
     Some(name.into())
 }
 
-/// The limits that were set, by card and cgroup; the last of each holds. Those of a cgroup that is gone went with it.
+fn note(suffix: &str, line: &str) -> Result<(), Return> {
+    let path = beside(suffix).ok_or(UNKNOWN)?;
+    let mut text = fs::read_to_string(&path).unwrap_or_default();
+    text += line;
+    text.push('\n');
+    fs::write(&path, text).map_err(|_| UNKNOWN)
+}
+
+/// What stands behind these words in the last line that begins with them.
+fn last(suffix: &str, words: &str) -> Option<String> {
+    let text = fs::read_to_string(beside(suffix)?).ok()?;
+    let of = |line: &str| Some(line.strip_prefix(words)?.strip_prefix(' ')?.to_owned());
+    text.lines().rev().find_map(of)
+}
+
+/// The limits that were set, by card and cgroup. Those of a cgroup that is gone went with it.
 fn limits(card: &Card, cgroup: &str) -> (u64, u64) {
-    let text = limits_path().and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
-    let of = |line: &str| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let [uuid, of, soft, hard] = words.as_slice() else { return None };
-        (*uuid == card.uuid && *of == cgroup).then_some((soft.parse().ok()?, hard.parse().ok()?))
+    let found = last(LIMITS, &format!("{} {cgroup}", card.uuid)).and_then(|found| {
+        let (soft, hard) = found.split_once(' ')?;
+        Some((soft.parse().ok()?, hard.parse().ok()?))
+    });
+    found.unwrap_or((0, NO_LIMIT))
+}
+
+/// # Safety
+/// As NVIDIA documents it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceSetPowerManagementLimit(device: Device, limit: c_uint) -> Return {
+    let set = || {
+        let state = State::of("nvmlDeviceSetPowerManagementLimit")?;
+        let card = state.card(device)?;
+        let most = card.power.ok_or(NOT_SUPPORTED)?;
+        if !(most / 4..=most).contains(&limit) {
+            return Err(INVALID_ARGUMENT);
+        }
+        note(POWER, &format!("{} {limit}", card.uuid))
     };
-    text.lines().rev().find_map(of).unwrap_or((0, NO_LIMIT))
+    done(set())
 }
 
 /// The name of a cgroup, which must be there.
@@ -419,6 +536,10 @@ pub unsafe extern "C" fn nvmlDeviceSetMemoryLimits_v1(
     let set = || {
         let state = State::of("nvmlDeviceSetMemoryLimits_v1")?;
         let card = state.card(device)?;
+        // "MIG handles are not supported."
+        if card.instance.is_some() {
+            return Err(NOT_SUPPORTED);
+        }
         if wanted.is_null() {
             return Err(INVALID_ARGUMENT);
         }
@@ -429,10 +550,7 @@ pub unsafe extern "C" fn nvmlDeviceSetMemoryLimits_v1(
         if soft > hard {
             return Err(INVALID_ARGUMENT);
         }
-        let path = limits_path().ok_or(UNKNOWN)?;
-        let mut text = fs::read_to_string(&path).unwrap_or_default();
-        text += &format!("{} {cgroup} {soft} {hard}\n", card.uuid);
-        fs::write(&path, text).map_err(|_| UNKNOWN)
+        note(LIMITS, &format!("{} {cgroup} {soft} {hard}", card.uuid))
     };
     done(set())
 }
@@ -444,6 +562,9 @@ pub unsafe extern "C" fn nvmlDeviceGetMemoryLimits_v1(device: Device, to: *mut G
     let get = || {
         let state = State::of("nvmlDeviceGetMemoryLimits_v1")?;
         let card = state.card(device)?;
+        if card.instance.is_some() {
+            return Err(NOT_SUPPORTED);
+        }
         if to.is_null() {
             return Err(INVALID_ARGUMENT);
         }

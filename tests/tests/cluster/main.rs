@@ -1,5 +1,6 @@
 //! A real broker, real agents and real tasks, on the kernel of this machine, as root.
 
+mod card;
 mod certificates;
 mod crash;
 mod epoch;

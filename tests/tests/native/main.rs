@@ -5,6 +5,7 @@ mod admission;
 mod adopt;
 mod adoption;
 mod burst;
+mod card_memory;
 mod ceiling;
 mod corners;
 mod cpu;

@@ -22,6 +22,7 @@ use rustix::fs::{
 
 pub mod block;
 pub mod cpu;
+pub mod dmem;
 pub mod file;
 pub mod groups;
 pub mod memory;

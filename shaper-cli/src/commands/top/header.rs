@@ -79,7 +79,8 @@ pub(super) fn node(snapshot: &NodeSnapshot) -> Vec<Topic> {
 
 /// A card: how busy it is, and its memory.
 fn card(usage: &CardUsage) -> String {
-    let CardUsage { card, memory, memory_used, busy_percent, temperature_celsius: _, trouble } = usage;
+    let CardUsage { card, memory, memory_used, busy_percent, temperature_celsius: _, trouble, errors: _ } =
+        usage;
     let name = format!("{}: {}", card.number, card.model);
     if let Some(trouble) = trouble {
         return format!("{name}, {trouble}");

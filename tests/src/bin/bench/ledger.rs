@@ -75,6 +75,7 @@ pub(crate) fn measure(plan: Plan, report: &mut Report) -> Result<()> {
         adopted_by: None,
         writers: None,
         kill_at_boottime_ns: None,
+        mps_memory: None,
     };
     let (mut appended, mut saved) = (Vec::new(), Vec::new());
     for _ in 0..plan.rounds {

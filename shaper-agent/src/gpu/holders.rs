@@ -1,0 +1,320 @@
+//! What holds tasks to their part of a card's memory, and a card to a power: of each card the strongest that is there.
+//!
+//! The ladder is [`Rung`]'s. The controller dmem and NVIDIA's driver refuse what is beyond by themselves. Where neither is there,
+//! what was decided is kept here, for the node to look at what is used (`node/card_watch.rs`).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use serde::{Deserialize, Serialize};
+use shaper_core::{
+    gpu::Rung,
+    limits::Limit,
+    units::{Bytes, Milliwatts},
+};
+
+use super::reader::{Answer, Asker, Call};
+use crate::kernel::cgroup::{
+    Cgroup, CgroupError,
+    dmem::{self, OfRegion},
+};
+
+/// What a cgroup may have of a card's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryLimit {
+    /// What it has in any case, where others want the card's memory, too. Only NVIDIA's driver knows that.
+    pub guaranteed: Bytes,
+    /// What is refused beyond.
+    pub limit: Limit<Bytes>,
+}
+
+impl fmt::Display for MemoryLimit {
+    /// For people.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let MemoryLimit { guaranteed, limit } = *self;
+        if guaranteed == Bytes(0) || limit == Limit::At(guaranteed) {
+            return limit.fmt(f);
+        }
+        write!(f, "{limit} ({guaranteed} guaranteed)")
+    }
+}
+
+/// Why something was not done with a card.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CardError {
+    /// Nobody answers.
+    #[error("NVML has not answered for {0} s: the driver may hang (see `dmesg`)")]
+    Silent(u64),
+    /// The card is not there.
+    #[error("card {card} is not there: {why}")]
+    Gone {
+        /// Its number.
+        card: u32,
+        /// How that was seen.
+        why: String,
+    },
+    /// The driver has no such function, or may not be asked.
+    #[error("the driver does not do that for card {card}: {why}")]
+    Unsupported {
+        /// Its number.
+        card: u32,
+        /// What it said.
+        why: String,
+    },
+    /// The driver did not take it.
+    #[error("the driver does not take that for card {card}: {why}")]
+    Refused {
+        /// Its number.
+        card: u32,
+        /// What it said.
+        why: String,
+    },
+}
+
+/// What is known of a card.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// What it is known by.
+    pub id: String,
+    /// Its region of the controller dmem.
+    pub region: Option<String>,
+    /// Whether NVIDIA's driver limits its memory by cgroup; else why not.
+    pub by_driver: Option<Result<(), String>>,
+    /// Whether it is a part of a card, cut by the hardware.
+    pub is_part: bool,
+    /// Why nothing is known of it now.
+    pub trouble: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Card {
+    facts: Facts,
+    /// The driver did not take a limit after all: why.
+    refused: Option<String>,
+    /// What the watchdog holds cgroups to, by their ids.
+    watched: BTreeMap<u64, MemoryLimit>,
+}
+
+/// All of them. A clone is the same.
+#[derive(Clone)]
+pub struct Holders {
+    cards: Arc<Mutex<BTreeMap<u32, Card>>>,
+    library: Option<Asker>,
+}
+
+impl Holders {
+    /// `library`: who asks NVIDIA's.
+    pub fn new(library: Option<Asker>) -> Holders {
+        Holders { cards: Arc::default(), library }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Card>> {
+        self.cards.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what is known of a card now; tells whether something else holds its memory from here on.
+    pub fn learn(&self, number: u32, facts: Facts) -> bool {
+        let mut cards = self.lock();
+        let card = cards.entry(number).or_default();
+        let of = |facts: &Facts| (facts.region.clone(), facts.by_driver == Some(Ok(())));
+        let changed = of(&card.facts) != of(&facts);
+        if changed {
+            card.refused = None;
+        }
+        card.facts = facts;
+        changed
+    }
+
+    /// Forgets what cgroups other than these were held to.
+    pub fn retain(&self, cgroups: &BTreeSet<u64>) {
+        for card in self.lock().values_mut() {
+            card.watched.retain(|cgroup, _| cgroups.contains(cgroup));
+        }
+    }
+
+    /// What holds a cgroup to its part of a card.
+    pub fn rung(&self, number: u32, cgroup: &Cgroup) -> Rung {
+        let cards = self.lock();
+        let Some(card) = cards.get(&number) else { return Rung::Watchdog };
+        if card.facts.region.is_some() && cgroup.has(dmem::MAX) {
+            Rung::Dmem
+        } else if card.facts.by_driver == Some(Ok(())) && card.refused.is_none() {
+            Rung::NvmlCgroup
+        } else {
+            Rung::Watchdog
+        }
+    }
+
+    /// Whether what is used of a card is seen: else no watchdog can do anything.
+    pub fn is_seen(&self, number: u32) -> bool {
+        self.lock()
+            .get(&number)
+            .is_some_and(|card| card.facts.by_driver.is_some() || card.facts.region.is_some())
+    }
+
+    /// Whether a card is a part of one, of which there is no more than it has.
+    pub fn is_part(&self, number: u32) -> bool {
+        self.lock().get(&number).is_some_and(|card| card.facts.is_part)
+    }
+
+    /// Whether nothing but a watchdog, or the MPS server, can hold a task to its part of a card.
+    pub fn is_only_watched(&self, number: u32) -> bool {
+        let cards = self.lock();
+        let Some(Card { facts, refused, .. }) = cards.get(&number) else { return true };
+        let by_driver = facts.by_driver == Some(Ok(())) && refused.is_none();
+        !(by_driver || facts.is_part || facts.region.is_some())
+    }
+
+    /// Whether the driver was last said to limit the memory of a card, by its id.
+    pub fn by_driver(&self, id: &str) -> Result<(), String> {
+        let cards = self.lock();
+        let card = cards.values().find(|card| card.facts.id == id);
+        card.and_then(|card| card.facts.by_driver.clone())
+            .unwrap_or_else(|| Err("it was never read".to_owned()))
+    }
+
+    /// Why the driver does not hold the memory of a card, where it could be thought to.
+    pub fn why_not_by_driver(&self, number: u32) -> Option<String> {
+        let cards = self.lock();
+        let card = cards.get(&number)?;
+        card.refused.clone().or_else(|| card.facts.by_driver.clone()?.err())
+    }
+
+    fn gone(&self, number: u32) -> Option<CardError> {
+        let why = self.lock().get(&number)?.facts.trouble.clone()?;
+        Some(CardError::Gone { card: number, why })
+    }
+
+    fn ask(&self, number: u32, call: impl FnOnce(String) -> Call) -> Result<Answer, CardError> {
+        let id = self.lock().get(&number).map(|card| card.facts.id.clone()).unwrap_or_default();
+        match &self.library {
+            Some(library) => library.ask(number, call(id)),
+            None => Err(CardError::Unsupported { card: number, why: "NVML is off (--nvml off)".into() }),
+        }
+    }
+
+    /// What a cgroup may have of a card now.
+    pub fn memory(&self, number: u32, cgroup: &Cgroup) -> Result<MemoryLimit, HolderError> {
+        match self.rung(number, cgroup) {
+            Rung::Dmem => {
+                let region = self.region(number);
+                let limit = cgroup.get(dmem::MAX)?.get(&region).copied().unwrap_or_default();
+                Ok(MemoryLimit { guaranteed: Bytes(0), limit })
+            }
+            Rung::NvmlCgroup => {
+                let cgroup = cgroup.path().to_owned();
+                match self.ask(number, |card| Call::MemoryLimit { card, cgroup })? {
+                    Answer::MemoryLimit(limit) => Ok(limit),
+                    _ => Ok(MemoryLimit::default()),
+                }
+            }
+            Rung::Mig | Rung::Mps | Rung::Watchdog => {
+                let cards = self.lock();
+                let watched = cards.get(&number).and_then(|card| card.watched.get(&cgroup.id()));
+                Ok(watched.copied().unwrap_or_default())
+            }
+        }
+    }
+
+    /// As a limit would be held: what is granted is guaranteed, where that can be said.
+    pub fn as_kept(&self, number: u32, cgroup: &Cgroup, limit: Limit<Bytes>) -> MemoryLimit {
+        let guaranteed = match self.rung(number, cgroup) {
+            Rung::NvmlCgroup => limit.at().unwrap_or(Bytes(0)),
+            _ => Bytes(0),
+        };
+        MemoryLimit { guaranteed, limit }
+    }
+
+    /// Limits a cgroup's memory of a card. A driver that does not take it is not asked again: the watchdog sees to it.
+    pub fn set_memory(&self, number: u32, cgroup: &Cgroup, limit: MemoryLimit) -> Result<(), HolderError> {
+        match self.rung(number, cgroup) {
+            Rung::Dmem => {
+                cgroup.set(dmem::MAX, &OfRegion(self.region(number), limit.limit))?;
+                Ok(())
+            }
+            Rung::NvmlCgroup => {
+                let path = cgroup.path().to_owned();
+                match self.ask(number, |card| Call::SetMemoryLimit { card, cgroup: path, limit }) {
+                    Ok(_) => Ok(()),
+                    Err(CardError::Unsupported { why, .. }) => {
+                        tracing::warn!(
+                            card = number,
+                            why,
+                            "the driver does not limit memory by cgroup after all: it is watched"
+                        );
+                        if let Some(card) = self.lock().get_mut(&number) {
+                            card.refused = Some(why);
+                        }
+                        self.watch(number, cgroup, limit);
+                        Ok(())
+                    }
+                    // What is gone took its limits with it.
+                    Err(CardError::Gone { .. }) if limit == MemoryLimit::default() => Ok(()),
+                    Err(error) => Err(error.into()),
+                }
+            }
+            Rung::Mig | Rung::Mps | Rung::Watchdog => {
+                self.watch(number, cgroup, limit);
+                Ok(())
+            }
+        }
+    }
+
+    fn watch(&self, number: u32, cgroup: &Cgroup, limit: MemoryLimit) {
+        let mut cards = self.lock();
+        let watched = &mut cards.entry(number).or_default().watched;
+        if limit == MemoryLimit::default() {
+            watched.remove(&cgroup.id());
+        } else {
+            watched.insert(cgroup.id(), limit);
+        }
+    }
+
+    fn region(&self, number: u32) -> String {
+        self.lock().get(&number).and_then(|card| card.facts.region.clone()).unwrap_or_default()
+    }
+
+    /// The power that a card may draw now.
+    pub fn power(&self, number: u32) -> Result<Milliwatts, CardError> {
+        if let Some(gone) = self.gone(number) {
+            return Err(gone);
+        }
+        match self.ask(number, |card| Call::Power { card })? {
+            Answer::Power(power) => Ok(power),
+            _ => Ok(Milliwatts(0)),
+        }
+    }
+
+    /// Limits it.
+    pub fn set_power(&self, number: u32, power: Milliwatts) -> Result<(), CardError> {
+        self.ask(number, |card| Call::SetPower { card, power }).map(drop)
+    }
+
+    /// What of its region a cgroup uses, where the controller dmem counts it.
+    pub fn used(&self, number: u32, cgroup: &Cgroup) -> Option<Bytes> {
+        let region = self.lock().get(&number)?.facts.region.clone()?;
+        cgroup.find(dmem::CURRENT).ok()??.get(&region).copied()
+    }
+}
+
+/// Which region of the controller dmem is the memory of a card. `root`: the root of cgroup v2.
+pub fn region(root: &Path, pci: Option<&str>) -> Option<String> {
+    let root = Cgroup::open(root, root).ok()?;
+    dmem::region_of(&root.find(dmem::CAPACITY).ok()??, pci?)
+}
+
+/// What went wrong with a limit of memory.
+#[derive(Debug, thiserror::Error)]
+pub enum HolderError {
+    /// The card, or who speaks for it.
+    #[error(transparent)]
+    Card(#[from] CardError),
+    /// The file.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+}
