@@ -74,7 +74,10 @@ fn on_a_shared_card_a_high_task_grows_and_a_low_one_gives_back_or_ends() {
     use_of(&[("low", 15), ("high", 33)]);
     eventually("the high one has all that it may have", || grant(&cluster, "high") == Some(60));
     let why = reason(&cluster, "low", DecisionKind::Shrunk, "n1");
-    assert!(why.contains("`high` of priority high uses 33 GiB of 35 GiB") && why.contains("by policy `gold`"), "{why}");
+    assert!(
+        why.contains("`high` of priority high uses 33 GiB of 35 GiB") && why.contains("by policy `gold`"),
+        "{why}"
+    );
     assert!(reason(&cluster, "high", DecisionKind::Grew, "n1").contains("→ 60 GiB"));
     assert_eq!(cluster.broker.task("low").attempt, 1, "it was not ended");
 
@@ -98,7 +101,9 @@ fn on_a_shared_card_a_high_task_grows_and_a_low_one_gives_back_or_ends() {
     // It runs again where what it requests is left, and the high one has what is beyond that.
     let again = cluster.broker.wait_until("low", "run again", |task| task.runs() && task.attempt == 2);
     assert_eq!(again.node.as_deref(), Some("n1"));
-    eventually("each has its part", || (grant(&cluster, "low"), grant(&cluster, "high2")) == (Some(20), Some(60)));
+    eventually("each has its part", || {
+        (grant(&cluster, "low"), grant(&cluster, "high2")) == (Some(20), Some(60))
+    });
 }
 
 #[test]
@@ -115,7 +120,8 @@ fn cards_are_given_out_whole_or_in_parts_and_who_finds_none_waits_with_the_reaso
         spec["gpu_model"] = json!("H100");
         spec.to_string()
     };
-    let cards_of = |id: &str| cluster.agent("n1").shaper().get(id).limits.gpu_cards.map(|cards| cards.to_string());
+    let cards_of =
+        |id: &str| cluster.agent("n1").shaper().get(id).limits.gpu_cards.map(|cards| cards.to_string());
     cluster.submit_spec("part", &spec(&cluster, "part", "medium"));
     cluster.wait_until_runs("part");
     cluster.submit_spec("whole", &whole("whole", 1));

@@ -8,6 +8,7 @@ mod added;
 mod agent;
 mod broker;
 mod budget;
+mod cards;
 mod child;
 mod cost;
 mod greedy;
@@ -144,6 +145,7 @@ const SUBJECTS: [(&str, &[(&str, Part)]); 10] = [
             ("added", added::measure),
             ("scaling", scaling::measure),
             ("agent", agent::measure),
+            ("cards", cards::measure),
             ("accuracy", accuracy::measure),
             ("ledger", ledger::measure),
         ],
