@@ -178,11 +178,17 @@ impl Holders {
             .unwrap_or_else(|| Err("it was never read".to_owned()))
     }
 
-    /// Why the driver does not hold the memory of a card, where it could be thought to.
-    pub fn why_not_by_driver(&self, number: u32) -> Option<String> {
+    /// The strongest that can hold a task to its part of a card, and why nothing stronger does; `None`: nothing can.
+    pub fn strongest(&self, number: u32) -> Option<(Rung, Option<String>)> {
         let cards = self.lock();
-        let card = cards.get(&number)?;
-        card.refused.clone().or_else(|| card.facts.by_driver.clone()?.err())
+        let Card { facts, refused, .. } = cards.get(&number)?;
+        match &facts.by_driver {
+            _ if facts.is_part => Some((Rung::Mig, None)),
+            _ if facts.region.is_some() => Some((Rung::Dmem, None)),
+            Some(Ok(())) if refused.is_none() => Some((Rung::NvmlCgroup, None)),
+            Some(by_driver) => Some((Rung::Watchdog, refused.clone().or_else(|| by_driver.clone().err()))),
+            None => None,
+        }
     }
 
     fn gone(&self, number: u32) -> Option<CardError> {
@@ -304,8 +310,11 @@ impl Holders {
 
 /// Which region of the controller dmem is the memory of a card. `root`: the root of cgroup v2.
 pub fn region(root: &Path, pci: Option<&str>) -> Option<String> {
-    let root = Cgroup::open(root, root).ok()?;
-    dmem::region_of(&root.find(dmem::CAPACITY).ok()??, pci?)
+    region_in(&Cgroup::open(root, root).ok()?, pci?)
+}
+
+fn region_in(root: &Cgroup, pci: &str) -> Option<String> {
+    dmem::region_of(&root.find(dmem::CAPACITY).ok()??, pci)
 }
 
 /// What went wrong with a limit of memory.
@@ -317,4 +326,62 @@ pub enum HolderError {
     /// The file.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    /// No kernel of ours has the controller dmem: folders stand for a root and a cgroup, with its files as they are documented.
+    #[test]
+    fn a_region_of_dmem_holds_a_cgroup_to_its_part() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+        write("dmem.capacity", "drm/0000:03:00.0/vram0 17179869184\ndrm/0000:03:00.0/stolen 67108864\n");
+        write("dmem.max", "drm/0000:03:00.0/vram0 max\ndrm/0000:03:00.0/stolen max\n");
+        write("dmem.current", "drm/0000:03:00.0/vram0 2147483648\ndrm/0000:03:00.0/stolen 0\n");
+        let cgroup = Cgroup::pretended(folder.path());
+        let region = region_in(&cgroup, "0000:03:00.0");
+        assert_eq!(region.as_deref(), Some("drm/0000:03:00.0/vram0"));
+        let holders = Holders::new(None);
+        assert_eq!(holders.rung(0, &cgroup), Rung::Watchdog, "of a card that is not known nothing else is");
+        assert!(!holders.is_seen(0));
+        assert!(holders.learn(0, Facts { id: "card".into(), region, ..Facts::default() }));
+        assert_eq!((holders.rung(0, &cgroup), holders.is_seen(0)), (Rung::Dmem, true));
+        assert_eq!(holders.memory(0, &cgroup).unwrap(), MemoryLimit::default());
+        assert_eq!(holders.used(0, &cgroup), Some(Bytes(2 * GIB)));
+        // Granted, grown, and brought below what is used, which dmem takes: what is there stays, and nothing is added.
+        for gib in [4, 8, 1] {
+            let limit = holders.as_kept(0, &cgroup, Limit::At(Bytes(gib * GIB)));
+            assert_eq!(limit.guaranteed, Bytes(0), "there is no such word in dmem.max");
+            holders.set_memory(0, &cgroup, limit).unwrap();
+            let written = fs::read_to_string(folder.path().join("dmem.max")).unwrap();
+            assert!(written.starts_with(&format!("drm/0000:03:00.0/vram0 {}", gib * GIB)), "{written}");
+            assert_eq!(holders.memory(0, &cgroup).unwrap(), limit);
+        }
+        holders.set_memory(0, &cgroup, MemoryLimit::default()).unwrap();
+        assert_eq!(holders.memory(0, &cgroup).unwrap().limit, Limit::Unlimited);
+    }
+
+    #[test]
+    fn what_is_watched_is_kept_as_long_as_its_cgroup_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let cgroup = Cgroup::pretended(folder.path());
+        let holders = Holders::new(None);
+        holders.learn(0, Facts { by_driver: Some(Err("an older driver".into())), ..Facts::default() });
+        let limit = MemoryLimit { guaranteed: Bytes(0), limit: Limit::At(Bytes(GIB)) };
+        holders.set_memory(0, &cgroup, limit).unwrap();
+        assert_eq!(holders.memory(0, &cgroup).unwrap(), limit);
+        assert_eq!(holders.strongest(0), Some((Rung::Watchdog, Some("an older driver".into()))));
+        holders.retain(&BTreeSet::from([cgroup.id()]));
+        assert_eq!(holders.memory(0, &cgroup).unwrap(), limit);
+        holders.retain(&BTreeSet::new());
+        assert_eq!(holders.memory(0, &cgroup).unwrap(), MemoryLimit::default());
+        // Nobody can be asked for a power.
+        assert!(matches!(holders.power(0), Err(CardError::Unsupported { .. })));
+    }
 }

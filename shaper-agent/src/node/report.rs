@@ -129,9 +129,22 @@ impl Node {
             cgroup_root: config.cgroup_root.display().to_string(),
             bpffs_dir: config.bpffs_dir.display().to_string(),
             uplinks,
-            gpus: self.card_usages().iter().map(told).collect(),
+            gpus: self.card_usages().iter().map(|usage| self.card_for_people(usage)).collect(),
             rungs,
         })
+    }
+
+    /// A card, for people.
+    fn card_for_people(&self, usage: &CardUsage) -> String {
+        let CardUsage { card: Card { number, id, model, device }, memory, trouble, .. } = usage;
+        let memory = memory.map_or(String::new(), |memory| format!(", {memory}"));
+        let held = match self.cards.holders.strongest(*number) {
+            Some((rung, None)) => format!(", parts held by {rung}"),
+            Some((rung, Some(why))) => format!(", parts held by {rung}: {why}"),
+            None => String::new(),
+        };
+        let trouble = trouble.as_ref().map_or(String::new(), |trouble| format!(": {trouble}"));
+        format!("{number}: {model} ({id}, device {device}{memory}{held}){trouble}")
     }
 
     pub(super) fn status(&self, id: &TaskId) -> Result<TaskStatus, NodeError> {
@@ -272,14 +285,6 @@ pub(super) fn usage_of(now: &Counters, before: Option<&Counters>, memory_bytes: 
         ingress_now_bps: rate(now.ingress.bytes, before.ingress.bytes, BITS_PER_SEC),
         egress_granted_bps: now.granted.map(|bytes| bytes * 8),
     }
-}
-
-/// A card, for people.
-fn told(usage: &CardUsage) -> String {
-    let CardUsage { card: Card { number, id, model, device }, memory, trouble, .. } = usage;
-    let memory = memory.map_or(String::new(), |memory| format!(", {memory}"));
-    let trouble = trouble.as_ref().map_or(String::new(), |trouble| format!(": {trouble}"));
-    format!("{number}: {model} ({id}, device {device}{memory}){trouble}")
 }
 
 /// A row where weights of block IO mean nothing on some device.

@@ -9,7 +9,7 @@ use std::{
 use shaper_tests::{
     NOBODY,
     agent::{Agent, Options},
-    cards::FakeCards,
+    cards::{FakeCards, open_in},
     cgroup::TestCgroup,
     shaper::{Answer, in_force},
     time::eventually,
@@ -22,18 +22,6 @@ const NO_CARD: &str = "/dev/null";
 
 fn agent<'a>() -> Agent<'a> {
     Options::default().with(&["--nvml", "off", "--gpu-device", CARD_0, "--gpu-device", CARD_1]).start()
-}
-
-/// What a process says that opens a path from within a cgroup; nothing: it could.
-fn open_in(group: &Path, path: &str) -> String {
-    let script = "echo $$ > \"$0\"/cgroup.procs && : < \"$1\"";
-    let output = Command::new("/bin/sh")
-        .args(["-c", script])
-        .arg(group)
-        .arg(path)
-        .output()
-        .expect("a shell can be started");
-    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// Which of the two cards, and of what is none, can be opened from within a cgroup. The others get EPERM.

@@ -318,7 +318,10 @@ fn a_part_of_a_card_is_a_card() {
         .start();
     eventually("the parts are found", || agent.shaper().top().gpus.len() == 2);
     let shown = agent.shaper().doctor().gpus;
-    assert_eq!(shown[1], "1: Fake H100 MIG 1g.10gb (MIG-1, device 0:76, 10 GiB)", "{shown:?}");
+    assert_eq!(
+        shown[1], "1: Fake H100 MIG 1g.10gb (MIG-1, device 0:76, 10 GiB, parts held by mig)",
+        "{shown:?}"
+    );
     let task = agent.run("training", &["--gpus", "1"], &LOAD);
     assert_eq!(in_force(&task, "gpu_cards"), ("cgroup-device", "0"));
     let of_card = agent.shaper().usage_of("training").gpu_memory[0];

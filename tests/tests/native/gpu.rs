@@ -53,7 +53,10 @@ fn cards_are_found_and_each_task_s_memory_is_summed_by_card() {
     assert_eq!((found[0].busy_percent, found[0].temperature_celsius), (Some(40), Some(51)));
     assert_eq!(nvml(&agent), Availability::Available);
     let shown = agent.shaper().doctor().gpus;
-    assert_eq!(shown[0], "0: Fake H100 (GPU-0, device 195:0, 80 GiB)", "{shown:?}");
+    assert_eq!(
+        shown[0], "0: Fake H100 (GPU-0, device 195:0, 80 GiB, parts held by nvml-cgroup)",
+        "{shown:?}"
+    );
 
     let (pid, other) = (task.pid.expect("it runs"), std::process::id());
     let uses = [

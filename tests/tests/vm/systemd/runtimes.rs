@@ -6,6 +6,7 @@ use serde_json::json;
 use shaper_core::ledger::Actor;
 use shaper_tests::{
     agent::{Agent, Options},
+    cards::open_in,
     cgroup::{mounts, read},
     runtimes::{Docker, Driver, Runc},
     second_writer::of_others,
@@ -14,6 +15,9 @@ use shaper_tests::{
 };
 
 const FILES: [&str; 3] = ["cpu.max", "cpu.weight", "memory.max"];
+/// Every runtime lets a container open these: one stands for a GPU card, and the container is granted none.
+const CARD: &str = "/dev/full";
+const NO_CARD: &str = "/dev/zero";
 const DECIDED: [&str; 3] = ["50000 100000", "300", "209715200"];
 
 /// A container whose limits are held.
@@ -24,14 +28,32 @@ struct Held<'a> {
 
 impl Held<'_> {
     fn adopt(cgroup: &Path) -> Held<'static> {
-        let agent = Options::default().start();
+        let agent = Options::default().with(&["--nvml", "off", "--gpu-device", CARD]).start();
         let group = mounts().0.join(cgroup);
+        assert_eq!(open_in(&group, CARD), "");
         let path = group.display().to_string();
-        let limits = ["--cpu", "0.5", "--cpu-weight", "300", "--memory", "200Mi"];
+        let limits = ["--cpu", "0.5", "--cpu-weight", "300", "--memory", "200Mi", "--cards", "none"];
         agent.shaper().ok(&[&["adopt", &path, "--id", "container"][..], &limits].concat());
         let held = Held { agent, group };
         assert_eq!(held.files(), DECIDED);
+        held.assert_closed();
         held
+    }
+
+    /// It opens no card, and everything else.
+    #[track_caller]
+    fn assert_closed(&self) {
+        let said = open_in(&self.group, CARD);
+        assert!(said.contains("Operation not permitted"), "{said}");
+        assert_eq!(open_in(&self.group, NO_CARD), "");
+    }
+
+    /// Everything is as its manager has it: its files, and what it opens.
+    #[track_caller]
+    fn let_go(&self) -> [String; 3] {
+        self.agent.shaper().ok(&["release", "container"]);
+        assert_eq!(open_in(&self.group, CARD), "");
+        self.files()
     }
 
     fn files(&self) -> [String; 3] {
@@ -44,6 +66,8 @@ impl Held<'_> {
         let before = of_others(&self.agent.shaper(), "container").len();
         change();
         let from = monotonic_ns();
+        // Its manager writes device rules anew, and never ours.
+        self.assert_closed();
         eventually("what was decided is in force", || self.files() == DECIDED);
         println!("{what}: as decided {} ms after it had returned", (monotonic_ns() - from) / 1_000_000);
         let entries = || of_others(&self.agent.shaper(), "container").split_off(before);
@@ -59,6 +83,7 @@ impl Held<'_> {
         let before = of_others(&self.agent.shaper(), "container").len();
         systemctl(&["daemon-reload"]);
         assert_eq!(self.files(), DECIDED);
+        self.assert_closed();
         assert_eq!(of_others(&self.agent.shaper(), "container").len(), before);
     }
 }
@@ -75,8 +100,7 @@ fn limits_of_a_container_of_runc_are_held_over_its_updates() {
         container.update(&["--memory", "400M", "--cpu-quota", "90000"])
     });
     held.outlasts_a_reload();
-    held.agent.shaper().ok(&["release", "container"]);
-    let files = held.files();
+    let files = held.let_go();
     assert_eq!((files[0].as_str(), files[2].as_str()), ("90000 100000", "419430400"));
 }
 
@@ -94,8 +118,7 @@ fn limits_of_a_container_of_runc_below_systemd_are_held_over_its_updates() {
         systemctl(&["set-property", "--runtime", unit, "CPUQuota=70%"]);
     });
     held.outlasts_a_reload();
-    held.agent.shaper().ok(&["release", "container"]);
-    let files = held.files();
+    let files = held.let_go();
     assert_eq!((files[0].as_str(), files[2].as_str()), ("70000 100000", "419430400"));
 }
 
@@ -110,7 +133,6 @@ fn limits_of_a_container_of_docker_are_held_over_its_updates() {
         docker.ok(&["update", "--memory", "400m", "--cpus", "0.9", &id]);
     });
     held.outlasts_a_reload();
-    held.agent.shaper().ok(&["release", "container"]);
-    let files = held.files();
+    let files = held.let_go();
     assert_eq!((files[0].as_str(), files[2].as_str()), ("90000 100000", "419430400"));
 }
