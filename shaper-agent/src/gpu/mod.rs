@@ -13,6 +13,7 @@ use std::{
     fs, io,
     os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use rustix::fs::{major, minor};
@@ -121,19 +122,19 @@ pub struct Figures {
     pub temperature_celsius: Option<u32>,
     /// Whether the driver limits its memory by cgroup; else why not.
     pub memory_limits: Result<(), String>,
-    /// Who has memory of it.
-    pub processes: Vec<ProcessUse>,
+    /// Who has memory of it: each cgroup once, without those of processes that have ended since.
+    pub uses: Vec<CgroupUse>,
 }
 
-/// What a process has of the memory of a card.
+/// What the processes of a cgroup have of the memory of a card, without those of cgroups below.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProcessUse {
-    /// The process.
-    pub pid: u32,
-    /// How much; `None`: the driver does not say.
-    pub memory: Option<Bytes>,
-    /// Its cgroup of v2, below the mount; `None`: it has ended since.
-    pub cgroup: Option<PathBuf>,
+pub struct CgroupUse {
+    /// The cgroup of v2, below the mount.
+    pub cgroup: Arc<Path>,
+    /// How much, as far as the driver says.
+    pub memory: Bytes,
+    /// How many processes have it.
+    pub processes: u32,
 }
 
 /// The device behind a path.

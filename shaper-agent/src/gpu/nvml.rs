@@ -2,7 +2,7 @@
 //! memory by cgroup (`nvmlDeviceSetMemoryLimits_v1`, driver r615): they are called by their symbols.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque, btree_map::Entry, hash_map},
+    collections::{BTreeMap, HashMap, VecDeque, btree_map::Entry},
     ffi::{CString, c_char, c_uint, c_ulonglong, c_void},
     fs, io,
     os::unix::ffi::OsStrExt,
@@ -28,7 +28,7 @@ use shaper_core::{
 };
 
 use super::{
-    CardError, CardReading, Figures, Library, LibraryState, MemoryLimit, ProcessUse, Xid, caps_major,
+    CardError, CardReading, CgroupUse, Figures, Library, LibraryState, MemoryLimit, Xid, caps_major,
     nvidia_major,
     reader::{Answer, Asked, Call},
 };
@@ -71,6 +71,8 @@ pub(super) struct Loaded {
     known: BTreeMap<u32, Identity>,
     /// Where the processes are that use cards.
     cgroups: Cgroups,
+    /// Whether the memory of cards can be limited, and after how many readings that is asked again.
+    limits: BTreeMap<u32, (Result<(), String>, u32)>,
     /// Where the kernel shows what NVIDIA's driver has: `/proc/driver`.
     proc_driver: PathBuf,
 }
@@ -108,6 +110,7 @@ impl Loaded {
                 is_over: Arc::default(),
                 known: BTreeMap::new(),
                 cgroups: Cgroups::default(),
+                limits: BTreeMap::new(),
             }),
             Err(NvmlError::LibloadingError(error)) if *library == Library::Auto => {
                 Err(LibraryState::Absent { evidence: error.to_string() })
@@ -145,8 +148,7 @@ impl Loaded {
             }
             let Some(identity) = self.known.get(&place).cloned() else { continue };
             let figures = asked.and_then(|card| {
-                let memory_limits = self.memory_limit(&card, &self.own_cgroup);
-                let memory_limits = memory_limits.map(drop).map_err(|error| error.to_string());
+                let memory_limits = self.limits_memory(place, &card);
                 Ok(Figures { memory_limits, ..figures(&card, &mut self.cgroups)? })
             });
             cards.push(identity.reading(figures));
@@ -232,6 +234,20 @@ impl Loaded {
                 _ => CardError::Refused { card: number, why },
             }
         })
+    }
+
+    /// Whether the driver limits the memory of a card by cgroup: it may learn that, but not from one second to the next.
+    fn limits_memory(&mut self, place: u32, card: &Device<'_>) -> Result<(), String> {
+        const ROUNDS: u32 = 5;
+        if let Some((known, rounds)) = self.limits.get_mut(&place)
+            && *rounds > 0
+        {
+            *rounds -= 1;
+            return known.clone();
+        }
+        let asked = self.memory_limit(card, &self.own_cgroup).map(drop).map_err(|error| error.to_string());
+        self.limits.insert(place, (asked.clone(), ROUNDS));
+        asked
     }
 
     fn memory_limit(&self, card: &Device<'_>, cgroup: &Path) -> Result<MemoryLimit, NvmlError> {
@@ -342,21 +358,19 @@ fn capability(minors: &str, wanted: &str) -> Option<u32> {
 
 fn figures(card: &Device<'_>, cgroups: &mut Cgroups) -> Result<Figures, NvmlError> {
     let memory = card.memory_info()?;
-    let processes = card.running_compute_processes()?.into_iter().map(|process| ProcessUse {
-        pid: process.pid,
-        memory: match process.used_gpu_memory {
-            UsedGpuMemory::Used(bytes) => Some(Bytes(bytes)),
-            UsedGpuMemory::Unavailable => None,
-        },
-        cgroup: cgroups.of(process.pid),
-    });
+    let memory_of = |memory| match memory {
+        UsedGpuMemory::Used(bytes) => Bytes(bytes),
+        UsedGpuMemory::Unavailable => Bytes(0),
+    };
+    let processes = card.running_compute_processes()?.into_iter();
+    let uses = cgroups.sum(processes.map(|process| (process.pid, memory_of(process.used_gpu_memory))));
     Ok(Figures {
         memory: Bytes(memory.total),
         memory_used: Bytes(memory.used),
         busy_percent: if_supported(card.utilization_rates())?.map(|rates| rates.gpu),
         temperature_celsius: if_supported(card.temperature(TemperatureSensor::Gpu))?,
         memory_limits: Ok(()),
-        processes: processes.collect(),
+        uses,
     })
 }
 
@@ -374,48 +388,77 @@ fn if_supported<T>(answer: Result<T, NvmlError>) -> Result<Option<T>, NvmlError>
     }
 }
 
-/// The cgroups of processes. To read all each second would cost more than all else; of those that are known a tenth is.
+/// The cgroups of processes. To read all each second would cost more than all else; of those that are known a part is.
 #[derive(Default)]
 struct Cgroups {
     round: u32,
     known: HashMap<u32, Known>,
+    /// Those that any process is or was in, and their places here. A few: they are forgotten when there are too many.
+    places: HashMap<String, usize>,
+    paths: Vec<Arc<Path>>,
 }
 
+#[derive(Clone, Copy)]
 struct Known {
-    cgroup: Option<PathBuf>,
+    place: Option<usize>,
     /// Of when it was asked for last.
     round: u32,
 }
 
 impl Cgroups {
     /// A process is read anew after so many readings.
-    const ROUNDS: u32 = 10;
+    const ROUNDS: u32 = 20;
+    const PATHS_MAX: usize = 4096;
 
     /// Another reading: processes that were not in the last are forgotten, for another may have their number.
     fn begin(&mut self) {
+        if self.paths.len() > Self::PATHS_MAX {
+            *self = Cgroups { round: self.round, ..Cgroups::default() };
+        }
         let last = self.round;
         self.known.retain(|_, known| known.round == last);
         self.round = self.round.wrapping_add(1);
     }
 
-    fn of(&mut self, pid: u32) -> Option<PathBuf> {
+    fn place_of(&mut self, pid: u32) -> Option<usize> {
         let round = self.round;
         let is_due = pid.wrapping_add(round).is_multiple_of(Self::ROUNDS);
-        match self.known.entry(pid) {
-            hash_map::Entry::Occupied(mut known) if !is_due || known.get().round == round => {
-                known.get_mut().round = round;
-                known.get().cgroup.clone()
-            }
-            entry => entry.insert_entry(Known { cgroup: cgroup_of(pid), round }).get().cgroup.clone(),
+        if let Some(known) = self.known.get_mut(&pid)
+            && (!is_due || known.round == round)
+        {
+            known.round = round;
+            return known.place;
         }
+        let place = cgroup_of(pid).map(|path| {
+            *self.places.entry(path).or_insert_with_key(|path| {
+                self.paths.push(Path::new(path).into());
+                self.paths.len() - 1
+            })
+        });
+        self.known.insert(pid, Known { place, round });
+        place
+    }
+
+    /// What each cgroup has, of what its processes have.
+    fn sum(&mut self, processes: impl Iterator<Item = (u32, Bytes)>) -> Vec<CgroupUse> {
+        let mut sums = BTreeMap::<usize, (Bytes, u32)>::new();
+        for (pid, Bytes(memory)) in processes {
+            let Some(place) = self.place_of(pid) else { continue };
+            let (sum, count) = sums.entry(place).or_default();
+            *sum = Bytes(sum.0.saturating_add(memory));
+            *count += 1;
+        }
+        let of = |(place, (memory, processes))| {
+            Some(CgroupUse { cgroup: Arc::clone(self.paths.get::<usize>(place)?), memory, processes })
+        };
+        sums.into_iter().filter_map(of).collect()
     }
 }
 
 /// The cgroup of v2 that a process is in.
-fn cgroup_of(pid: u32) -> Option<PathBuf> {
+fn cgroup_of(pid: u32) -> Option<String> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    Some(path.into())
+    Some(text.lines().find_map(|line| line.strip_prefix("0::/"))?.to_owned())
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
@@ -20,7 +20,7 @@ use super::{Node, NodeError, RunRequest, Task, card_watch::Over, change::Hold};
 use crate::{
     actuate::Wish,
     config::Config,
-    gpu::{self, Asked, CardReading, Facts, Holders, Library, LibraryState, Reader, Table},
+    gpu::{self, Asked, CardReading, CgroupUse, Facts, Holders, Library, LibraryState, Reader, Table},
     kernel::mapped::monotonic_ns,
     launch,
 };
@@ -208,16 +208,15 @@ impl Node {
         let mut uses: BTreeMap<TaskId, BTreeMap<u32, CardMemory>> = BTreeMap::new();
         for card in found {
             let Some(number) = self.cards.table.by_id(&card.id).map(|card| card.number) else { continue };
-            for process in card.figures.iter().flat_map(|figures| &figures.processes) {
-                let cgroup: Option<PathBuf> =
-                    process.cgroup.as_ref().map(|cgroup| self.config.hierarchies.v2.join(cgroup));
-                let owner =
-                    cgroup.iter().flat_map(|path| path.ancestors()).find_map(|path| of_tasks.get(path));
-                let Some(task) = owner else { continue };
+            for CgroupUse { cgroup, memory, processes } in
+                card.figures.iter().flat_map(|figures| &figures.uses)
+            {
+                let cgroup = self.config.hierarchies.v2.join(cgroup);
+                let Some(task) = cgroup.ancestors().find_map(|path| of_tasks.get(path)) else { continue };
                 let of_task = uses.entry((*task).clone()).or_default();
                 let of_card = of_task.entry(number).or_insert_with(|| nothing(number));
-                of_card.used = Bytes(of_card.used.0.saturating_add(process.memory.unwrap_or(Bytes(0)).0));
-                of_card.processes += 1;
+                of_card.used = Bytes(of_card.used.0.saturating_add(memory.0));
+                of_card.processes += processes;
             }
         }
         for (id, task) in running() {

@@ -7,9 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Device, INVALID_ARGUMENT, LOOK, NO_INSTANCE, Return, SUCCESS, State, done, give};
+use crate::{Device, INVALID_ARGUMENT, NO_INSTANCE, Return, SUCCESS, State, done, give};
 
 const TIMEOUT: Return = 10;
+/// How often it is looked for events: a driver is woken by them.
+const WAIT: Duration = Duration::from_millis(100);
 /// `nvmlEventTypeXidCriticalError`
 const XID: c_ulonglong = 8;
 
@@ -108,6 +110,6 @@ pub unsafe extern "C" fn nvmlEventSetWait_v2(
         if Instant::now() >= until {
             return TIMEOUT;
         }
-        thread::sleep(LOOK);
+        thread::sleep(WAIT);
     }
 }
