@@ -236,13 +236,14 @@ impl Loaded {
         })
     }
 
-    /// Whether the driver limits the memory of a card by cgroup: it may learn that, but not from one second to the next.
+    /// Whether the driver limits the memory of a card by cgroup. One that does not may let us later, but not from one second to
+    /// the next.
     fn limits_memory(&mut self, place: u32, card: &Device<'_>) -> Result<(), String> {
         const ROUNDS: u32 = 5;
         if let Some((known, rounds)) = self.limits.get_mut(&place)
-            && *rounds > 0
+            && (known.is_ok() || *rounds > 0)
         {
-            *rounds -= 1;
+            *rounds = rounds.saturating_sub(1);
             return known.clone();
         }
         let asked = self.memory_limit(card, &self.own_cgroup).map(drop).map_err(|error| error.to_string());
