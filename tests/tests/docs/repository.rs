@@ -72,3 +72,15 @@ pub(crate) fn assert_figures(at: &str, printed: &str) {
     let are_figures = figures.rows.iter().all(|row| !row.metric.is_empty() && row.value.is_finite());
     assert!(!figures.rows.is_empty() && are_figures, "{at}: {last}");
 }
+
+#[test]
+fn figures_are_in_the_last_line() {
+    let row = r#"{"metric": "a page", "value": 1.5, "unit": "ms", "goal": "≤ 2", "ok": true}"#;
+    assert_figures("here", &format!("a page  1.5 ms\n{{\"name\": \"web\", \"rows\": [{row}]}}\n"));
+}
+
+#[test]
+#[should_panic(expected = "here: {")]
+fn no_figures_are_none() {
+    assert_figures("here", "{\"name\": \"web\", \"rows\": []}\n");
+}
