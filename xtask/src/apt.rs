@@ -67,6 +67,19 @@ impl Apt {
         process::read(self.command("apt-cache").args(["depends", package]))
     }
 
+    /// Those of `packages`, and of what they depend on, that are not installed here.
+    pub(crate) fn needed(&self, packages: &[&str]) -> Result<Vec<String>> {
+        let simulate = || {
+            let mut command = self.command("apt-get");
+            process::read(command.args(["install", "--simulate", "--no-install-recommends"]).args(packages))
+        };
+        let said = simulate().or_else(|error| match setup::apt_update()? {
+            true => simulate(),
+            false => Err(error),
+        })?;
+        Ok(new_ones(&said))
+    }
+
     /// Downloads `packages` into `folder`.
     pub(crate) fn download(&self, packages: &[String], folder: &Path) -> Result<()> {
         process::run(self.command("apt-get").args(["download", "-q"]).args(packages).current_dir(folder))
@@ -101,6 +114,12 @@ impl Apt {
         command.args(&self.options);
         command
     }
+}
+
+/// Of what `apt-get install --simulate` prints, the packages that are not there in any version.
+fn new_ones(simulated: &str) -> Vec<String> {
+    let installs = simulated.lines().filter_map(|line| line.strip_prefix("Inst ")?.split_once(' '));
+    installs.filter(|(_, what)| what.starts_with('(')).map(|(name, _)| name.to_owned()).collect()
 }
 
 /// Where this machine has its Debian from.
@@ -188,6 +207,17 @@ Debian|Debian|http://deb.debian.org/debian/|/etc/apt/sources.list:1
             archive("$(ORIGIN)|$(LABEL)|http://deb.debian.org/debian/|/etc/apt/sources.list:1\n"),
             None
         );
+    }
+
+    #[test]
+    fn what_is_upgraded_is_there_already() {
+        let simulated = "\
+Reading package lists...
+Inst login [1:4.13-1] (1:4.13-2 Debian:12.15/oldstable [amd64])
+Inst libsubid4 (1:4.13-2 Debian:12.15/oldstable [amd64])
+Conf libsubid4 (1:4.13-2 Debian:12.15/oldstable [amd64])
+";
+        assert_eq!(new_ones(simulated), ["libsubid4"]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::bins::{self, BinDir};
 use crate::test::{Output, Stage, counted};
-use crate::{ebpf, venv};
+use crate::{commands, ebpf, venv};
 
 /// The target of shaper-tests that needs it.
 pub(crate) const TARGET: &str = "frameworks";
@@ -27,6 +27,13 @@ pub(crate) fn test(bins: &BinDir) -> Result<Stage> {
     tests.env("SHAPER_PYTHON", python).env("SHAPER_BIN_DIR", bins.path());
     tests.env("SHAPER_BPF_OBJECT", ebpf::build()?.programs);
     counted("frameworks", tests, Output::Stdout)
+}
+
+/// The commands of the documents that start them.
+pub(crate) fn commands(bins: &BinDir) -> Result<Stage> {
+    let mut tests = commands::tests("frameworks", bins, &ebpf::build()?.programs)?;
+    tests.env("SHAPER_PYTHON", python()?);
+    counted("frameworks, commands", tests, Output::Stdout)
 }
 
 /// What a worker in a task costs, and a task of such a worker, beside the frameworks alone.

@@ -1,5 +1,6 @@
 //! The manifests of deploy/kubernetes: rendered as `kubectl apply -k` renders them, against Kubernetes' own schemas and against
-//! what our programs know. No API server is asked: there is none to be had here.
+//! what our programs know. What stands for an API server takes them in the stage `commands` (`tests/kubernetes`): there is no
+//! real one to be had here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -26,11 +27,16 @@ const PLAIN: [&str; 1] = ["metrics/join.yaml"];
 /// Starts the program that is its first argument.
 const NSENTER: &str = "shaper-nsenter";
 
+/// The folder with kubectl, and with Python that has what the manifests are tried with.
+pub(crate) fn tools() -> Result<PathBuf> {
+    let python = venv::python("kubernetes", REQUIREMENTS, &[], "forty megabytes")?;
+    Ok(python.parent().context("the environment is in no folder")?.to_owned())
+}
+
 /// Renders all of them, and checks them.
 pub(crate) fn test(bins: &BinDir) -> Result<Stage> {
     let start = Instant::now();
-    let python = venv::python("kubernetes", REQUIREMENTS, &[], "thirty megabytes")?;
-    let tools = python.parent().context("the environment is in no folder")?;
+    let tools = tools()?;
     let mut tally = Tally::default();
     let mut count = |what: &str, checked: Result<()>| match checked {
         Ok(()) => {
@@ -42,7 +48,7 @@ pub(crate) fn test(bins: &BinDir) -> Result<Stage> {
             tally += Tally::FAILURE;
         }
     };
-    for (name, file) in rendered(tools)? {
+    for (name, file) in rendered(&tools)? {
         for version in VERSIONS {
             let mut validate = Command::new(tools.join("kubernetes-validate"));
             validate.args(["--strict", "--quiet", "--kubernetes-version", version]).arg(&file);

@@ -7,6 +7,7 @@ mod atomics;
 mod bench;
 mod bins;
 mod browser;
+mod commands;
 mod corner_cases;
 mod cpio;
 mod dashboards;

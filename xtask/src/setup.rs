@@ -50,6 +50,8 @@ pub(crate) enum Need {
     Build,
     /// A browser, and what drives it.
     Browser,
+    /// What the commands of the documents take besides.
+    Commands,
 }
 
 /// How a package shows that it is there.
@@ -100,6 +102,8 @@ const REQUIREMENTS: &[Requirement] = &[
     program(Need::Browser, "chromium", "chromium"),
     program(Need::Browser, "node", "nodejs"),
     program(Need::Browser, "npm", "npm"),
+    program(Need::Commands, "ssh", "openssh-client"),
+    program(Need::Commands, "curl", "curl"),
     Requirement { need: Need::Build, probe: Probe::Protoc, package: "protobuf-compiler" },
     Requirement { need: Need::Build, probe: Probe::Protoc, package: "libprotobuf-dev" },
 ];
@@ -113,6 +117,7 @@ impl Need {
             Self::Traffic => "iperf3, to load the network for `bench net`",
             Self::Fuzzing => "a C++ compiler, to build libFuzzer for `soak fuzz`",
             Self::Build => "protoc with its definitions, to build the broker's client of etcd",
+            Self::Commands => "ssh and curl, which documented commands use",
             Self::Browser => "Chromium, and Node.js to drive it, to test the web page",
             Self::Native => {
                 "ip and tc, to set up network namespaces for tests and the demo, and openssl, which documented commands use"
@@ -254,6 +259,7 @@ mod tests {
             Need::Fuzzing,
             Need::Build,
             Need::Browser,
+            Need::Commands,
         ] {
             let mut packages: Vec<_> =
                 REQUIREMENTS.iter().filter(|r| r.need == need).map(|r| r.package).collect();

@@ -16,7 +16,7 @@ use crate::relay::relay;
 use crate::setup::{self, Need};
 use crate::tally::Tally;
 use crate::vm::{Job, Profile};
-use crate::{browser, ebpf, frameworks, kubernetes, process, support, unpacked, vm, workspace};
+use crate::{browser, commands, ebpf, frameworks, kubernetes, process, support, unpacked, vm, workspace};
 
 /// The package of the tests that need a kernel, its target that only makes sense inside the VM, and those for this machine.
 const KERNEL_TESTS: &str = "shaper-tests";
@@ -63,7 +63,8 @@ const PACKAGES: &str = "systemd::packages::";
 pub(crate) struct Args {
     /// Also the longest tests in the VM, and the long ones on its other kernels; the tests below systemd and with container
     /// runtimes, in a VM with this machine's own root; those of dashboards and alerts, with a real Prometheus; those against Ray
-    /// and Dask; those of the web page, in Chromium; and the manifests for Kubernetes, against its schemas
+    /// and Dask; those of the web page, in Chromium; the manifests for Kubernetes, against its schemas; the commands of README and docs
+    /// that take runtimes, a registry, kubectl or release builds; and a little of each benchmark and soak
     #[arg(long)]
     all: bool,
     /// Of what `--all` adds, this alone
@@ -89,6 +90,10 @@ enum Added {
     Browser,
     /// Of the manifests for Kubernetes
     Kubernetes,
+    /// Of the commands of README and docs, those that take what is installed for them
+    Commands,
+    /// Of these, benchmarks and soaks: a little of each
+    Benches,
 }
 
 /// What the inputs of the property tests are drawn from. Here it is the same in each run, so that what fails is what was
@@ -163,8 +168,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         stages.extend(below_systemd(&contents, Added::Systemd)?);
         stages.extend(below_systemd(&contents, Added::Packages)?);
         stages.push(frameworks::test(&contents.bins)?);
+        stages.push(frameworks::commands(&contents.bins)?);
         stages.push(browser::test(&contents.bins)?);
         stages.push(kubernetes::test(&contents.bins)?);
+        stages.push(commands::test(&contents.bins, &contents.bpf_object)?);
+        stages.push(commands::benches(&contents.bins, &contents.bpf_object)?);
     }
     Ok(conclude(&stages))
 }
@@ -177,9 +185,11 @@ fn added(stage: Added, bins: BinDir, bpf_object: PathBuf) -> Result<Vec<Stage>> 
             let contents = Contents { bins, program: bins::build_tests(VM_TARGET)?, bpf_object };
             below_systemd(&contents, stage)?
         }
-        Added::Frameworks => vec![frameworks::test(&bins)?],
+        Added::Frameworks => vec![frameworks::test(&bins)?, frameworks::commands(&bins)?],
         Added::Browser => vec![browser::test(&bins)?],
         Added::Kubernetes => vec![kubernetes::test(&bins)?],
+        Added::Commands => vec![commands::test(&bins, &bpf_object)?],
+        Added::Benches => vec![commands::benches(&bins, &bpf_object)?],
     })
 }
 
@@ -281,7 +291,7 @@ fn cargo_test_selections() -> Result<[Vec<String>; 2]> {
     for target in kernel_test_targets()?.into_iter().filter(|target| !apart.contains(&target.as_str())) {
         kernel.extend(["--test".to_owned(), target]);
     }
-    kernel.extend(words(&["--", "--test-threads=1"]));
+    kernel.extend(words(&["--", "--test-threads=1", "--skip", commands::STAGES]));
     Ok([others, kernel])
 }
 

@@ -2,6 +2,7 @@
 //! under systemd and without.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
@@ -54,4 +55,38 @@ impl Unpacked {
         }
         fs::remove_dir_all(&partial).with_context(|| format!("cannot remove {}", partial.display()))
     }
+}
+
+/// What is unpacked besides what is asked for.
+#[derive(Clone, Copy)]
+pub(crate) enum With {
+    Nothing,
+    /// What apt would install with it.
+    Dependencies,
+}
+
+/// Makes `folder`, if it is not there, with these packages below it.
+pub(crate) fn folder(folder: &Path, packages: &[&str], with: With, why: &str) -> Result<()> {
+    if folder.exists() {
+        return Ok(());
+    }
+    let list = packages.join(", ");
+    if process::find("apt-get").is_none() {
+        bail!("there is no apt-get here to fetch {list} with, {why}");
+    }
+    eprintln!("fetching {list} into {}: {why}; they are not installed", folder.display());
+    let partial = folder.with_extension("partial");
+    if partial.exists() {
+        fs::remove_dir_all(&partial).with_context(|| format!("cannot remove {}", partial.display()))?;
+    }
+    fs::create_dir_all(&partial).with_context(|| format!("cannot create {}", partial.display()))?;
+    let apt = Apt::of_machine();
+    match with {
+        With::Nothing => apt.unpack(packages, &partial)?,
+        With::Dependencies => {
+            let needed = apt.needed(packages)?;
+            apt.unpack(&needed.iter().map(String::as_str).collect::<Vec<_>>(), &partial)?;
+        }
+    }
+    fs::rename(&partial, folder).with_context(|| format!("cannot move {} into place", partial.display()))
 }

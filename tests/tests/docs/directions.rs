@@ -1,13 +1,14 @@
 //! What there is to say of particular commands, page by page, in their order.
 
 use crate::{
-    elsewhere::{Elsewhere, by_hand, gate, test},
-    page::{Direction, on},
+    elsewhere::gate,
+    page::{Direction, Stage, on},
 };
 
 const BUILDS: &str = "it builds everything, and runs this";
-const FRAMEWORKS: &str = "it takes Ray and Dask, from PyPI";
-const FRAMEWORKS_TEST: &str = "tests/tests/frameworks/main.rs";
+
+/// Four workers, each in a task of its own.
+const WORKERS: &str = r#"timeout 25 sh -c 'until [ "$(shaper get tasks --broker= -o name | wc -l)" -ge 4 ]; do sleep 0.1; done'"#;
 
 /// What `shaper pki` makes, as a reader has it who comes from the README.
 const CERTIFICATES: &str = "shaper pki init --ca-dir ca
@@ -38,14 +39,17 @@ macro_rules! broker {
     };
 }
 
-/// Measured, not asserted.
-fn measured(words: &'static str) -> Elsewhere {
-    by_hand("it measures, for minutes and more", "docs/benchmarks.md", words)
-}
+/// What `shaper ui` prints opens the page, behind a tunnel as well.
+const OPENS: &str = r#"address=$(shaper ui | grep -om1 'http://127\.0\.0\.1:9780/[^ ]*') &&
+    curl --fail --silent --show-error --location --cookie-jar jar "$address" | grep -q 'shaper</title>'"#;
 
 pub(crate) fn readme() -> Vec<Direction> {
     let in_test = || gate(BUILDS, "stage \"tests\" ./x test");
-    let vm = |function| test("it boots a VM", "tests/tests/vm/systemd/hardened.rs", function);
+    let once = |command| on(command).only_in(Stage::Commands);
+    let bench =
+        |command, subject, quick| on(command).only_in(Stage::Benches).reads(subject, quick).has_figures();
+    // Of each a little: in full it takes an hour and more.
+    let soak = |command, name, fraction| on(command).only_in(Stage::Benches).reads(name, fraction);
     vec![
         on("./x demo").elsewhere(gate(BUILDS, "./x demo --json")),
         on("./x test").elsewhere(in_test()),
@@ -74,43 +78,31 @@ pub(crate) fn readme() -> Vec<Direction> {
         on("shaper-agent  --metrics tcp://127.0.0.1:9750 --metrics-token-file /etc/shaper/metrics.token …")
             .fresh()
             .first("(umask 077; openssl rand -hex 32 > /etc/shaper/metrics.token)"),
-        on("cargo xtask build-ebpf").elsewhere(in_test()),
+        once("cargo xtask build-ebpf"),
         on("cargo xtask test").elsewhere(in_test()),
-        on("cargo xtask vm --kernel 6.1 -- pace").elsewhere(in_test()),
-        on("cargo xtask vm --profile systemd").elsewhere(vm("the_broker_needs_no_capability")),
-        on("cargo xtask soak kills").elsewhere(test(
-            "it takes an hour",
-            "tests/tests/native/kills.rs",
-            "wherever_the_agent_dies_nothing_is_lost_and_nothing_is_left",
-        )),
-        on("cargo xtask soak broker").elsewhere(test(
-            "it takes an hour",
-            "tests/tests/faults/main.rs",
-            "with_real_agents_nothing_is_lost_doubled_or_overcommitted",
-        )),
+        once("cargo xtask vm --kernel 6.1 -- pace"),
+        // One test is enough to see that it starts any; the stage `systemd` runs all.
+        once("cargo xtask vm --profile systemd")
+            .reads("systemd", "systemd -- hardened::the_broker_needs_no_capability"),
+        soak("cargo xtask soak kills", "kills", "kills --fraction 1/200"),
+        soak("cargo xtask soak broker", "broker", "broker --fraction 1/200"),
         on("cargo xtask soak fuzz").elsewhere(gate("it takes hours", "./x soak fuzz --fraction 1/20")),
-        on("cargo xtask soak properties").elsewhere(in_test()),
-        on("cargo xtask soak shrink").elsewhere(measured("soak shrink")),
-        on("cargo xtask bench scale").elsewhere(measured("bench scale")),
-        on("cargo xtask bench actuators").elsewhere(measured("bench actuators")),
-        on("cargo xtask bench shape").elsewhere(measured("bench shape")),
-        on("cargo xtask bench net").elsewhere(measured("bench net")),
-        on("cargo xtask bench broker").elsewhere(measured("bench broker")),
-        on("cargo xtask bench place").elsewhere(measured("bench place")),
-        on("cargo xtask bench rightsize").elsewhere(measured("bench rightsize")),
-        on("cargo xtask bench measure").elsewhere(measured("bench measure")),
-        on("cargo xtask bench web").elsewhere(measured("bench web")),
-        on("cargo xtask deb").elsewhere(test(
-            "it builds everything as it is shipped",
-            "tests/tests/vm/systemd/packages.rs",
-            "an_upgrade_leaves_no_gap_and_a_purge_leaves_nothing",
-        )),
-        on("cargo xtask image").elsewhere(test("it builds everything as it is shipped", "xtask/src/image/layout.rs", "the_layout_leads_from_the_index_to_the_files")),
-        on("cargo xtask dashboards").elsewhere(test(
-            "it writes into the tree",
-            "xtask/src/dashboards/queries.rs",
-            "the_files_are_as_written_here",
-        )),
+        soak("cargo xtask soak properties", "properties", "properties --fraction 1/100"),
+        soak("cargo xtask soak shrink", "shrink", "shrink --fraction 1/200"),
+        bench("cargo xtask bench scale", "scale", "scale --quick --json"),
+        bench("cargo xtask bench actuators", "actuators", "actuators --quick --json"),
+        bench("cargo xtask bench shape", "shape", "shape --quick --json"),
+        bench("cargo xtask bench net", "net", "net --quick --json"),
+        bench("cargo xtask bench broker", "broker", "broker --quick --json"),
+        bench("cargo xtask bench place", "place", "place --quick --json"),
+        bench("cargo xtask bench rightsize", "rightsize", "rightsize --quick --json"),
+        bench("cargo xtask bench measure", "measure", "measure --quick --json"),
+        bench("cargo xtask bench web", "web", "web --quick --json"),
+        once("cargo xtask deb").after("for package in target/debian/*.deb; do dpkg-deb --info $package; done"),
+        once("cargo xtask image"),
+        once("cargo xtask dashboards")
+            .first("sha256sum deploy/grafana/* > target/dashboards.sha256")
+            .after("sha256sum --check --quiet target/dashboards.sha256"),
         on("cargo xtask tidy").elsewhere(gate(BUILDS, "stage \"tidy\" ./x tidy")),
     ]
 }
@@ -124,84 +116,108 @@ pub(crate) fn containers() -> Vec<Direction> {
 }
 
 pub(crate) fn frameworks() -> Vec<Direction> {
-    let ray = || test(FRAMEWORKS, FRAMEWORKS_TEST, "ray");
-    let dask = || test(FRAMEWORKS, FRAMEWORKS_TEST, "dask");
+    let once = |command| on(command).only_in(Stage::Frameworks);
     vec![
         on("shaper exec --cpu 1 --memory 2Gi --name etl.load --label framework=airflow -- python3 load.py")
             .first("shaper-agent &"),
-        on("RAY_RUNTIME_ENV_PLUGINS='[{\"class\": \"shaper.ray.ShaperPlugin\"}]' ray start --head").elsewhere(ray()),
-        on("dask scheduler --preload shaper.dask").elsewhere(dask()),
-        on("DASK_SHAPER__WORKER__CPU=1 DASK_SHAPER__WORKER__MEMORY=2Gi \\\n    dask worker tcp://scheduler:8786 \
-            --preload-nanny shaper.dask --nthreads 1 --nworkers 4")
-            .elsewhere(dask()),
-        on("shaper exec --cpu 1 -- dask worker tcp://scheduler:8786 --no-nanny --nthreads 1").elsewhere(dask()),
+        once("RAY_RUNTIME_ENV_PLUGINS='[{\"class\": \"shaper.ray.ShaperPlugin\"}]' ray start --head")
+            .first("shaper-agent &")
+            .first(include_str!("stages/frameworks.sh"))
+            .after("ray status && ray stop"),
+        once("dask scheduler --preload shaper.dask").reads("shaper.dask", "shaper.dask &"),
+        once(
+            "DASK_SHAPER__WORKER__CPU=1 DASK_SHAPER__WORKER__MEMORY=2Gi \\\n    dask worker tcp://scheduler:8786 \
+                --preload-nanny shaper.dask --nthreads 1 --nworkers 4",
+        )
+        .reads("--nworkers 4", "--nworkers 4 &")
+        .after(WORKERS),
+        once("shaper exec --cpu 1 -- dask worker tcp://scheduler:8786 --no-nanny --nthreads 1")
+            .reads("--nthreads 1", "--nthreads 1 &"),
     ]
 }
 
 pub(crate) fn kubernetes() -> Vec<Direction> {
-    let validated = || {
-        test(
-            "no API server can be had here; its manifests are validated by the stage `kubernetes` of ./x test --all",
-            "xtask/src/kubernetes.rs",
-            "test",
-        )
-    };
-    let image = || {
-        test(
-            "it builds everything as it is shipped",
-            "xtask/src/image/layout.rs",
-            "the_layout_leads_from_the_index_to_the_files",
-        )
-    };
-    let by_runtimes = || {
-        by_hand(
-            "it takes a registry or a container runtime",
-            "docs/kubernetes.md",
-            "skopeo 1.9 and umoci 0.4 read the image",
-        )
-    };
-    let cluster = |command: &'static str| on(command).elsewhere(validated());
+    let once = |command| on(command).only_in(Stage::Commands);
+    let both = |command| on(command).also_in(Stage::Commands);
     vec![
-        on("cargo xtask image").elsewhere(image()),
-        on("skopeo copy oci-archive:target/shaper-image.tar docker://registry.example/shaper:0.1.0")
-            .elsewhere(by_runtimes()),
-        on("ctr -n k8s.io images import --base-name registry.example/shaper target/shaper-image.tar")
-            .elsewhere(by_runtimes()),
-        on("podman load -i target/shaper-image.tar").elsewhere(by_runtimes()),
-        cluster("kubectl create namespace shaper"),
-        cluster(
+        once("cargo xtask image"),
+        once("skopeo copy oci-archive:target/shaper-image.tar docker://registry.example/shaper:0.1.0")
+            .first(include_str!("stages/installed.sh"))
+            .first(include_str!("stages/registry.sh"))
+            .first("docker-registry serve registry.yaml &")
+            .after("skopeo inspect docker://registry.example/shaper:0.1.0"),
+        once("ctr -n k8s.io images import --base-name registry.example/shaper target/shaper-image.tar")
+            .first("containerd --config containerd.toml &")
+            .after("ctr -n k8s.io images list --quiet | grep -Fx registry.example/shaper:0.1.0"),
+        once("podman load -i target/shaper-image.tar")
+            // With limits that nobody has to be allowed to raise.
+            .after("podman run --rm --network none --cgroups disabled --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 \
+                    localhost/0.1.0 /usr/bin/shaper --version"),
+        both("shaper pki init --ca-dir ca"),
+        both(
+            "shaper pki issue --ca-dir ca --host shaper-broker.shaper.svc --host localhost \
+                spiffe://cluster.local/broker/b broker",
+        ),
+        both("shaper pki issue --ca-dir ca spiffe://cluster.local/operator/ann ann"),
+        once("kubectl create namespace shaper")
+            .first(
+                "\"$SHAPER_KUBERNETES/python\" \"$REPOSITORY/tests/kubernetes/apiserver.py\" --port 8001 --node n1 \
+                    --pod-address 127.0.0.2 &",
+            )
+            .first(
+                "kubectl config set-cluster test --server http://127.0.0.1:8001
+                kubectl config set-context test --cluster test
+                kubectl config use-context test",
+            )
+            // The others that the page's first table has.
+            .first("kubectl apply -k deploy/kubernetes/agent && kubectl delete -k deploy/kubernetes/agent")
+            .first("kubectl apply -k deploy/kubernetes/etcd && kubectl delete -k deploy/kubernetes/etcd"),
+        once(
             "kubectl -n shaper create secret generic shaper-broker-tls   --from-file=broker/identity.pem --from-file=broker/ca.pem",
         ),
-        cluster(
+        once(
             "kubectl -n shaper create secret generic shaper-operator-tls --from-file=ann/identity.pem --from-file=ann/ca.pem",
         ),
-        cluster("kubectl apply -k deploy/kubernetes"),
-        cluster("kubectl -n shaper port-forward svc/shaper-broker 7070 &"),
-        // As it would be behind that.
-        on("shaper --broker https://localhost:7070 --tls-dir ann get nodes")
-            .first("shaper-broker --listen tcp://127.0.0.1:7070 --tls-dir broker &"),
-        cluster("kubectl -n shaper create secret generic shaper-metrics --from-file=token"),
-        cluster(
+        once("kubectl apply -k deploy/kubernetes"),
+        // The fake API server starts nothing.
+        once("kubectl -n shaper port-forward svc/shaper-broker 7070 &")
+            .first("shaper-broker --listen tcp://127.0.0.2:7070 --tls-dir broker &"),
+        once("shaper --broker https://localhost:7070 --tls-dir ann get nodes"),
+        both("(umask 077; openssl rand -hex 32 > token)"),
+        once("kubectl -n shaper create secret generic shaper-metrics --from-file=token"),
+        both("mkdir -m 700 tokens"),
+        once(
             "for node in $(kubectl get nodes -o name | cut -d/ -f2); do\n    shaper pki token --authority \
                 https://authority.example:7071 --tls-dir ann spiffe://cluster.local/node/$node > tokens/$node\ndone",
-        ),
-        cluster("kubectl -n shaper create secret generic shaper-join --from-file=tokens"),
-        cluster(
+        )
+        .first("shaper-authority --ca-dir ca --listen tcp://127.0.0.1:7071 &")
+        .after("test -s tokens/n1"),
+        once("kubectl -n shaper create secret generic shaper-join --from-file=tokens"),
+        once(
             "for node in $(ls tokens); do sed \"s/node-1/$node/g\" deploy/kubernetes/metrics/join.yaml | \
                 kubectl apply -f -; done",
+        )
+        .after("kubectl -n shaper get job shaper-join-n1"),
+        once("kubectl -n shaper delete secret shaper-join"),
+        once("kubectl apply -k deploy/kubernetes/metrics").after(
+            "kubectl -n shaper get ds shaper-agent -o jsonpath='{.spec.template.spec.containers[0].args}' | grep -q metrics",
         ),
-        cluster("kubectl -n shaper delete secret shaper-join"),
-        cluster("kubectl apply -k deploy/kubernetes/metrics"),
-        cluster(
+        once(
             "kubectl -n shaper patch configmap shaper-adopt --type merge -p \
                 '{\"data\":{\"adopt.yaml\":\"rules: []\\n\"}}'",
-        ),
-        cluster("sleep 150"),
-        cluster(
+        )
+        .after("kubectl -n shaper get configmap shaper-adopt -o jsonpath='{.data.adopt\\.yaml}' | grep -Fx 'rules: []'"),
+        // No kubelet brings it.
+        once("sleep 150").reads("150", "0"),
+        once(
             "for pod in $(kubectl -n shaper get pods -l app.kubernetes.io/component=agent -o name); do\n    kubectl \
                 -n shaper exec $pod -c agent -- shaper release --all --broker= || echo \"not released: $pod\"\ndone",
-        ),
-        cluster("kubectl delete -k deploy/kubernetes"),
+        )
+        .first("shaper-agent &")
+        .first("shaper adopt /sys/fs/cgroup/system.slice/nginx.service --id nginx --net 200mbit")
+        .first("find /sys/fs/bpf/shaper -type f | grep .")
+        .after("! find /sys/fs/bpf/shaper -type f | grep ."),
+        once("kubectl delete -k deploy/kubernetes").after("left=$(kubectl get ds,sts,jobs,pods -A -o name) && test -z \"$left\""),
     ]
 }
 
@@ -219,12 +235,15 @@ pub(crate) fn operating() -> Vec<Direction> {
             .reads("DIR", "n1"),
         on("shaper       --broker https://broker1:7070,https://broker2:7070,https://broker3:7070 --tls-dir DIR …")
             .reads("DIR …", "ann get nodes"),
-        on("shaper ui").fresh().first("shaper-broker --web tcp://127.0.0.1:9780 &"),
-        on("ssh -L 9780:127.0.0.1:9780 broker.example").elsewhere(test(
-            "it takes another machine; behind the tunnel there is the same page",
-            "tests/tests/browser/main.rs",
-            "the_page_works_in_a_browser",
-        )),
+        on("shaper ui").fresh().first("shaper-broker --web tcp://127.0.0.1:9780 &").after(OPENS),
+        on("ssh -L 9780:127.0.0.1:9780 broker.example")
+            .only_in(Stage::Commands)
+            .first(include_str!("stages/installed.sh"))
+            .first(include_str!("stages/broker-example.sh"))
+            .first("nsenter --net=/run/netns/broker.example /usr/sbin/sshd -D -e -f /run/ssh/sshd_config &")
+            .first("nsenter --net=/run/netns/broker.example shaper-broker --web tcp://127.0.0.1:9780 &")
+            .reads("broker.example", "broker.example &")
+            .after(OPENS),
     ]
 }
 
@@ -259,13 +278,13 @@ pub(crate) fn scaling() -> Vec<Direction> {
 }
 
 pub(crate) fn tutorial_one_node() -> Vec<Direction> {
-    let built = || gate(BUILDS, "stage \"tests\" ./x test");
     vec![
-        on("cargo xtask build-ebpf").elsewhere(built()),
-        on("cargo build --workspace --bins").elsewhere(built()),
+        on("cargo xtask build-ebpf").only_in(Stage::Commands),
+        on("cargo build --workspace --bins").only_in(Stage::Commands),
         // Here the programs are elsewhere.
         on("export PATH=$PWD/target/debug:$PATH SHAPER_BPF_OBJECT=$PWD/target/bpf/shaper.bpf.o")
-            .elsewhere(built()),
+            .reads("$PWD/target/debug", "/run/bin")
+            .reads("$PWD/target/bpf", "/run/bin"),
         on("shaper-agent 2> agent.log &"),
         // The one that was killed is gone, as it is when a reader has typed this.
         on("shaper-agent 2> agent.log &").first("wait %1 || true"),

@@ -20,6 +20,8 @@ use shaper_tests::{
 };
 use tempfile::TempDir;
 
+use crate::page::root;
+
 /// A shell, and all that it has started.
 pub(crate) struct Machine {
     directory: TempDir,
@@ -44,9 +46,19 @@ pub(crate) struct Ended {
     pub(crate) printed: String,
 }
 
-/// What daemons say when they can be asked.
-const READY: [&str; 4] =
-    [" ready", "standing by", "listening for those who want a certificate", "ready to serve client requests"];
+/// What daemons say when they can be asked, ours and those that stages have.
+const READY: [&str; 10] = [
+    " ready",
+    "standing by",
+    "listening for those who want a certificate",
+    "ready to serve client requests",
+    "listening on 127.0.0.1:443", // a registry
+    "containerd successfully booted",
+    "Server listening on", // sshd
+    "Forwarding from",     // kubectl port-forward
+    "Scheduler at:",       // of Dask
+    "Registered to:",      // a worker of Dask
+];
 const IN_SESSION: &str = "in session with the broker";
 
 impl Machine {
@@ -72,7 +84,7 @@ impl Machine {
         let bin_dir = binary("shaper");
         command.env("BIN_DIR", bin_dir.parent().expect("a file is in a directory")).env("V1", v1.join(" "));
         command.env("DIRECTORY", directory.path()).env("BPF_OBJECT", bpf_object()).env("NVML", fake_nvml());
-        command.env("ETCD", etcd());
+        command.env("ETCD", etcd()).env("REPOSITORY", root());
         let mut shell = command.spawn().expect("a shell can be started");
 
         let stdin = shell.stdin.take().expect("it is piped");

@@ -1,5 +1,6 @@
 # Makes of a shell in namespaces of its own a machine on which nothing runs: with the paths that pages name, and none of the
-# real machine's state behind them. Variables: DIRECTORY, BIN_DIR, BPF_OBJECT, ETCD, NVML, V1 (controllers).
+# real machine's state behind them. Variables: DIRECTORY, BIN_DIR, BPF_OBJECT, ETCD, NVML, V1 (controllers); what stages add has
+# REPOSITORY besides.
 set -eu
 umount -R /sys/fs/cgroup
 mount -t tmpfs -o mode=755 none /run

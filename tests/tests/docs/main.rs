@@ -3,6 +3,9 @@
 //! What a command is says its fence ([`markdown`]). One that is new is executed like all others; where it needs something that
 //! the page does not bring, or does not end by itself, [`directions`] say so, and where it cannot be executed here, what
 //! executes it instead ([`elsewhere`]). Nothing is left out silently: a command that nobody has prepared for fails.
+//!
+//! What takes more than seconds, or more than every machine has, is executed in stages of `./x test --all`, by tests of the same
+//! names below [`stages`].
 
 mod directions;
 mod elsewhere;
@@ -11,12 +14,13 @@ mod machine;
 mod markdown;
 mod page;
 mod prose;
+mod repository;
 
 use std::{collections::BTreeSet, fs};
 
-use page::{commands, execute, root};
+use page::{Stage, commands, execute, root};
 
-/// A test for each page that has commands.
+/// A test for each page that has commands, and for each stage.
 macro_rules! pages {
     ($($name:ident: $page:literal,)+) => {
         /// All of them.
@@ -24,9 +28,28 @@ macro_rules! pages {
         $(
             #[test]
             fn $name() {
-                execute($page, directions::$name());
+                execute($page, directions::$name(), None);
             }
         )+
+        mod stages {
+            in_stage!(benches, Benches, $($name: $page,)+);
+            in_stage!(commands, Commands, $($name: $page,)+);
+            in_stage!(frameworks, Frameworks, $($name: $page,)+);
+        }
+    };
+}
+
+/// What of each page belongs to one stage.
+macro_rules! in_stage {
+    ($module:ident, $stage:ident, $($name:ident: $page:literal,)+) => {
+        mod $module {
+            $(
+                #[test]
+                fn $name() {
+                    crate::execute($page, crate::directions::$name(), Some(crate::Stage::$stage));
+                }
+            )+
+        }
     };
 }
 

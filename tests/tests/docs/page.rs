@@ -14,6 +14,7 @@ use crate::{
     form,
     machine::Machine,
     markdown::{self, Block, Command},
+    repository,
 };
 
 /// What there is to say of a command of a page.
@@ -25,7 +26,32 @@ pub(crate) struct Direction {
     reads: Vec<(&'static str, &'static str)>,
     until: Option<&'static str>,
     is_no_daemon: bool,
-    elsewhere: Option<Elsewhere>,
+    after: Vec<&'static str>,
+    has_figures: bool,
+    runs: Runs,
+}
+
+/// A stage of `./x test --all` which executes what takes more than seconds, or more than every machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// With what is installed for it alone.
+    Commands,
+    /// What measures, and what repeats: a little of it.
+    Benches,
+    /// With Ray and Dask.
+    Frameworks,
+}
+
+/// When a command is executed.
+enum Runs {
+    /// With each run of the tests.
+    Always,
+    /// And in a stage, where what follows needs it.
+    AlwaysAnd(Stage),
+    /// In a stage.
+    In(Stage),
+    /// Not by this.
+    Elsewhere(Elsewhere),
 }
 
 /// Of the next command that is this one.
@@ -38,7 +64,9 @@ pub(crate) fn on(command: &'static str) -> Direction {
         reads: Vec::new(),
         until: None,
         is_no_daemon: false,
-        elsewhere: None,
+        after: Vec::new(),
+        has_figures: false,
+        runs: Runs::Always,
     }
 }
 
@@ -79,10 +107,53 @@ impl Direction {
         self
     }
 
+    /// This must succeed when it has, and shows what it did.
+    pub(crate) fn after(mut self, command: &'static str) -> Direction {
+        self.after.push(command);
+        self
+    }
+
+    /// It measures: it ends in figures.
+    pub(crate) fn has_figures(mut self) -> Direction {
+        self.has_figures = true;
+        self
+    }
+
+    /// In a stage, too.
+    pub(crate) fn also_in(mut self, stage: Stage) -> Direction {
+        self.runs = Runs::AlwaysAnd(stage);
+        self
+    }
+
+    /// In a stage alone.
+    pub(crate) fn only_in(mut self, stage: Stage) -> Direction {
+        self.runs = Runs::In(stage);
+        self
+    }
+
     /// Not here.
     pub(crate) fn elsewhere(mut self, elsewhere: Elsewhere) -> Direction {
-        self.elsewhere = Some(elsewhere);
+        self.runs = Runs::Elsewhere(elsewhere);
         self
+    }
+
+    /// The command as this reader has it.
+    fn read(&self, at: &str, command: &str) -> String {
+        let mut text = command.to_owned();
+        for (word, instead) in &self.reads {
+            assert!(text.contains(word), "{at}: `{text}` has no {word}");
+            text = text.replace(word, instead);
+        }
+        text.replace(" …", "")
+    }
+
+    /// Whether it is executed in a stage, or with each run of the tests.
+    fn is_in(&self, stage: Option<Stage>) -> bool {
+        match (&self.runs, stage) {
+            (Runs::Always | Runs::AlwaysAnd(_), None) => true,
+            (Runs::In(one) | Runs::AlwaysAnd(one), Some(stage)) => *one == stage,
+            _ => false,
+        }
     }
 }
 
@@ -105,8 +176,8 @@ pub(crate) fn commands(page: &str) -> (Vec<Block>, Vec<Command>) {
     found.unwrap_or_else(|problem| panic!("{page}: {problem}"))
 }
 
-/// Executes all commands of a page.
-pub(crate) fn execute(page: &str, mut directions: Vec<Direction>) {
+/// Executes the commands of a page that belong to a stage, or to each run of the tests.
+pub(crate) fn execute(page: &str, mut directions: Vec<Direction>, stage: Option<Stage>) {
     let (blocks, commands) = commands(page);
     assert!(!commands.is_empty(), "{page} has no command: take it out of the pages that have");
     let mut machine = None;
@@ -115,20 +186,54 @@ pub(crate) fn execute(page: &str, mut directions: Vec<Direction>) {
         let told = directions.iter().position(|direction| direction.command == command.text);
         let direction = told.map_or_else(|| on(""), |place| directions.remove(place));
         let at = format!("{page}:{}", command.line);
-        match direction.elsewhere {
-            Some(elsewhere) => elsewhere.assert_there(&at, &command.text),
-            None => {
+        match &direction.runs {
+            Runs::Elsewhere(elsewhere) if stage.is_none() => elsewhere.assert_there(&at, &command.text),
+            Runs::In(_) if stage.is_none() => repository::assert_understood(&at, &command.text),
+            _ if !direction.is_in(stage) => {}
+            _ if repository::is_for(&command.text) => {
+                perform_in_repository(&at, command, &direction);
+            }
+            _ => {
                 if direction.fresh {
                     // The old one first: both have the same addresses, as far as the kernel programs see.
                     drop(machine.take());
                 }
                 let machine = machine.get_or_insert_with(Machine::start);
                 perform(machine, &at, command, &direction, &blocks, &mut asked_for);
+                for after in &direction.after {
+                    let ended = machine.run(after);
+                    assert_eq!(ended.code, 0, "{at}: after it, `{after}`:\n{}", ended.printed);
+                }
             }
         }
     }
     let left: Vec<_> = directions.iter().map(|direction| direction.command).collect();
     assert!(left.is_empty(), "{page} has these commands no more, or not so often: {left:#?}");
+}
+
+fn perform_in_repository(at: &str, command: &Command, direction: &Direction) {
+    let run = |text: &str| {
+        eprintln!("{at}: {text}");
+        let mut ended = repository::run(text);
+        if direction.has_figures
+            && let Err(status) = ended
+        {
+            // As with all that measures: a machine that is shared stands still now and then.
+            eprintln!("{at}: `{text}`: {status}; once more");
+            ended = repository::run(text);
+        }
+        ended.unwrap_or_else(|status| panic!("{at}: `{text}`: {status}"))
+    };
+    for first in &direction.first {
+        run(first);
+    }
+    let printed = run(&direction.read(at, &command.text));
+    if direction.has_figures {
+        repository::assert_figures(at, &printed);
+    }
+    for after in &direction.after {
+        run(after);
+    }
 }
 
 fn perform(
@@ -153,12 +258,7 @@ fn perform(
         let ended = machine.run(first);
         assert_eq!(ended.code, 0, "{at}: before it, `{first}`:\n{}", ended.printed);
     }
-    let mut text = command.text.clone();
-    for (word, instead) in &direction.reads {
-        assert!(text.contains(word), "{at}: `{text}` has no {word}");
-        text = text.replace(word, instead);
-    }
-    let mut text = text.replace(" …", "");
+    let mut text = direction.read(at, &command.text);
     asked_for.extend(form::numbers(&text));
     if let Some(shown) = direction.until {
         return machine.run_until(&text, shown);

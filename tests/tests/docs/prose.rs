@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, process::Command};
 
 use shaper_tests::bins::binary;
 
-use crate::{all_pages, elsewhere::assert_understood, markdown::spans, page::read};
+use crate::{all_pages, markdown::spans, page::read, repository};
 
 const PROGRAMS: [&str; 4] = ["shaper", "shaper-agent", "shaper-authority", "shaper-broker"];
 
@@ -75,13 +75,11 @@ fn commands_in_the_running_text_are_understood() {
             let program = span.split(' ').next().unwrap_or_default();
             if PROGRAMS.contains(&program) {
                 problems.extend(helps.problem(&span).map(|problem| format!("{at}: `{span}`: {problem}")));
-            } else if let Some(arguments) =
-                span.strip_prefix("cargo xtask ").or_else(|| span.strip_prefix("./x "))
-            {
+            } else if repository::arguments(&span).is_some() {
                 // `…` stands for what is left out, and brackets for what may be.
-                let own = arguments.split_whitespace().take_while(|word| !word.contains('…'));
+                let own = span.split_whitespace().take_while(|word| !word.contains('…'));
                 let own = own.map(|word| word.trim_matches(['[', ']']));
-                assert_understood(&at, &own.collect::<Vec<_>>().join(" "));
+                repository::assert_understood(&at, &own.collect::<Vec<_>>().join(" "));
             }
         }
     }
