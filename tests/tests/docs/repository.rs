@@ -30,8 +30,8 @@ pub(crate) fn assert_understood(at: &str, command: &str) {
     assert!(output.status.success(), "{at}: cargo xtask {own}: {said}");
 }
 
-/// Executes a command; what it prints is shown, and returned but for its errors, or how it ended where it did not succeed.
-pub(crate) fn run(command: &str) -> Result<String, ExitStatus> {
+/// Executes a command; what it prints is shown, and returned but for its errors, with how it ended.
+pub(crate) fn run(command: &str) -> (String, ExitStatus) {
     let mut shell = Command::new("/bin/bash");
     shell.args(["-c", command]).current_dir(root()).stdin(Stdio::null()).stdout(Stdio::piped());
     // What cargo tells this program of its package is not for another cargo: it would build much anew.
@@ -49,7 +49,7 @@ pub(crate) fn run(command: &str) -> Result<String, ExitStatus> {
         printed += "\n";
     }
     let status = child.wait().expect("it is a child");
-    if status.success() { Ok(printed) } else { Err(status) }
+    (printed, status)
 }
 
 /// The last line of a benchmark's that was asked for JSON.
