@@ -44,6 +44,7 @@ fn happens(state: &mut State, rows: &mut Rows, event: Event, now: UnixNanos) {
     assert_eq!(found.histories, state.histories);
     for (name, node) in &found.nodes {
         assert_eq!(node.reserved, state.nodes[name].reserved, "what is reserved on {name}");
+        assert_eq!(node.cards, state.nodes[name].cards, "what of the cards of {name} is");
     }
     let _ = next_wakeup(state);
 }

@@ -2,6 +2,7 @@
 //! `shaper_proto::convert`.
 
 use shaper_core::{
+    gpu::CardOffer,
     id::TaskId,
     policy::Rule,
     profile::Expected,
@@ -81,7 +82,7 @@ pub fn node_status(node: &Node) -> v1::NodeStatus {
         name: node.row.name.clone(),
         connected: node.session.is_some(),
         capacity: Some(node.row.capacity.into()),
-        reserved: Some(node.reserved.into()),
+        reserved: Some(node.reserved_in_all().into()),
         cpu_utilisation_permille: node.cpu_utilisation_permille,
         agent_socket: node.row.agent_socket.clone(),
         boot_id: node.row.boot_id.clone(),
@@ -106,7 +107,7 @@ pub fn leaving_task(leaving: Leaving) -> v1::LeavingTask {
 pub fn scale(state: &State, now: UnixNanos) -> v1::GetScaleResponse {
     let mut waits: Vec<_> = state.scale.told.iter().collect();
     waits.sort_by(|(_, a), (_, b)| b.tasks.cmp(&a.tasks).then_with(|| a.text.cmp(&b.text)));
-    let waits = waits.into_iter().map(|(demand, Told { tasks, text })| v1::ScaleWait {
+    let waits = waits.into_iter().map(|((demand, _), Told { tasks, text })| v1::ScaleWait {
         demand: Some((*demand).into()),
         tasks: u32::try_from(*tasks).unwrap_or(u32::MAX),
         text: text.clone(),
@@ -215,12 +216,12 @@ fn directive(directive: Directive) -> v1::Directive {
     use v1::directive::Kind;
     let Directive { execution, generation, epoch, kind } = directive;
     let kind = match kind {
-        DirectiveKind::Start(submission) => {
+        DirectiveKind::Start(submission, cards) => {
             let Submission { spec, owner, task_lease_seconds, .. } = &*submission;
             let start = v1::Start {
                 spec: Some(spec.clone().into()),
                 owner: Some(owner.clone().into()),
-                gpu_cards: None,
+                gpu_cards: convert::gpu::granted(cards),
             };
             match *task_lease_seconds {
                 None => Kind::Start(start),
@@ -257,7 +258,7 @@ const MAX_EPOCH: u64 = 1 << 62;
 
 /// What an agent says first.
 pub fn hello(wire: v1::Hello) -> Result<Hello, WireError> {
-    let v1::Hello { node, boot_id, capacity, inventory, highest_epoch, agent_socket, gpus: _ } = wire;
+    let v1::Hello { node, boot_id, capacity, inventory, highest_epoch, agent_socket, gpus } = wire;
     let expected =
         "a name: 1 to 63 letters, digits, `-`, `_` and `.`, beginning and ending with a letter or digit";
     let node = TaskId::try_from(node).map_err(|_| WireError::Invalid { field: "node", expected })?;
@@ -268,6 +269,10 @@ pub fn hello(wire: v1::Hello) -> Result<Hello, WireError> {
         let field = "highest_epoch";
         return Err(WireError::OutOfRange { field, value: highest_epoch, expected: "below 2^62" });
     }
+    let gpus = gpus.map(CardOffer::try_from).transpose()?.unwrap_or_default();
+    if gpus.model.len() > 255 || gpus.model.contains('\0') {
+        return Err(WireError::Invalid { field: "gpus.model", expected: "at most 255 bytes without NUL" });
+    }
     Ok(Hello {
         node: node.into(),
         boot_id,
@@ -275,6 +280,7 @@ pub fn hello(wire: v1::Hello) -> Result<Hello, WireError> {
         inventory: inventory.into_iter().map(node_task).collect::<Result<_, _>>()?,
         highest_epoch,
         agent_socket,
+        gpus,
     })
 }
 

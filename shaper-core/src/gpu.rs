@@ -35,18 +35,23 @@ impl CardSet {
     pub const NONE: CardSet = CardSet(0);
 
     /// With one bit for each, from the lowest on.
-    pub fn from_bits(bits: u64) -> CardSet {
+    pub const fn from_bits(bits: u64) -> CardSet {
         CardSet(bits)
     }
 
     /// Likewise.
-    pub fn bits(self) -> u64 {
+    pub const fn bits(self) -> u64 {
         self.0
     }
 
     /// Whether a card is one of them.
     pub fn contains(self, number: u32) -> bool {
         number < CARDS_MAX && self.0 >> number & 1 == 1
+    }
+
+    /// Whether all of these are of them.
+    pub fn has_all(self, others: CardSet) -> bool {
+        others.0 & !self.0 == 0
     }
 
     /// How many.
@@ -61,7 +66,12 @@ impl CardSet {
 
     /// Their numbers, the lowest first.
     pub fn numbers(self) -> impl Iterator<Item = u32> {
-        (0..CARDS_MAX).filter(move |number| self.contains(*number))
+        let mut left = self.0;
+        std::iter::from_fn(move || {
+            let first = left.trailing_zeros();
+            left &= left.wrapping_sub(1);
+            (first < CARDS_MAX).then_some(first)
+        })
     }
 }
 

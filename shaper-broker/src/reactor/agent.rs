@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use shaper_core::{
+    gpu::{CardOffer, CardSet},
     id::{ExecutionId, TaskId},
     spec::{Decision, DecisionKind},
     task::{ExitStatus, Phase as RunPhase, TaskStatus, UnixNanos},
@@ -12,6 +13,7 @@ use super::{
     Directive, DirectiveKind, DirectiveOutcome, DirectiveResult, Effect, Hello, NodeTask, Phase, Row,
     SessionId, Turn,
     history::{History, Sample},
+    places::KNOWN_CARDS,
     state::{Node, NodeRow, Setback, TaskRow},
 };
 
@@ -33,7 +35,8 @@ enum Standing {
 impl Turn<'_> {
     /// The inventory is the truth: what it has runs or has ended, and what it lacks is not there.
     pub(super) fn connected(&mut self, session: SessionId, hello: Hello) {
-        let Hello { node: name, boot_id, capacity, inventory, highest_epoch, agent_socket } = hello;
+        let Hello { node: name, boot_id, capacity, inventory, highest_epoch, agent_socket, gpus } = hello;
+        let gpus = self.known_cards(&name, gpus);
         if highest_epoch > self.state.epoch {
             self.effects.push(Effect::Warn(format!(
                 "node {name} has obeyed epoch {highest_epoch}, this broker is at {}: going on above it",
@@ -46,7 +49,7 @@ impl Turn<'_> {
         self.register(
             session,
             &name,
-            NodeRow { name: name.clone(), order: 0, capacity, boot_id, agent_socket, cordon: None },
+            NodeRow { name: name.clone(), order: 0, capacity, boot_id, agent_socket, cordon: None, gpus },
         );
         self.effects.push(Effect::Welcome(session, self.state.epoch));
         let policies = self.policies_for(session);
@@ -68,12 +71,16 @@ impl Turn<'_> {
             }
             let Some(TaskRow { task, .. }) = self.state.tasks.get(&id).map(Box::as_ref) else { continue };
             let is_victim = task.preempted.is_some();
+            let has_cards =
+                self.state.nodes.get(&name).is_some_and(|node| node.row.gpus.cards.has_all(task.cards));
             match (has.contains(&task.execution()), task.acknowledged, task.cancel) {
                 (true, _, None) if is_victim => self.direct_preemption(&id),
                 (true, _, None) => self.direct_resize(&id),
                 // It never began, and would only have to end again.
                 (false, false, None) if is_victim => self.set_back(&id, Setback::Evicted),
                 (true, _, Some(_)) => self.direct_stop(&id),
+                // It never began, and its cards are gone: others will do.
+                (false, false, None) if !has_cards => self.lose_cards(&id, &name),
                 (false, false, None) => self.direct_start(&id),
                 // It never began, and now it need not.
                 (false, false, Some(_)) => self.cancelled(&id),
@@ -100,7 +107,8 @@ impl Turn<'_> {
             self.rows.push(Row::Node(name.to_owned()));
         }
         let fills_a_gap = known.is_none() && free.is_some();
-        let has_changed = fills_a_gap || known.is_some_and(|known| known.capacity != row.capacity);
+        let has_changed = fills_a_gap
+            || known.is_some_and(|known| (known.capacity, &known.gpus) != (row.capacity, &row.gpus));
         if known.is_none() {
             match free {
                 Some(free) => self.state.registered[free] = Some(name.to_owned()),
@@ -125,6 +133,26 @@ impl Turn<'_> {
             self.withdraw(name);
             self.state.find_places();
         }
+    }
+
+    /// Of the cards that a node offers those that placement knows.
+    fn known_cards(&mut self, node: &str, CardOffer { model, cards }: CardOffer) -> CardOffer {
+        let known = CardSet::from_bits(cards.bits() & KNOWN_CARDS.bits());
+        if known != cards {
+            let (many, most) = (cards.len(), KNOWN_CARDS.len());
+            let warning =
+                format!("node {node} offers {many} GPU cards: only those numbered below {most} are used");
+            self.effects.push(Effect::Warn(warning));
+        }
+        if known.is_empty() { CardOffer::default() } else { CardOffer { model, cards: known } }
+    }
+
+    /// An attempt that never began was to have cards that its node does not offer any more.
+    fn lose_cards(&mut self, id: &TaskId, node: &str) {
+        let cards = self.state.tasks.get(id).map(|row| row.task.cards).unwrap_or_default();
+        let reason = format!("{node} does not offer all of its cards ({cards}) any more; to be placed again");
+        self.decide(id, DecisionKind::Lost, reason, Vec::new());
+        self.place_again(id);
     }
 
     /// A node knows no attempt of the task any more.
@@ -467,7 +495,7 @@ impl Turn<'_> {
 
     pub(super) fn direct_start(&mut self, id: &TaskId) {
         let Some(TaskRow { task, .. }) = self.state.tasks.get(id).map(Box::as_ref) else { return };
-        let start = DirectiveKind::Start(task.submission.clone());
+        let start = DirectiveKind::Start(task.submission.clone(), task.cards);
         self.direct_assigned(id, start);
     }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use shaper_core::{
+    gpu::CardSet,
     id::TaskId,
     spec::{Credentials, DecisionKind, OnNodeLost, TaskSpec},
 };
@@ -68,6 +69,7 @@ impl Turn<'_> {
             holders: Vec::new(),
             revision: 0,
             resized: None,
+            cards: CardSet::NONE,
         };
         self.state.next_sequence += 1;
         self.state.shown.list(sequence, id.clone());

@@ -31,6 +31,8 @@ pub mod state;
 mod waiting;
 
 #[cfg(test)]
+mod card_tests;
+#[cfg(test)]
 mod learn_tests;
 #[cfg(test)]
 mod lost_tests;
@@ -52,6 +54,7 @@ pub(crate) mod tests;
 use std::{collections::BTreeSet, sync::Arc};
 
 use shaper_core::{
+    gpu::{CardOffer, CardSet},
     id::{ExecutionId, TaskId},
     scale::Order,
     spec::{Capacity, Credentials, Decision, DecisionKind, Demand, NodeVerdict, Policy, TaskSpec},
@@ -221,6 +224,8 @@ pub struct Hello {
     pub highest_epoch: u64,
     /// Its own socket.
     pub agent_socket: String,
+    /// Its GPU cards.
+    pub gpus: CardOffer,
 }
 
 /// A task as an agent reports it.
@@ -254,8 +259,8 @@ pub struct Directive {
 /// What an agent is to do.
 #[derive(Clone, Debug, PartialEq)]
 pub enum DirectiveKind {
-    /// Run what was submitted.
-    Start(Arc<Submission>),
+    /// Run what was submitted, with these GPU cards.
+    Start(Arc<Submission>, CardSet),
     /// End it.
     Stop {
         /// Between SIGTERM and SIGKILL.
@@ -536,6 +541,7 @@ pub fn begin(state: &mut State) -> Outcome {
         state.leave(&id);
         state.revision += 1;
         if let Some(row) = state.tasks.get_mut(&id) {
+            row.task.cards = CardSet::NONE;
             row.task.phase = Phase::Pending { reason: schedule::NO_NODE.to_owned(), scale_out_asked: false };
             row.task.revision = state.revision;
             rows.push(Row::Run { sequence: row.task.sequence(), task: id.clone() });
@@ -601,12 +607,22 @@ impl Turn<'_> {
         Some(row.as_mut())
     }
 
-    /// Moves a task to another phase. The only way in which a phase changes.
+    /// Moves a task to another phase; it keeps its cards if it stays in the books of its node.
     fn move_to(&mut self, id: &TaskId, phase: Phase) {
+        let kept = self.state.tasks.get(id).map(|row| &row.task);
+        let kept =
+            kept.filter(|task| phase.booked_on().is_some() && phase.booked_on() == task.phase.booked_on());
+        let cards = kept.map_or(CardSet::NONE, |task| task.cards);
+        self.move_with(id, phase, cards);
+    }
+
+    /// Moves a task to another phase, with these cards. The only way in which either changes.
+    fn move_with(&mut self, id: &TaskId, phase: Phase, cards: CardSet) {
         let now_waits = matches!(phase, Phase::Pending { .. });
         self.state.leave(id);
         let Some(row) = self.change(id) else { return };
         let before = std::mem::replace(&mut row.task.phase, phase);
+        row.task.cards = cards;
         let is_over = row.task.phase.is_over();
         let is_on_a_node = row.task.phase.node().is_some();
         if !is_on_a_node {

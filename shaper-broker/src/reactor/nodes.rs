@@ -49,9 +49,10 @@ pub fn leaving(state: &State, node: &Node) -> Vec<Leaving> {
         state.connected().filter(|it| it.row.name != node.row.name).map(books).collect();
     let place = |TaskRow { task, .. }: &TaskRow| {
         let candidates: Vec<Candidate<'_>> = others.iter().map(Node::candidate).collect();
-        let best = place::best(task.demand(), &candidates);
+        let best = place::best(task.needs(), &candidates);
         let goes_to = best.and_then(|at| others.get_mut(at)).map(|other| {
-            other.reserve(task.demand(), u64::saturating_add);
+            let cards = other.candidate().cards_for(task.needs());
+            other.take(task.needs(), cards);
             other.row.name.clone()
         });
         let status = task.on_node.as_deref();
@@ -68,7 +69,7 @@ pub fn leaving(state: &State, node: &Node) -> Vec<Leaving> {
 
 /// What is reserved of a node, to be reckoned with.
 fn books(node: &Node) -> Node {
-    Node { reserved: node.reserved, ..Node::new(node.row.clone()) }
+    Node { reserved: node.reserved, cards: node.cards.clone(), ..Node::new(node.row.clone()) }
 }
 
 impl Turn<'_> {

@@ -2,12 +2,13 @@
 //! them. It is derived, and kept by [`State::enter`](super::State::enter), [`State::leave`](super::State::leave) and by what
 //! changes nodes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use shaper_core::{
+    gpu::{CardRequest, CardSet},
     place::{
-        Cluster, Constraint, ConstraintId, GpuRequest, Gpus, NOTHING, NodeId, NodeSpec, Placement,
-        Preemption, Readiness, Request, Resident, Residents, Scorer, Scoring, Walk,
+        Cluster, Constraint, ConstraintId, GpuRequest, Gpus, MAX_GPUS, NOTHING, Needs, NodeId, NodeSpec,
+        Placement, Preemption, Readiness, Request, Resident, Residents, Scorer, Scoring, Walk, suits_model,
     },
     spec::{Capacity, Demand, Priority},
     task::UnixNanos,
@@ -16,12 +17,24 @@ use shaper_core::{
 
 use super::state::{NodeRow, Task};
 
-/// The index. A node's number in it is its place in the order of registration.
+/// Wishes for models that are kept: they are made up by those who submit tasks.
+const WISHES: usize = 1024;
+/// The name of no model: whoever wants it finds none.
+const NO_MODEL: &str = "\0";
+
+/// The cards that placement knows: those with the first numbers.
+pub(super) const KNOWN_CARDS: CardSet = CardSet::from_bits((1 << MAX_GPUS) - 1);
+
+/// The index. A node's number in it is its place in the order of registration, and a card's number is its bit there.
 #[derive(Clone, Debug)]
 pub(super) struct Places {
     cluster: Cluster,
-    /// What every task says about the kind of its node: nothing.
+    /// What a task says about the kind of its node, unless it wants a model of GPU: nothing.
     any: ConstraintId,
+    /// Models of GPU cards that nodes have.
+    models: BTreeSet<String>,
+    /// What wishes for a model come down to among those.
+    by_wish: HashMap<String, ConstraintId>,
     scoring: Scoring,
     /// Nodes that take work.
     pub(super) open: usize,
@@ -31,7 +44,14 @@ impl Default for Places {
     fn default() -> Places {
         let mut cluster = Cluster::default();
         let any = cluster.constraint(&Constraint::default());
-        Places { cluster, any, scoring: Scoring::of(Scorer::Seed), open: 0 }
+        Places {
+            cluster,
+            any,
+            models: BTreeSet::new(),
+            by_wish: HashMap::new(),
+            scoring: Scoring::of(Scorer::Seed),
+            open: 0,
+        }
     }
 }
 
@@ -40,19 +60,49 @@ fn number(node: &NodeRow) -> NodeId {
     NodeId(node.order as u32)
 }
 
+/// As placement has them: those that it knows.
+fn bits(cards: CardSet) -> u16 {
+    (cards.bits() & KNOWN_CARDS.bits()) as u16
+}
+
 impl Places {
     /// A node more, which takes no work yet. They come in the order of registration.
     pub(super) fn add(&mut self, node: &NodeRow) {
+        let offered = bits(node.gpus.cards);
+        let count = u16::BITS - offered.leading_zeros();
+        // A node that offers no card has no memory of one; and of those that it offers, none that it does not name.
+        let gpu_memory = (offered != 0).then(|| node.capacity.gpu_memory.unwrap_or(Bytes(0)));
+        let model = (offered != 0).then(|| node.gpus.model.clone());
+        if let Some(model) = model.as_ref().filter(|model| !self.models.contains(*model)) {
+            self.models.insert(model.clone());
+            self.by_wish.clear();
+        }
         let spec = NodeSpec {
             name: node.name.clone(),
-            capacity: node.capacity,
-            gpus: Gpus::default(),
+            capacity: Capacity { gpu_memory, ..node.capacity },
+            gpus: Gpus { count: count as u8, model },
             labels: BTreeMap::new(),
             taints: BTreeSet::new(),
         };
         let id =
-            self.cluster.add(spec).expect("names are those of a map, and no node says how many GPUs it has");
+            self.cluster.add(spec).expect("names are those of a map, and there are no more cards than bits");
         debug_assert_eq!(id, number(node), "{} is out of order", node.name);
+        // A card that is not offered, between those that are, is nobody's: it was lost, or is of another model.
+        let gaps = !offered & ((1u32 << count) - 1) as u16;
+        if gaps != 0 {
+            let nothing = Demand {
+                cpu: Millicores(0),
+                memory: Bytes(0),
+                gpu_memory: None,
+                network: None,
+                storage_io: None,
+            };
+            let request = Request {
+                gpu: GpuRequest::Whole(gaps.count_ones() as u8),
+                ..self.request(Needs::of(&nothing))
+            };
+            self.cluster.adopt(&request, Placement { node: id, gpus: gaps });
+        }
         self.cluster.set_readiness(id, Readiness::Away);
     }
 
@@ -78,59 +128,87 @@ impl Places {
         self.cluster.set_readiness(number(node), readiness);
     }
 
-    fn request(&self, demand: &Demand) -> Request {
+    /// What is booked for a task, and what it takes of a node whose model suits it.
+    fn request(&self, needs: Needs<'_>) -> Request {
         // The priority orders tasks, not nodes.
         let priority = Priority::Medium;
-        Request { demand: *demand, gpu: GpuRequest::None, constraint: self.any, priority }
+        Request { demand: *needs.demand, gpu: needs.gpu(), constraint: self.any, priority }
     }
 
-    /// Where a task is that is on this node. A node has one GPU as far as is known.
-    fn at(&self, node: &NodeRow, demand: &Demand) -> Placement {
-        let has_gpu =
-            node.capacity.gpu_memory.is_some() && demand.gpu_memory.is_some_and(|memory| memory.0 > 0);
-        Placement { node: number(node), gpus: u16::from(has_gpu) }
+    /// The models that a wish names, as a constraint.
+    fn constraint(&mut self, gpus: &CardRequest) -> ConstraintId {
+        if let Some(known) = self.by_wish.get(&gpus.model) {
+            return *known;
+        }
+        let suiting = self.models.iter().filter(|model| suits_model(&gpus.model, model));
+        let mut gpu_models: BTreeSet<String> = suiting.cloned().collect();
+        if gpu_models.is_empty() {
+            gpu_models.insert(NO_MODEL.to_owned());
+        }
+        let constraint = self.cluster.constraint(&Constraint { gpu_models, ..Constraint::default() });
+        if self.by_wish.len() == WISHES {
+            self.by_wish.clear();
+        }
+        self.by_wish.insert(gpus.model.clone(), constraint);
+        constraint
     }
 
     /// A task on a node, as one that may have to go.
-    pub(super) fn resident(&self, number: u64, node: &NodeRow, task: &Task, since: UnixNanos) -> Resident {
-        let request = Request { priority: task.priority(), ..self.request(task.request()) };
-        Resident { task: number, request, at: self.at(node, task.request()), since }
+    pub(super) fn resident(
+        &self,
+        task_number: u64,
+        node: &NodeRow,
+        task: &Task,
+        since: UnixNanos,
+    ) -> Resident {
+        let request = Request { priority: task.priority(), ..self.request(task.booked()) };
+        let at = Placement { node: number(node), gpus: bits(task.cards) };
+        Resident { task: task_number, request, at, since }
     }
 
-    /// Who of them is to go so that a task fits.
+    /// Who of them is to go so that a task fits, all of them being on nodes whose model suits it; and which cards it has then.
     pub(super) fn make_room(
         &self,
         residents: &mut Residents,
         task: &Task,
         now: UnixNanos,
     ) -> Option<Preemption> {
-        let request = Request { priority: task.priority(), ..self.request(task.demand()) };
+        let request = Request { priority: task.priority(), ..self.request(task.needs()) };
         residents.preempt(&self.cluster, &request, now, |_| true)
     }
 
-    /// A task is on a node.
-    pub(super) fn take(&mut self, node: &NodeRow, demand: &Demand) {
-        let (request, at) = (self.request(demand), self.at(node, demand));
-        self.cluster.adopt(&request, at);
+    /// A task is on a node, with these cards.
+    pub(super) fn take(&mut self, node: &NodeRow, needs: Needs<'_>, cards: CardSet) {
+        let request = self.request(needs);
+        self.cluster.adopt(&request, Placement { node: number(node), gpus: bits(cards) });
     }
 
     /// A task is on a node no more.
-    pub(super) fn give(&mut self, node: &NodeRow, demand: &Demand) {
-        let (request, at) = (self.request(demand), self.at(node, demand));
-        self.cluster.release(&request, at);
+    pub(super) fn give(&mut self, node: &NodeRow, needs: Needs<'_>, cards: CardSet) {
+        let request = self.request(needs);
+        self.cluster.release(&request, Placement { node: number(node), gpus: bits(cards) });
     }
 
     /// Whether a task fits on a node now, which takes work.
-    pub(super) fn fits(&self, node: &NodeRow, demand: &Demand) -> bool {
-        self.cluster.fits(number(node), &self.request(demand))
+    pub(super) fn fits(&self, node: &NodeRow, needs: Needs<'_>) -> bool {
+        let request = self.request(needs);
+        self.cluster.fits(number(node), &request) && needs.suits(&node.gpus)
     }
 
-    /// The best node for a task among those that `may`: its number in the order of registration.
-    pub(super) fn best(&mut self, demand: &Demand, may: impl Fn(usize) -> bool) -> Option<usize> {
-        let request = self.request(demand);
+    /// The best node for a task among those that `may`: its number in the order of registration, and its cards there.
+    pub(super) fn best(&mut self, needs: Needs<'_>, may: impl Fn(usize) -> bool) -> Option<(usize, CardSet)> {
+        let mut request = self.request(needs);
+        if request.gpu != GpuRequest::None && !needs.gpus.model.is_empty() {
+            request.constraint = self.constraint(needs.gpus);
+        }
         let mut walk = Walk::default();
         let may = |node: NodeId| may(node.0 as usize);
-        let placement = self.cluster.decide_and_tell(&request, &self.scoring, &mut walk, may)?;
-        Some(placement.node.0 as usize)
+        let at = self.cluster.decide_and_tell(&request, &self.scoring, &mut walk, may)?;
+        let gpus = match request.gpu {
+            GpuRequest::None => 0,
+            // The seed's order is one of nodes; on a node, what is whole is to stay so.
+            GpuRequest::Share(_) | GpuRequest::Whole(_) => self.cluster.pack(at.node, &request)?.gpus,
+        };
+        Some((at.node.0 as usize, CardSet::from_bits(gpus.into())))
     }
 }

@@ -10,8 +10,9 @@
 use std::collections::{BTreeSet, HashMap};
 
 use shaper_core::{
+    gpu::CardSet,
     id::TaskId,
-    place::{self, Candidate, Preemption, Residents},
+    place::{self, Preemption, Residents},
     spec::DecisionKind,
     task::UnixNanos,
 };
@@ -30,6 +31,7 @@ const AFTER_REFUSAL: UnixNanos = 60_000_000_000;
 /// Where a task goes, once these are gone.
 struct Plan {
     node: String,
+    cards: CardSet,
     victims: Vec<TaskId>,
     policy: String,
 }
@@ -39,8 +41,9 @@ fn plan(state: &State, id: &TaskId, now: UnixNanos, may: impl Fn(&Node) -> bool)
     let task = &state.tasks.get(id)?.task;
     let Permit { policy, below, namespace } = Kind::of(&state.policies, task).permit?;
     let shuns = |node: &Node| task.avoid.iter().any(|avoid| avoid.node == node.row.name && avoid.holds(now));
+    let suits = |node: &Node| task.needs().suits(&node.row.gpus);
     let (mut residents, mut ids) = (Residents::default(), HashMap::new());
-    for node in state.connected().filter(|node| !shuns(node) && may(node)) {
+    for node in state.connected().filter(|node| !shuns(node) && suits(node) && may(node)) {
         for TaskRow { task: victim, .. } in
             node.tasks.iter().filter_map(|id| state.tasks.get(id)).map(Box::as_ref)
         {
@@ -57,20 +60,18 @@ fn plan(state: &State, id: &TaskId, now: UnixNanos, may: impl Fn(&Node) -> bool)
     let Preemption { at, victims, .. } = state.places.make_room(&mut residents, task, now)?;
     let node = state.registered.get(at.node.0 as usize)?.clone()?;
     let victims = victims.iter().filter_map(|number| ids.get(number).map(|id| (*id).clone())).collect();
-    Some(Plan { node, victims, policy })
+    Some(Plan { node, cards: CardSet::from_bits(at.gpus.into()), victims, policy })
 }
 
 impl State {
-    /// Whether what a node has without those that are nominated leaves room for a task.
+    /// Whether what a node has without those that are nominated leaves room for a task, and on the cards that it is promised.
     fn has_room(&self, node: &Node, id: &TaskId) -> bool {
-        let demands = |id: &TaskId| self.tasks.get(id).map(|row| *row.task.request());
+        let task = |id: &TaskId| self.tasks.get(id).map(|row| &row.task);
         let mut books = Node::new(node.row.clone());
-        for demand in node.tasks.iter().filter_map(demands) {
-            books.reserve(&demand, u64::saturating_add);
+        for task in node.tasks.iter().filter_map(task) {
+            books.take(task.booked(), task.cards);
         }
-        let node =
-            Candidate { name: &node.row.name, capacity: &node.row.capacity, reserved: &books.reserved };
-        demands(id).is_some_and(|demand| place::fits(&demand, &node))
+        task(id).is_some_and(|task| place::fits_with(task.booked(), task.cards, &books.candidate()))
     }
 }
 
@@ -82,9 +83,11 @@ impl Turn<'_> {
         let priority = row.task.priority();
         let (everywhere, freed) = (self.looks_everywhere(id), &self.freed);
         let may = |node: &Node| everywhere || freed.contains(&node.row.name);
-        let Some(Plan { node, victims, policy }) = plan(self.state, id, self.now, may) else { return false };
+        let Some(Plan { node, cards, victims, policy }) = plan(self.state, id, self.now, may) else {
+            return false;
+        };
         let names = victims.iter().map(|victim| format!("`{victim}`")).collect::<Vec<_>>().join(", ");
-        self.move_to(id, Phase::Nominated { node: node.clone() });
+        self.move_with(id, Phase::Nominated { node: node.clone() }, cards);
         let reason = format!("{node} is cleared for it by policy `{policy}`: asked to end {names}");
         self.decide(id, DecisionKind::Pending, reason, Vec::new());
         for victim in victims {
@@ -127,7 +130,7 @@ impl Turn<'_> {
             for (_, _, id) in nominees {
                 let node = self.state.nodes.get(&name).filter(|node| node.takes_work());
                 if node.is_some_and(|node| self.state.has_room(node, &id)) {
-                    self.assign(&id, name.clone());
+                    self.assign(&id, name.clone(), None);
                 }
             }
         }

@@ -73,7 +73,7 @@ pub(super) fn considered(
 
 fn judge(node: &Node, task: &Task, now: UnixNanos) -> NodeVerdict {
     let (node_row, node): (&NodeRow, Candidate<'_>) = (&node.row, node.candidate());
-    let mut verdict = place::judge(task.demand(), task.priority(), &node);
+    let mut verdict = place::judge(task.needs(), task.priority(), &node);
     if let Some(avoid) = task.avoid.iter().find(|avoid| avoid.node == node.name && avoid.holds(now)) {
         let seconds = avoid.until.saturating_sub(now).div_ceil(1_000_000_000);
         verdict.score = None;

@@ -12,7 +12,7 @@ use std::{cmp::Reverse, collections::HashMap};
 use shaper_core::{
     id::TaskId,
     limits::Limit,
-    place::{self, Amount, Candidate, Lowered, Spare},
+    place::{self, Amount, Candidate, Lowered, Needs, Spare},
     policy::{self, Subject},
     spec::{DecisionKind, Demand, Priority},
     task::UnixNanos,
@@ -78,13 +78,14 @@ fn least<'a>(state: &'a State, task: &Task, wanting: Priority, now: UnixNanos) -
 }
 
 /// What a node lacks for a task, if that is only CPU and memory, of which tasks can give some back.
-fn lack(node: &Node, demand: &Demand) -> Option<Amount> {
+fn lack(node: &Node, needs: Needs<'_>) -> Option<Amount> {
+    let demand = needs.demand;
     let rest = Demand { cpu: Millicores(0), memory: Bytes(0), ..*demand };
     let candidate: Candidate<'_> = node.candidate();
     // Where a place is being cleared, more is reserved than there is.
     if !node.nominees.is_empty()
-        || !place::fits(&rest, &candidate)
-        || !place::could_ever_hold(demand, candidate.capacity)
+        || !place::fits(Needs { demand: &rest, ..needs }, &candidate)
+        || !place::could_ever_hold(needs, &candidate)
     {
         return None;
     }
@@ -122,7 +123,7 @@ fn plan(
         if best.as_ref().is_some_and(|best| best.lowered.len() == 1) {
             break;
         }
-        let Some(lack) = lack(node, task.demand()) else { continue };
+        let Some(lack) = lack(node, task.needs()) else { continue };
         let key = (task.priority(), node.row.order);
         if known.get(&key).is_some_and(|all| !all.covers_all(lack)) {
             continue;
@@ -194,7 +195,9 @@ impl Turn<'_> {
             Some(format!("`{id}` ({}, by policy `{policy}`)", change(&from, to)))
         };
         let names = lowered.iter().filter_map(tell).collect::<Vec<_>>().join(", ");
-        self.move_to(id, Phase::Nominated { node: node.clone() });
+        let at = self.state.nodes.get(&node).map(Node::candidate);
+        let cards = at.zip(self.state.tasks.get(id)).map(|(at, row)| at.cards_for(row.task.needs()));
+        self.move_with(id, Phase::Nominated { node: node.clone() }, cards.unwrap_or_default());
         let reason = format!("{node} was asked to reserve less for {names}");
         self.decide(id, DecisionKind::Pending, reason, Vec::new());
         for (other, request, policy) in lowered {
@@ -330,7 +333,7 @@ impl Turn<'_> {
                 storage_io: None,
             };
             // Also on one that is cordoned.
-            if place::fits(&missing, &node.candidate()) {
+            if place::fits(Needs::of(&missing), &node.candidate()) {
                 let reason = format!(
                     "{} has room for what was taken from it ({})",
                     node.row.name,

@@ -11,7 +11,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use shaper_core::{id::TaskId, spec::Decision, task::TaskStatus};
+use shaper_core::{gpu::CardSet, id::TaskId, spec::Decision, task::TaskStatus};
 
 use super::{
     history::History,
@@ -103,6 +103,8 @@ pub struct Run<'a> {
     decisions: Cow<'a, VecDeque<Decision>>,
     #[serde(default)]
     resized: Option<Cow<'a, Resized>>,
+    #[serde(default)]
+    cards: CardSet,
 }
 
 impl Run<'_> {
@@ -126,6 +128,7 @@ impl Run<'_> {
             holders,
             revision,
             resized,
+            cards,
         } = task;
         Run {
             sequence: submission.sequence,
@@ -147,6 +150,7 @@ impl Run<'_> {
             revision: *revision,
             decisions: Cow::Borrowed(decisions),
             resized: resized.as_ref().map(Cow::Borrowed),
+            cards: *cards,
         }
     }
 
@@ -170,6 +174,7 @@ impl Run<'_> {
             holders: self.holders.into_owned(),
             revision: self.revision,
             resized: self.resized.map(Cow::into_owned),
+            cards: self.cards,
         };
         TaskRow { task, decisions: self.decisions.into_owned() }
     }
@@ -544,7 +549,7 @@ impl State {
             places.open(&node.row, node.takes_work());
             let nominees = node.nominees.iter().map(|(_, _, id)| id);
             for row in node.tasks.iter().chain(nominees).filter_map(|id| self.tasks.get(id)) {
-                places.take(&node.row, row.task.request());
+                places.take(&node.row, row.task.booked(), row.task.cards);
             }
         }
         self.places = places;

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 use shaper_core::{
+    gpu::CardRequest,
     scale::{
         Facts, Fate, Group, Nanos, Observed, Order, OrderKind, Outcome, Room, Scaling, Standing, WANTS,
         Wanted, pack, template,
@@ -82,6 +83,9 @@ pub struct Wish {
     pub memory: u64,
 }
 
+/// What tasks ask a node for: amounts, and GPU cards.
+pub type Asked = (Demand, CardRequest);
+
 /// What becomes of the tasks of a kind that fit nowhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Told {
@@ -101,11 +105,11 @@ pub struct Scale {
     /// What providers said of new nodes.
     templates: BTreeMap<String, Capacity>,
     /// Since when there have been tasks that fit nowhere, by what they ask for.
-    since: HashMap<Demand, UnixNanos>,
+    since: HashMap<Asked, UnixNanos>,
     /// Nodes on which nothing runs, and since when.
     pub idle: BTreeMap<String, UnixNanos>,
     /// What becomes of the tasks that fit nowhere.
-    pub told: HashMap<Demand, Told>,
+    pub told: HashMap<Asked, Told>,
     /// For whom each group is asked for.
     wishes: BTreeMap<String, Wish>,
     /// Groups whose order this broker has sent on.
@@ -180,7 +184,7 @@ impl Scale {
         if self.scaling.groups.is_empty() {
             return None;
         }
-        let reason = match self.told.get(task.demand()) {
+        let reason = match self.told.get(&(*task.demand(), task.spec().gpus.clone())) {
             Some(told) => format!("of {} tasks that ask for this, {}", told.tasks, told.text),
             None => {
                 let seconds = self.scaling.settle as f64 / SECOND as f64;
@@ -289,7 +293,7 @@ impl Turn<'_> {
         let stranded = self.stranded_for_long();
         let rooms: Vec<_> = groups.iter().map(|group| self.room(group)).collect();
         let kinds: Vec<_> =
-            stranded.iter().map(|it| (it.demand, it.tasks.min(u32::MAX as usize) as u32)).collect();
+            stranded.iter().map(|it| (it.needs(), it.tasks.min(u32::MAX as usize) as u32)).collect();
         let packing = pack(&rooms, &kinds);
         self.tell(&groups, &stranded, &packing.fates, &packing.more);
         for (number, group) in groups.iter().enumerate() {
@@ -341,11 +345,17 @@ impl Turn<'_> {
         let (now, State { scale, waiting, .. }) = (self.now, &mut *self.state);
         let stranded = waiting.stranded(WANTS);
         let mut before = std::mem::take(&mut scale.since);
-        scale.since =
-            stranded.iter().map(|it| (it.demand, before.remove(&it.demand).unwrap_or(now))).collect();
+        scale.since = stranded
+            .iter()
+            .map(Stranded::asked)
+            .map(|asked| {
+                let since = before.remove(&asked).unwrap_or(now);
+                (asked, since)
+            })
+            .collect();
         let (since, settle) = (&scale.since, scale.scaling.settle);
         let is_old =
-            |it: &Stranded| since.get(&it.demand).is_some_and(|at| now.saturating_sub(*at) >= settle);
+            |it: &Stranded| since.get(&it.asked()).is_some_and(|at| now.saturating_sub(*at) >= settle);
         stranded.into_iter().filter(is_old).collect()
     }
 
@@ -397,7 +407,7 @@ impl Turn<'_> {
                 wish.millicores = wish.millicores.saturating_add(stranded.demand.cpu.0.saturating_mul(tasks));
                 wish.memory = wish.memory.saturating_add(stranded.demand.memory.0.saturating_mul(tasks));
             }
-            scale.told.insert(stranded.demand, Told { tasks: stranded.tasks, text: parts.join("; ") });
+            scale.told.insert(stranded.asked(), Told { tasks: stranded.tasks, text: parts.join("; ") });
         }
     }
 

@@ -3,9 +3,10 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use shaper_core::{
+    gpu::CardSet,
     id::TaskId,
-    place::{self, Candidate},
-    spec::{DecisionKind, Demand},
+    place::{self, Candidate, Needs},
+    spec::DecisionKind,
     task::UnixNanos,
 };
 
@@ -59,20 +60,19 @@ impl Waits {
 }
 
 enum Found {
-    Node(String),
+    Node(String, CardSet),
     None(Waits),
 }
 
-fn best_of<'a>(demand: &Demand, nodes: impl Iterator<Item = &'a Node>) -> Option<&'a Node> {
+fn best_of<'a>(needs: Needs<'_>, nodes: impl Iterator<Item = &'a Node>) -> Option<&'a Node> {
     let nodes: Vec<&Node> = nodes.collect();
     let candidates: Vec<Candidate<'_>> = nodes.iter().map(|node| node.candidate()).collect();
-    nodes.get(place::best(demand, &candidates)?).copied()
+    nodes.get(place::best(needs, &candidates)?).copied()
 }
 
 fn look(state: &mut State, id: &TaskId, now: UnixNanos) -> Option<Found> {
     let State { tasks, places, nodes, registered, .. } = state;
     let task = &tasks.get(id)?.task;
-    let demand = task.demand();
     let shunned: BTreeSet<usize> = task
         .avoid
         .iter()
@@ -80,23 +80,23 @@ fn look(state: &mut State, id: &TaskId, now: UnixNanos) -> Option<Found> {
         .filter_map(|avoid| nodes.get(&avoid.node))
         .map(|node| node.row.order as usize)
         .collect();
-    let best = places.best(demand, |node| !shunned.contains(&node));
-    let best = best.and_then(|number| registered.get(number)).cloned().flatten();
+    let best = places.best(task.needs(), |node| !shunned.contains(&node));
+    let best = best.and_then(|(number, cards)| Some((registered.get(number)?.clone()?, cards)));
     #[cfg(test)]
     assert_eq!(best, plain(state, id, &shunned), "the index and the formula disagree about `{id}`");
-    if let Some(node) = best {
-        return Some(Found::Node(node));
+    if let Some((node, cards)) = best {
+        return Some(Found::Node(node, cards));
     }
     let task = &state.tasks.get(id)?.task;
     let of_shunned =
         shunned.iter().filter_map(|number| state.nodes.get(state.registered.get(*number)?.as_ref()?));
-    let would_fit = best_of(task.demand(), of_shunned.filter(|node| node.takes_work()));
+    let would_fit = best_of(task.needs(), of_shunned.filter(|node| node.takes_work()));
     if let Some(node) = would_fit
         && let Some(avoid) = task.avoid.iter().find(|avoid| avoid.node == node.row.name && avoid.holds(now))
     {
         return Some(Found::None(Waits::Backoff(avoid.clone())));
     }
-    let could_ever = |node: &Node| place::could_ever_hold(task.demand(), &node.row.capacity);
+    let could_ever = |node: &Node| place::could_ever_hold(task.needs(), &node.candidate());
     Some(Found::None(Waits::For(if state.places.open == 0 {
         Lack::Nodes
     } else if state.connected().any(could_ever) {
@@ -106,11 +106,12 @@ fn look(state: &mut State, id: &TaskId, now: UnixNanos) -> Option<Found> {
     })))
 }
 
-/// The node that the formula names when every node is looked at.
+/// The node that the formula names when every node is looked at, and the task's cards there.
 #[cfg(test)]
-fn plain(state: &State, id: &TaskId, shunned: &BTreeSet<usize>) -> Option<String> {
+fn plain(state: &State, id: &TaskId, shunned: &BTreeSet<usize>) -> Option<(String, CardSet)> {
     let nodes = state.connected().filter(|node| !shunned.contains(&(node.row.order as usize)));
-    best_of(state.tasks.get(id)?.task.demand(), nodes).map(|node| node.row.name.clone())
+    let needs = state.tasks.get(id)?.task.needs();
+    best_of(needs, nodes).map(|node| (node.row.name.clone(), node.candidate().cards_for(needs)))
 }
 
 impl Turn<'_> {
@@ -147,14 +148,14 @@ impl Turn<'_> {
     /// The first of each line that may fit now, and then the next of those that did.
     fn look_at_lines(&mut self) {
         let State { waiting, places, nodes, .. } = &*self.state;
-        let fits = |demand: &Demand| {
+        let fits = |needs: Needs<'_>| {
             let mut freed = self.freed.iter().filter_map(|name| nodes.get(name));
-            freed.any(|node| places.fits(&node.row, demand))
+            freed.any(|node| places.fits(&node.row, needs))
         };
         let mut heads = waiting.heads(|kind, lack| {
             self.look_at_all
                 || lack.is_none()
-                || fits(&kind.demand)
+                || fits(kind.needs())
                 || kind.permit.is_some()
                 || self.look_for_slack && lack == Some(Lack::Room)
         });
@@ -208,8 +209,8 @@ impl Turn<'_> {
             debug_assert!(entered, "a task that waits is on no node");
         }
         match look(self.state, id, now)? {
-            Found::Node(node) => {
-                self.assign(id, node);
+            Found::Node(node, cards) => {
+                self.assign(id, node, Some(cards));
                 None
             }
             // In this order: nobody ends where less of what nobody uses is enough.
@@ -224,7 +225,8 @@ impl Turn<'_> {
         }
     }
 
-    pub(super) fn assign(&mut self, id: &TaskId, node: String) {
+    /// Puts a task on a node, with these cards; with those that it was promised, if it was nominated there.
+    pub(super) fn assign(&mut self, id: &TaskId, node: String, cards: Option<CardSet>) {
         let now = self.now;
         let Some(TaskRow { task, .. }) = self.state.tasks.get(id).map(Box::as_ref) else { return };
         // Where it was nominated, nothing was chosen now.
@@ -232,7 +234,8 @@ impl Turn<'_> {
             Phase::Nominated { .. } => (Vec::new(), ", which was cleared for it"),
             _ => (query::considered(self.state, task, Some(&node), self.now), ""),
         };
-        self.move_to(id, Phase::Starting { node: node.clone() });
+        let cards = cards.unwrap_or(task.cards);
+        self.move_with(id, Phase::Starting { node: node.clone() }, cards);
         let Some(row) = self.change(id) else { return };
         let task = &mut row.task;
         task.attempt += 1;
@@ -244,7 +247,12 @@ impl Turn<'_> {
         task.lost = false;
         task.on_node = None;
         let waited = (task.attempt == 1).then(|| now.saturating_sub(task.submission.submitted_at));
-        let reason = format!("attempt {} on {node}{cleared}", task.attempt);
+        let with = match cards.len() {
+            0 => String::new(),
+            1 => format!(", card {cards}"),
+            _ => format!(", cards {cards}"),
+        };
+        let reason = format!("attempt {} on {node}{with}{cleared}", task.attempt);
         if let Some(waited) = waited {
             self.state.tally.placement.add(Duration::from_nanos(waited));
         }

@@ -4,31 +4,35 @@
 //! A model agent does what the contract asks of a real one: it keeps its inventory over restarts of the
 //! broker, carries out (task, attempt, generation) once, and forgets an execution when told.
 
+mod cards;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use proptest::{prelude::*, sample::Index};
 use shaper_core::{
+    gpu::{CardOffer, CardRequest},
     policy::PolicyFloors,
     spec::{DecisionKind, OnNodeLost, Priority},
     task::{ExitStatus, Phase as RunPhase},
-    units::Millicores,
+    units::{Bytes, Millicores},
 };
 
+use self::cards::{CARD, CARDS, gpus};
 use super::{
     state::{Node, TaskRow},
-    tests::{OPERATOR, SECOND, USER, hello, id, policy, spec, status},
+    tests::{GIB, OPERATOR, SECOND, USER, hello, id, policy, spec, status},
     *,
 };
 
 const NODES: usize = 3;
-const TASKS: usize = 6;
+const TASKS: usize = 11;
 /// In thousandths of a core. One task is larger than any node.
 const CAPACITY: u64 = 4000;
 /// Of tasks that are over, so few are remembered that their ids are used again.
 const BOUNDS: Bounds = Bounds { open_tasks: 100, ended_tasks: 2, task_lease_seconds: LEASE };
 /// Of every second task, which is run again when its node is lost.
 const LEASE: u32 = 40;
-const DEMANDS: [u64; TASKS] = [1000, 3000, 2000, 4000, 500, 9000];
+const DEMANDS: [u64; TASKS] = [1000, 3000, 2000, 4000, 500, 9000, 500, 500, 500, 1000, 500];
 
 /// What may happen. Each number picks among what is there.
 #[derive(Clone, Debug)]
@@ -41,6 +45,8 @@ enum Step {
         node: Index,
         forgets: bool,
     },
+    /// An agent comes back with these of its cards.
+    Offer(Index, u64),
     /// An agent takes one directive; it may refuse to start, or accept and never say more.
     Obey {
         node: Index,
@@ -90,6 +96,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => index().prop_map(Step::Connect),
         2 => index().prop_map(Step::Disconnect),
         1 => (index(), any::<bool>()).prop_map(|(node, forgets)| Step::Reboot { node, forgets }),
+        1 => (index(), 0..4u64).prop_map(|(node, cards)| Step::Offer(node, cards)),
         14 => (index(), prop::bool::weighted(0.15)).prop_map(|(node, refuses)| Step::Obey { node, refuses }),
         18 => (index(), prop::bool::weighted(0.1)).prop_map(|(node, doubled)| Step::Hear { node, doubled }),
         8 => (index(), index(), prop_oneof![4 => Just(Exit::Done), 2 => Just(Exit::Evicted), 1 => Just(Exit::Abandoned)])
@@ -127,14 +134,21 @@ struct Agent {
     answered: Option<u64>,
     /// A session that is over, which the broker does not know.
     unnoticed: Option<SessionId>,
+    /// The cards that it offers.
+    offers: u64,
+    /// Those that each attempt was granted.
+    granted: BTreeMap<ExecutionId, CardSet>,
     /// Its supervisors end tasks so much after their lease, since clocks differ and machines are busy.
     late: u64,
 }
 
+fn number(task: &TaskId) -> usize {
+    task.as_str()[1..].parse().expect("tasks are numbered")
+}
+
 /// Until when an attempt may live whose agent asked last at `contact`.
 fn lease_ends(task: &TaskId, contact: u64) -> u64 {
-    let number: usize = task.as_str()[1..].parse().expect("tasks are numbered");
-    if number.is_multiple_of(2) { contact + u64::from(LEASE) * SECOND } else { u64::MAX }
+    if number(task).is_multiple_of(2) { contact + u64::from(LEASE) * SECOND } else { u64::MAX }
 }
 
 impl Agent {
@@ -164,10 +178,13 @@ impl Agent {
         let result = |outcome| DirectiveResult { execution: execution.clone(), generation, outcome };
         let known = self.inventory.get(&execution).cloned();
         match (kind, known) {
-            (DirectiveKind::Start(_), None) if refuses => {
+            (DirectiveKind::Start(..), None) if refuses => {
                 self.outbox.push_back(Said::Result(result(DirectiveOutcome::Refused("no".into()))));
             }
-            (DirectiveKind::Start(start), None) => {
+            (DirectiveKind::Start(start, cards), None) => {
+                let offered = CardSet::from_bits(self.offers).has_all(cards);
+                assert!(offered, "{execution} is to have {cards} of {:b}", self.offers);
+                self.granted.insert(execution.clone(), cards);
                 let lease_over = lease_ends(&execution.task, self.contact) <= now;
                 let phase = if lease_over {
                     let (stage, error) = ("lease".into(), "too late".into());
@@ -182,7 +199,8 @@ impl Agent {
                 self.outbox.push_back(Said::Result(result(DirectiveOutcome::Accepted)));
                 self.outbox.push_back(Said::Report(Box::new(task)));
             }
-            (DirectiveKind::Start(_), Some(task)) => {
+            (DirectiveKind::Start(_, cards), Some(task)) => {
+                assert_eq!(self.granted[&execution], cards, "{execution} is granted others");
                 self.outbox.push_back(Said::Result(result(DirectiveOutcome::Settled(Box::new(task)))));
             }
             (DirectiveKind::Stop { .. }, Some(task)) if task.status.phase == RunPhase::Running => {
@@ -272,6 +290,8 @@ impl Cluster {
             contact: 0,
             answered: None,
             unnoticed: None,
+            offers: CARDS[number],
+            granted: BTreeMap::new(),
             // Up to just before the half lease is over.
             late: number as u64 * (u64::from(LEASE) / 2 - 1) * SECOND / (NODES as u64 - 1),
         };
@@ -404,6 +424,8 @@ impl Cluster {
         let inventory = agent.inventory.values().cloned().collect();
         let mut hello = hello(&agent.name, &format!("boot{}", agent.boot), CAPACITY, inventory);
         hello.highest_epoch = agent.highest_epoch;
+        hello.gpus = CardOffer { model: format!("model {number}"), cards: CardSet::from_bits(agent.offers) };
+        hello.capacity.gpu_memory = Some(Bytes(CARD * GIB));
         self.on(Event::AgentConnected { session, hello });
     }
 
@@ -413,6 +435,13 @@ impl Cluster {
         if let Some(session) = agent.session.take() {
             self.on(Event::AgentGone { session });
         }
+    }
+
+    /// What it offers changes while it is away.
+    fn offer(&mut self, number: usize, cards: u64) {
+        self.notice(number);
+        self.disconnect(number);
+        self.agents[number].offers = cards;
     }
 
     fn notice(&mut self, number: usize) {
@@ -476,6 +505,9 @@ impl Cluster {
                 let number = pick.index(TASKS);
                 let priority = [Priority::Low, Priority::Medium, Priority::High][number % 3];
                 let mut spec = Box::new(spec(&format!("t{number}"), DEMANDS[number], priority, 2));
+                let (gib, count, model) = gpus(number);
+                spec.profile.demand.gpu_memory = (gib > 0).then_some(Bytes(gib * GIB));
+                spec.gpus = CardRequest { count, model: model.into() };
                 if lease_ends(&spec.profile.task_id, 0) < u64::MAX {
                     spec.on_node_lost = OnNodeLost::Rerun;
                 }
@@ -536,6 +568,11 @@ impl Cluster {
                 for task in agent.inventory.values_mut().filter(|it| it.status.phase == RunPhase::Running) {
                     task.status.phase = RunPhase::Ended { status: ExitStatus::Unknown, at: SECOND };
                 }
+            }
+            Step::Offer(node, cards) => {
+                let number = node.index(NODES);
+                self.offer(number, cards & CARDS[number]);
+                self.connect(number);
             }
             Step::Obey { node, refuses } => self.agents[node.index(NODES)].obey(*refuses, self.now),
             Step::Hear { node, doubled } => self.hear(node.index(NODES), *doubled),
@@ -598,6 +635,7 @@ impl Cluster {
             assert!(stay + promised <= CAPACITY, "{} has {stay}, and {promised} are promised", node.row.name);
             assert!(sum <= CAPACITY, "{} holds {sum}", node.row.name);
         }
+        self.check_cards();
         for (id, (sequence, promised)) in &self.promised {
             // What is over may be forgotten, and its id be used again.
             let Some(row) = self.state.tasks.get(id) else {
@@ -652,6 +690,9 @@ impl Cluster {
     /// Everybody is there, everything is heard, whatever runs ends: then nothing is left undone.
     fn settle(&mut self) {
         self.crash = None;
+        for (number, cards) in CARDS.into_iter().enumerate() {
+            self.offer(number, cards);
+        }
         for _ in 0..200 {
             for number in 0..NODES {
                 self.connect(number);

@@ -8,8 +8,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use shaper_core::{
+    gpu::{CardOffer, CardSet},
     id::{ExecutionId, TaskId},
-    place::{Candidate, NOTHING},
+    place::{Candidate, CardBooks, NOTHING, Needs},
     spec::{Capacity, Credentials, Decision, DecisionKind, Demand, Policy, Priority, TaskSpec},
     task::{ExitStatus, TaskStatus, UnixNanos},
     units::{BitsPerSec, Bytes, Iops, Millicores},
@@ -242,6 +243,8 @@ pub struct Task {
     pub revision: u64,
     /// What is reserved for it on its node, if that is not what it asked for, or is to be another.
     pub resized: Option<Resized>,
+    /// The GPU cards that it has on the node in whose books it is, or is to have there.
+    pub cards: CardSet,
 }
 
 impl Task {
@@ -278,6 +281,16 @@ impl Task {
     /// What is reserved for it: what it asks for, if nothing was changed on its node.
     pub fn request(&self) -> &Demand {
         self.resized.as_ref().map_or_else(|| self.demand(), |resized| &resized.request)
+    }
+
+    /// All that it asks a node for.
+    pub fn needs(&self) -> Needs<'_> {
+        Needs { demand: self.demand(), gpus: &self.spec().gpus }
+    }
+
+    /// The same of what is reserved for it.
+    pub fn booked(&self) -> Needs<'_> {
+        Needs { demand: self.request(), gpus: &self.spec().gpus }
     }
 
     /// Its priority.
@@ -329,6 +342,9 @@ pub struct NodeRow {
     /// It takes no tasks.
     #[serde(default)]
     pub cordon: Option<Cordon>,
+    /// Its GPU cards: of those that it has, the ones that placement knows.
+    #[serde(default)]
+    pub gpus: CardOffer,
 }
 
 /// Why a node takes no tasks.
@@ -353,7 +369,10 @@ pub struct Node {
     /// CPU utilisation as last reported.
     pub cpu_utilisation_permille: u32,
     /// Sum of what is reserved for `tasks` and of the demands of `nominees`: while a place is cleared, more than there is.
+    /// What of its GPU cards is, `cards` says.
     pub reserved: Capacity,
+    /// What of its GPU cards is reserved for them.
+    pub cards: CardBooks,
     /// The tasks that are assigned to it.
     pub tasks: BTreeSet<TaskId>,
     /// Of those: how many for which not what they asked for is reserved, or something was asked of the node.
@@ -369,17 +388,13 @@ pub struct Node {
 
 impl Node {
     pub(super) fn new(row: NodeRow) -> Node {
-        let reserved = Capacity {
-            gpu_memory: Some(Bytes(0)),
-            network: Some(BitsPerSec(0)),
-            storage_io: Some(Iops(0)),
-            ..NOTHING
-        };
+        let reserved = Capacity { network: Some(BitsPerSec(0)), storage_io: Some(Iops(0)), ..NOTHING };
         Node {
             row,
             session: None,
             cpu_utilisation_permille: 0,
             reserved,
+            cards: CardBooks::default(),
             tasks: BTreeSet::new(),
             lowered: 0,
             nominees: BTreeSet::new(),
@@ -395,19 +410,38 @@ impl Node {
 
     /// As placement sees it.
     pub fn candidate(&self) -> Candidate<'_> {
-        Candidate { name: &self.row.name, capacity: &self.row.capacity, reserved: &self.reserved }
+        let NodeRow { name, capacity, gpus, .. } = &self.row;
+        Candidate { name, capacity, reserved: &self.reserved, offer: gpus, cards: &self.cards }
     }
 
-    pub(super) fn reserve(&mut self, demand: &Demand, change: fn(u64, u64) -> u64) {
-        let Demand { cpu, memory, gpu_memory, network, storage_io } = *demand;
-        let Capacity { cpu: cpus, memory: memories, gpu_memory: gpu, network: uplink, storage_io: disks } =
+    /// What is reserved for people to see: memory of GPU cards is the sum over them, and all of one that a task has to itself.
+    pub fn reserved_in_all(&self) -> Capacity {
+        let each = self.row.capacity.gpu_memory.filter(|_| !self.row.gpus.cards.is_empty());
+        Capacity { gpu_memory: each.map(|each| self.cards.memory(each)), ..self.reserved }
+    }
+
+    /// Books a task that has these cards.
+    pub(super) fn take(&mut self, needs: Needs<'_>, cards: CardSet) {
+        self.reserve(needs.demand, u64::saturating_add);
+        self.cards.take(needs, cards);
+    }
+
+    /// Takes it off the books.
+    pub(super) fn give(&mut self, needs: Needs<'_>, cards: CardSet) {
+        self.reserve(needs.demand, u64::saturating_sub);
+        self.cards.give(needs, cards);
+    }
+
+    fn reserve(&mut self, demand: &Demand, change: fn(u64, u64) -> u64) {
+        let Demand { cpu, memory, gpu_memory: _, network, storage_io } = *demand;
+        let Capacity { cpu: cpus, memory: memories, gpu_memory: _, network: uplink, storage_io: disks } =
             self.reserved;
         let sum =
             |taken: Option<u64>, wanted: Option<u64>| Some(change(taken.unwrap_or(0), wanted.unwrap_or(0)));
         self.reserved = Capacity {
             cpu: Millicores(change(cpus.0, cpu.0)),
             memory: Bytes(change(memories.0, memory.0)),
-            gpu_memory: sum(gpu.map(|it| it.0), gpu_memory.map(|it| it.0)).map(Bytes),
+            gpu_memory: None,
             network: sum(uplink.map(|it| it.0), network.map(|it| it.0)).map(BitsPerSec),
             storage_io: sum(disks.map(|it| it.0), storage_io.map(|it| it.0)).map(Iops),
         };
@@ -553,8 +587,8 @@ impl State {
             Phase::Nominated { node } => match self.nodes.get_mut(node) {
                 Some(node) => {
                     if node.nominees.insert(place_of(task)) {
-                        node.reserve(task.demand(), u64::saturating_add);
-                        self.places.take(&node.row, task.demand());
+                        node.take(task.needs(), task.cards);
+                        self.places.take(&node.row, task.needs(), task.cards);
                         self.assigned += 1;
                     }
                     true
@@ -566,8 +600,8 @@ impl State {
                     if node.tasks.insert(id.clone()) {
                         self.running += usize::from(matches!(task.phase, Phase::Running { .. }));
                         node.lowered += usize::from(task.resized.is_some());
-                        node.reserve(task.request(), u64::saturating_add);
-                        self.places.take(&node.row, task.request());
+                        node.take(task.booked(), task.cards);
+                        self.places.take(&node.row, task.booked(), task.cards);
                         self.assigned += 1;
                         if let Some(seconds) = task.submission.task_lease_seconds {
                             node.contact_at = node.contact_at.max(self.uptime);
@@ -596,8 +630,8 @@ impl State {
                 if let Some(node) = self.nodes.get_mut(node)
                     && node.nominees.remove(&place_of(task))
                 {
-                    node.reserve(task.demand(), u64::saturating_sub);
-                    self.places.give(&node.row, task.demand());
+                    node.give(task.needs(), task.cards);
+                    self.places.give(&node.row, task.needs(), task.cards);
                     self.assigned -= 1;
                 }
             }
@@ -607,8 +641,8 @@ impl State {
                 {
                     self.running -= usize::from(matches!(task.phase, Phase::Running { .. }));
                     node.lowered -= usize::from(task.resized.is_some());
-                    node.reserve(task.request(), u64::saturating_sub);
-                    self.places.give(&node.row, task.request());
+                    node.give(task.booked(), task.cards);
+                    self.places.give(&node.row, task.booked(), task.cards);
                     self.assigned -= 1;
                     if let Some(seconds) = task.submission.task_lease_seconds {
                         self.leases.remove(&node.row.name, seconds, id);
@@ -624,15 +658,16 @@ impl State {
         let Some(row) = self.tasks.get_mut(id) else { return };
         let (before, was_lowered) = (*row.task.request(), row.task.resized.is_some());
         row.task.resized = resized;
-        let after = *row.task.request();
+        let (after, cards) = (row.task.booked(), row.task.cards);
+        let before = Needs { demand: &before, ..after };
         let Some(node) = row.task.phase.node().and_then(|node| self.nodes.get_mut(node)) else { return };
         node.lowered += usize::from(row.task.resized.is_some());
         node.lowered -= usize::from(was_lowered);
         if before != after {
-            node.reserve(&before, u64::saturating_sub);
-            self.places.give(&node.row, &before);
-            node.reserve(&after, u64::saturating_add);
-            self.places.take(&node.row, &after);
+            node.give(before, cards);
+            self.places.give(&node.row, before, cards);
+            node.take(after, cards);
+            self.places.take(&node.row, after, cards);
         }
     }
 

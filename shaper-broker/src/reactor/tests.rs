@@ -91,6 +91,7 @@ pub(crate) fn hello(node: &str, boot: &str, cpu: u64, inventory: Vec<NodeTask>) 
         inventory,
         highest_epoch: 0,
         agent_socket: format!("/run/{node}.sock"),
+        gpus: Default::default(),
     })
 }
 
@@ -203,7 +204,7 @@ pub(super) fn directives(effects: &[Effect]) -> Vec<(&'static str, String, u64)>
         _ => None,
     });
     let kind = |directive: &Directive| match directive.kind {
-        DirectiveKind::Start(_) => "start",
+        DirectiveKind::Start(..) => "start",
         DirectiveKind::Stop { .. } => "stop",
         DirectiveKind::Resize { .. } => "resize",
         DirectiveKind::Forget => "forget",

@@ -11,12 +11,17 @@ use std::{
 };
 
 use shaper_core::{
+    gpu::CardRequest,
     id::TaskId,
+    place::Needs,
     policy::{self, Subject},
     spec::{Demand, Priority},
 };
 
-use super::state::{PolicyRow, Task};
+use super::{
+    scale::Asked,
+    state::{PolicyRow, Task},
+};
 
 /// A waiting task's place in the queue.
 pub(super) type Place = (Reverse<Priority>, u64, TaskId);
@@ -30,6 +35,8 @@ pub(super) fn place_of(task: &Task) -> Place {
 pub(super) struct Kind {
     /// What it asks for.
     pub(super) demand: Demand,
+    /// And of GPU cards.
+    pub(super) gpus: CardRequest,
     /// By which lower ones may end for it.
     pub(super) permit: Option<Permit>,
 }
@@ -54,7 +61,11 @@ impl Kind {
             let namespace = (!is_operators).then(|| policy.namespace.clone());
             Permit { policy: policy.policy_name.clone(), below, namespace }
         });
-        Kind { demand: *task.demand(), permit }
+        Kind { demand: *task.demand(), gpus: task.spec().gpus.clone(), permit }
+    }
+
+    pub(super) fn needs(&self) -> Needs<'_> {
+        Needs { demand: &self.demand, gpus: &self.gpus }
     }
 }
 
@@ -91,9 +102,22 @@ pub(super) struct Waiting {
 #[derive(Clone, Debug)]
 pub(super) struct Stranded {
     pub(super) demand: Demand,
+    pub(super) gpus: CardRequest,
     pub(super) tasks: usize,
     /// The first of them.
     pub(super) first: Vec<Place>,
+}
+
+impl Stranded {
+    /// What each of them asks for.
+    pub(super) fn asked(&self) -> Asked {
+        (self.demand, self.gpus.clone())
+    }
+
+    /// Likewise.
+    pub(super) fn needs(&self) -> Needs<'_> {
+        Needs { demand: &self.demand, gpus: &self.gpus }
+    }
 }
 
 /// The first of lines, each with the kind of its line, and those that stand alone.
@@ -151,14 +175,15 @@ impl Waiting {
 
     /// Those that fit nowhere, by what they ask for, in the order of the first of each.
     pub(super) fn stranded(&self, named: usize) -> Vec<Stranded> {
-        let mut by_demand: HashMap<Demand, Stranded> = HashMap::new();
+        let mut by_needs: HashMap<(Demand, &CardRequest), Stranded> = HashMap::new();
         for (kind, line) in self.lines.iter().filter(|(_, line)| line.lack.is_some()) {
             let Some(first) = line.tasks.first() else { continue };
             let of_line = line.tasks.iter().take(named).cloned();
-            match by_demand.entry(kind.demand) {
+            match by_needs.entry((kind.demand, &kind.gpus)) {
                 Entry::Vacant(place) => {
                     let (tasks, first) = (line.tasks.len(), of_line.collect());
-                    place.insert(Stranded { demand: kind.demand, tasks, first });
+                    let (demand, gpus) = (kind.demand, kind.gpus.clone());
+                    place.insert(Stranded { demand, gpus, tasks, first });
                 }
                 Entry::Occupied(mut there) => {
                     let there = there.get_mut();
@@ -168,9 +193,9 @@ impl Waiting {
                     there.first.truncate(named);
                 }
             }
-            debug_assert!(by_demand[&kind.demand].first.first() <= Some(first));
+            debug_assert!(by_needs[&(kind.demand, &kind.gpus)].first.first() <= Some(first));
         }
-        let mut stranded: Vec<_> = by_demand.into_values().collect();
+        let mut stranded: Vec<_> = by_needs.into_values().collect();
         stranded.sort_unstable_by(|a, b| a.first.cmp(&b.first));
         stranded
     }

@@ -297,6 +297,17 @@ impl Cluster {
         numbers.filter(may).map(|gpu| gpu as u8)
     }
 
+    /// The GPUs of a node that a task would have there if it leaves others as whole as can be, whatever else is free; `None`:
+    /// there are none for it.
+    pub fn pack(&self, id: NodeId, request: &Request) -> Option<Placement> {
+        let at = self.place(id, request, Scorer::BestFit)?;
+        let is_enough = |count: u8| at.gpus.count_ones() == u32::from(count);
+        match request.gpu {
+            GpuRequest::Whole(count) => is_enough(count).then_some(at),
+            GpuRequest::None | GpuRequest::Share(_) => Some(at),
+        }
+    }
+
     /// The GPUs on a node that fits: the first that do, or by best fit the one with the least to spare.
     pub(super) fn place(&self, id: NodeId, request: &Request, scorer: Scorer) -> Option<Placement> {
         Cluster::place_on(self.nodes.get(id.0 as usize)?, id, request, scorer)

@@ -2,7 +2,8 @@
 //!
 //! A node is feasible when every resource of the demand fits into what is free there (capacity less
 //! what is reserved); a resource whose capacity the node does not know is not compared, and the verdict
-//! says so. Of the feasible nodes, the *seed* scorer takes the one with the highest
+//! says so. GPU cards are looked at one by one ([`cards`](super::cards)); what a node does not offer it does not
+//! have. Of the feasible nodes, the *seed* scorer takes the one with the highest
 //!
 //! ```text
 //! priority_value·0.5 + cpu_free/cpu_total·0.3 + memory_free/memory_total·0.2
@@ -12,8 +13,12 @@
 
 use std::{cmp::Ordering, fmt};
 
-use super::exact::Fraction;
+use super::{
+    cards::{CardBooks, CardShortage, NO_BOOKS, NO_OFFER, Needs},
+    exact::Fraction,
+};
 use crate::{
+    gpu::{CardOffer, CardSet},
     spec::{Capacity, Demand, NodeVerdict, Priority},
     units::{BitsPerSec, Bytes, Iops, Millicores},
 };
@@ -25,8 +30,20 @@ pub struct Candidate<'a> {
     pub name: &'a str,
     /// What it has.
     pub capacity: &'a Capacity,
-    /// What the tasks there have reserved, without the task to be placed. `None` is nothing.
+    /// What the tasks there have reserved, without the task to be placed. `None` is nothing. What of its GPU cards is, `cards`
+    /// says.
     pub reserved: &'a Capacity,
+    /// Its GPU cards.
+    pub offer: &'a CardOffer,
+    /// What of them is taken.
+    pub cards: &'a CardBooks,
+}
+
+impl<'a> Candidate<'a> {
+    /// One without GPU cards.
+    pub fn plain(name: &'a str, capacity: &'a Capacity, reserved: &'a Capacity) -> Candidate<'a> {
+        Candidate { name, capacity, reserved, offer: &NO_OFFER, cards: &NO_BOOKS }
+    }
 }
 
 /// What was chosen, and how every node was judged.
@@ -39,15 +56,15 @@ pub struct Choice {
 }
 
 /// Chooses a node, and says why.
-pub fn choose(demand: &Demand, priority: Priority, nodes: &[Candidate<'_>]) -> Choice {
-    let verdicts = nodes.iter().map(|node| judge(demand, priority, node)).collect();
-    Choice { winner: best(demand, nodes), verdicts }
+pub fn choose(needs: Needs<'_>, priority: Priority, nodes: &[Candidate<'_>]) -> Choice {
+    let verdicts = nodes.iter().map(|node| judge(needs, priority, node)).collect();
+    Choice { winner: best(needs, nodes), verdicts }
 }
 
 /// The winner of [`choose`], without the verdicts: nothing is allocated.
-pub fn best(demand: &Demand, nodes: &[Candidate<'_>]) -> Option<usize> {
+pub fn best(needs: Needs<'_>, nodes: &[Candidate<'_>]) -> Option<usize> {
     let mut winner: Option<(usize, Fraction)> = None;
-    for (index, node) in nodes.iter().enumerate().filter(|(_, node)| fits(demand, node)) {
+    for (index, node) in nodes.iter().enumerate().filter(|(_, node)| fits(needs, node)) {
         let score = order(node);
         if winner.is_none_or(|(_, best)| score.compare(best) == Ordering::Greater) {
             winner = Some((index, score));
@@ -57,22 +74,30 @@ pub fn best(demand: &Demand, nodes: &[Candidate<'_>]) -> Option<usize> {
 }
 
 /// Whether the task fits there now.
-pub fn fits(demand: &Demand, node: &Candidate<'_>) -> bool {
-    compare(demand, node.capacity, node.reserved, |_| {})
+pub fn fits(needs: Needs<'_>, node: &Candidate<'_>) -> bool {
+    compare(needs.demand, node, |_| {}) && node.compare_cards(needs, |_| {})
+}
+
+/// Whether the task fits there now with just these GPU cards.
+pub fn fits_with(needs: Needs<'_>, cards: CardSet, node: &Candidate<'_>) -> bool {
+    compare(needs.demand, node, |_| {}) && node.has_cards(needs, cards)
 }
 
 /// Whether the task would fit there if nothing else were there.
-pub fn could_ever_hold(demand: &Demand, capacity: &Capacity) -> bool {
-    compare(demand, capacity, &NOTHING, |_| {})
+pub fn could_ever_hold(needs: Needs<'_>, node: &Candidate<'_>) -> bool {
+    fits(needs, &Candidate { reserved: &NOTHING, cards: &NO_BOOKS, ..*node })
 }
 
 /// How one node stands to a task.
-pub fn judge(demand: &Demand, priority: Priority, node: &Candidate<'_>) -> NodeVerdict {
+pub fn judge(needs: Needs<'_>, priority: Priority, node: &Candidate<'_>) -> NodeVerdict {
     let (mut lacking, mut not_checked) = (Vec::new(), Vec::new());
-    let feasible = compare(demand, node.capacity, node.reserved, |finding| match finding {
+    let has_amounts = compare(needs.demand, node, |finding| match finding {
         Finding::Lacks(shortage) => lacking.push(shortage.to_string()),
         Finding::NotChecked(resource) => not_checked.push(resource.to_owned()),
     });
+    let has_cards =
+        node.compare_cards(needs, |shortage: CardShortage<'_>| lacking.push(shortage.to_string()));
+    let feasible = has_amounts && has_cards;
     let score = feasible.then(|| score(priority, node));
     NodeVerdict { node: node.name.to_owned(), score, lacking, not_checked }
 }
@@ -108,12 +133,13 @@ impl fmt::Display for Shortage {
     }
 }
 
-/// Compares every resource of the demand; whether all that were compared fit.
-fn compare(demand: &Demand, capacity: &Capacity, reserved: &Capacity, mut tell: impl FnMut(Finding)) -> bool {
+/// Compares every resource of the demand but for GPU cards; whether all that were compared fit.
+fn compare(demand: &Demand, node: &Candidate<'_>, mut tell: impl FnMut(Finding)) -> bool {
+    let reserved = node.reserved;
     // Exhaustive, so that a new resource is compared or does not compile.
-    let Demand { cpu, memory, gpu_memory, network, storage_io } = *demand;
-    let Capacity { cpu: cpus, memory: memories, gpu_memory: gpu, network: uplink, storage_io: disks } =
-        *capacity;
+    let Demand { cpu, memory, gpu_memory: _, network, storage_io } = *demand;
+    let Capacity { cpu: cpus, memory: memories, gpu_memory: _, network: uplink, storage_io: disks } =
+        *node.capacity;
     type Show = fn(u64) -> String;
     let (cores, bytes, bits, iops): (Show, Show, Show, Show) = (
         |it| Millicores(it).to_string(),
@@ -121,13 +147,11 @@ fn compare(demand: &Demand, capacity: &Capacity, reserved: &Capacity, mut tell: 
         |it| BitsPerSec(it).to_string(),
         |it| Iops(it).to_string(),
     );
-    let bytes_of = |it: Option<Bytes>| it.map(|it| it.0);
     let bits_of = |it: Option<BitsPerSec>| it.map(|it| it.0);
     let iops_of = |it: Option<Iops>| it.map(|it| it.0);
     let rows = [
         ("cpu", Some(cpu.0), Some(cpus.0), Some(reserved.cpu.0), cores),
         ("memory", Some(memory.0), Some(memories.0), Some(reserved.memory.0), bytes),
-        ("gpu_memory", bytes_of(gpu_memory), bytes_of(gpu), bytes_of(reserved.gpu_memory), bytes),
         ("network", bits_of(network), bits_of(uplink), bits_of(reserved.network), bits),
         ("storage_io", iops_of(storage_io), iops_of(disks), iops_of(reserved.storage_io), iops),
     ];
@@ -174,8 +198,12 @@ fn order(node: &Candidate<'_>) -> Fraction {
 
 #[cfg(test)]
 mod tests {
-    use super::super::exact::tests::{Rational, amount};
+    use super::super::{
+        cards::NO_CARDS,
+        exact::tests::{Rational, amount},
+    };
     use super::*;
+    use crate::gpu::CardRequest;
     use proptest::prelude::*;
 
     fn capacity(cpu: u64, memory: u64) -> Capacity {
@@ -193,7 +221,7 @@ mod tests {
     }
 
     fn node<'a>(name: &'a str, capacity: &'a Capacity, reserved: &'a Capacity) -> Candidate<'a> {
-        Candidate { name, capacity, reserved }
+        Candidate::plain(name, capacity, reserved)
     }
 
     const GIB: u64 = 1 << 30;
@@ -202,7 +230,7 @@ mod tests {
     fn the_highest_score_wins_and_the_first_on_a_tie() {
         let (large, half) = (capacity(4000, 8 * GIB), capacity(2000, 4 * GIB));
         let nodes = [node("a", &large, &half), node("b", &large, &NOTHING), node("c", &half, &NOTHING)];
-        let choice = choose(&demand(1000, GIB), Priority::High, &nodes);
+        let choice = choose(Needs::of(&demand(1000, GIB)), Priority::High, &nodes);
         assert_eq!(choice.winner, Some(1), "b and c are empty, b came first");
         let scores: Vec<_> = choice.verdicts.iter().map(|verdict| verdict.score).collect();
         assert_eq!(scores, [Some(0.75), Some(1.0), Some(1.0)]);
@@ -217,7 +245,7 @@ mod tests {
             storage_io: Some(Iops(500)),
             ..demand(3000, 3 * GIB)
         };
-        let choice = choose(&wants, Priority::Low, &[node("n", &has, &taken)]);
+        let choice = choose(Needs::of(&wants), Priority::Low, &[node("n", &has, &taken)]);
         let expected = NodeVerdict {
             node: "n".into(),
             score: None,
@@ -229,24 +257,82 @@ mod tests {
             not_checked: vec!["storage_io".into()],
         };
         assert_eq!(choice, Choice { winner: None, verdicts: vec![expected] });
-        assert!(!could_ever_hold(&wants, &has));
+        assert!(!could_ever_hold(Needs::of(&wants), &node("n", &has, &NOTHING)));
     }
 
     #[test]
     fn what_a_node_does_not_know_does_not_exclude_it() {
         let has = capacity(2000, 2 * GIB);
-        let wants = Demand { gpu_memory: Some(Bytes(GIB)), ..demand(1000, GIB) };
-        let choice = choose(&wants, Priority::Medium, &[node("n", &has, &NOTHING)]);
+        let wants = Demand { network: Some(BitsPerSec(1)), ..demand(1000, GIB) };
+        let choice = choose(Needs::of(&wants), Priority::Medium, &[node("n", &has, &NOTHING)]);
         assert_eq!(choice.winner, Some(0));
-        assert_eq!(choice.verdicts[0].not_checked, ["gpu_memory"]);
+        assert_eq!(choice.verdicts[0].not_checked, ["network"]);
     }
 
     #[test]
     fn a_node_of_nothing_and_an_overcommitted_one_are_not_feasible() {
         let (nothing, some, more) = (capacity(0, 0), capacity(1000, GIB), capacity(2000, 2 * GIB));
         let nodes = [node("nothing", &nothing, &NOTHING), node("over", &some, &more)];
-        assert_eq!(best(&demand(0, 0), &nodes[..1]), None);
-        assert_eq!(best(&demand(10, 1), &nodes), None);
+        assert_eq!(best(Needs::of(&demand(0, 0)), &nodes[..1]), None);
+        assert_eq!(best(Needs::of(&demand(10, 1)), &nodes), None);
+    }
+
+    #[test]
+    fn cards_are_judged_one_by_one() {
+        let has = Capacity { gpu_memory: Some(Bytes(80 * GIB)), ..capacity(64_000, 64 * GIB) };
+        let offer = CardOffer { model: "NVIDIA A100".into(), cards: CardSet::from_bits(0b1011) };
+        let share = |gib: u64| Demand { gpu_memory: Some(Bytes(gib * GIB)), ..demand(1000, GIB) };
+        let whole = |count: u32| CardRequest { count, model: String::new() };
+        let plain = demand(1000, GIB);
+        let mut books = CardBooks::default();
+        let lacking = |demand: &Demand, gpus: &CardRequest, offer: &CardOffer, cards: &CardBooks| {
+            let node = Candidate { offer, cards, ..node("n", &has, &NOTHING) };
+            let needs = Needs { demand, gpus };
+            let verdict = judge(needs, Priority::Low, &node);
+            assert_eq!(verdict.score.is_some(), fits(needs, &node));
+            assert_eq!(verdict.lacking.is_empty(), verdict.score.is_some());
+            (verdict.lacking, node.cards_for(needs).to_string())
+        };
+        let words = |words: &[&str]| words.iter().map(|it| it.to_string()).collect::<Vec<_>>();
+
+        // One who shares a card joins others, so that whole ones are left.
+        assert_eq!(lacking(&share(40), &NO_CARDS, &offer, &books), (Vec::new(), "0".to_owned()));
+        books.take(Needs::of(&share(40)), CardSet::from_bits(0b10));
+        assert_eq!(lacking(&share(40), &NO_CARDS, &offer, &books), (Vec::new(), "1".to_owned()));
+        assert_eq!(lacking(&share(41), &NO_CARDS, &offer, &books), (Vec::new(), "0".to_owned()));
+        assert_eq!(lacking(&plain, &whole(2), &offer, &books), (Vec::new(), "0,3".to_owned()));
+        assert_eq!(lacking(&plain, &whole(3), &offer, &books).0, ["gpus: 3 wanted, 2 of 3 free"]);
+        books.take(Needs { demand: &plain, gpus: &whole(2) }, CardSet::from_bits(0b1001));
+        assert_eq!(
+            lacking(&share(41), &NO_CARDS, &offer, &books).0,
+            ["gpu_memory: 41 GiB wanted, 40 GiB of 80 GiB free on one card"]
+        );
+        assert_eq!(books.memory(Bytes(80 * GIB)), Bytes(200 * GIB), "two are somebody's whole");
+        // More than there is of one, whoever has it.
+        assert_eq!(
+            lacking(&share(81), &NO_CARDS, &offer, &books).0,
+            ["gpu_memory: 81 GiB wanted, a card has 80 GiB"]
+        );
+        let h100 = CardRequest { count: 1, model: "H100".into() };
+        assert_eq!(
+            lacking(&share(81), &h100, &offer, &books).0,
+            words(&[
+                "gpu model: `H100` wanted, this node has `NVIDIA A100`",
+                "gpu_memory: 81 GiB wanted, a card has 80 GiB",
+                "gpus: 1 wanted, 0 of 3 free",
+            ])
+        );
+        books.give(Needs { demand: &plain, gpus: &whole(2) }, CardSet::from_bits(0b1001));
+        books.give(Needs::of(&share(40)), CardSet::from_bits(0b10));
+        assert_eq!(books, NO_BOOKS);
+
+        // Who does not offer any has none, whatever else is said.
+        assert_eq!(
+            lacking(&share(1), &NO_CARDS, &NO_OFFER, &books).0,
+            ["gpu_memory: 1 GiB wanted, none here"]
+        );
+        assert_eq!(lacking(&plain, &whole(2), &NO_OFFER, &books).0, ["gpus: 2 wanted, none here"]);
+        assert_eq!(lacking(&plain, &NO_CARDS, &NO_OFFER, &books), (Vec::new(), "none".to_owned()));
     }
 
     /// The formula, as plainly as it can be written.
@@ -292,10 +378,10 @@ mod tests {
             let wants = Demand { network: wants.2.map(BitsPerSec), ..demand(wants.0 / 4, wants.1 / 4) };
             let candidates: Vec<_> =
                 nodes.iter().map(|(has, taken)| node("n", has, taken)).collect();
-            let choice = choose(&wants, Priority::Medium, &candidates);
+            let choice = choose(Needs::of(&wants), Priority::Medium, &candidates);
             prop_assert_eq!(choice.winner, reference(&wants, &nodes));
             for (verdict, candidate) in choice.verdicts.iter().zip(&candidates) {
-                prop_assert_eq!(verdict.score.is_some(), fits(&wants, candidate));
+                prop_assert_eq!(verdict.score.is_some(), fits(Needs::of(&wants), candidate));
                 prop_assert_eq!(verdict.score.is_some(), verdict.lacking.is_empty());
                 prop_assert!(verdict.score.is_none_or(|score| (0.25..=0.75 + 1e-9).contains(&score)));
             }

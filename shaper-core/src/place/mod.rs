@@ -6,6 +6,7 @@
 //! depends on the nodes alone, so the best one is found by walking an [`index`] of exact keys; where it ends is
 //! always the node that [`judge`] finds, which is the formula written down plainly.
 
+mod cards;
 mod class;
 mod cluster;
 mod exact;
@@ -25,12 +26,13 @@ mod task;
 mod tests;
 
 pub use self::{
+    cards::{CardBooks, CardTaken, NO_BOOKS, NO_CARDS, NO_OFFER, Needs, suits_model},
     class::{Constraint, ConstraintId, Mismatch, Taint, Toleration},
     cluster::{Cluster, NodeError, Taken},
     explain::{Explanation, Filter, Obstacle, Ranked, Rejections},
     forecast::{Holder, Reservation, Wanted},
     index::Walk,
-    judge::{Candidate, Choice, NOTHING, best, choose, could_ever_hold, fits, judge},
+    judge::{Candidate, Choice, NOTHING, best, choose, could_ever_hold, fits, fits_with, judge},
     lower::{Amount, Lowered, Spare, lower},
     mix::{Shape, TaskMix},
     node::{Gpus, MAX_GPUS, NodeId, NodeSpec, Placement, Readiness, WHOLE},

@@ -4,7 +4,8 @@ use std::fmt;
 
 use super::Amounts;
 use crate::{
-    place::{self, Candidate, NOTHING},
+    gpu::{CardOffer, CardSet},
+    place::{self, Candidate, NO_CARDS, NOTHING, Needs},
     spec::{Capacity, Demand, Priority},
     task::UnixNanos,
 };
@@ -55,6 +56,8 @@ pub enum Obstacle {
     Resting(UnixNanos),
     /// What its nodes have is not known.
     Unknown,
+    /// How many GPU cards its nodes have, and of which model, nobody says.
+    Cards,
 }
 
 impl fmt::Display for Obstacle {
@@ -66,6 +69,9 @@ impl fmt::Display for Obstacle {
             Obstacle::Unknown => {
                 f.write_str("what its nodes have is not known: say `capacity`, or let its provider tell it")
             }
+            Obstacle::Cards => f.write_str(
+                "no nodes are asked for by the number or the model of their GPU cards: start one yourself",
+            ),
         }
     }
 }
@@ -108,7 +114,7 @@ fn wanted(demand: &Demand) -> [u64; 5] {
 
 /// Puts tasks, in the order in which they would be placed, on the nodes that are coming, and then on as few more as hold them,
 /// of the first group that can. Each kind of task looks at each node once.
-pub fn pack(rooms: &[Room], kinds: &[(Demand, u32)]) -> Packing {
+pub fn pack(rooms: &[Room], kinds: &[(Needs<'_>, u32)]) -> Packing {
     let mut bins: Vec<Bin> = Vec::new();
     for (group, room) in rooms.iter().enumerate() {
         if let Some(capacity) = &room.capacity {
@@ -118,9 +124,9 @@ pub fn pack(rooms: &[Room], kinds: &[(Demand, u32)]) -> Packing {
     }
     let mut more = vec![0; rooms.len()];
     let mut fates = Vec::with_capacity(kinds.len());
-    for (demand, tasks) in kinds {
-        let (amounts, mut fate) = (wanted(demand), Fate { left: *tasks, ..Fate::default() });
-        for bin in &mut bins {
+    for (needs, tasks) in kinds {
+        let (amounts, mut fate) = (wanted(needs.demand), Fate { left: *tasks, ..Fate::default() });
+        for bin in bins.iter_mut().filter(|_| *needs.gpus == NO_CARDS) {
             let here = bin.fits(&amounts).min(fate.left);
             if here > 0 {
                 bin.take(&amounts, here);
@@ -132,7 +138,7 @@ pub fn pack(rooms: &[Room], kinds: &[(Demand, u32)]) -> Packing {
             if fate.left == 0 {
                 break;
             }
-            let obstacle = match obstacle(room, more[group], demand) {
+            let obstacle = match obstacle(room, more[group], *needs) {
                 None => {
                     open(group, room, &amounts, (&mut bins, &mut more[group]), &mut fate);
                     (fate.left > 0).then_some(Obstacle::Full)
@@ -146,12 +152,16 @@ pub fn pack(rooms: &[Room], kinds: &[(Demand, u32)]) -> Packing {
     Packing { more, fates }
 }
 
-fn obstacle(room: &Room, asked: u32, demand: &Demand) -> Option<Obstacle> {
+fn obstacle(room: &Room, asked: u32, needs: Needs<'_>) -> Option<Obstacle> {
     let Some(capacity) = &room.capacity else { return Some(Obstacle::Unknown) };
-    // No GPU that is known of is none, for who starts a node knows.
-    let capacity = Capacity { gpu_memory: capacity.gpu_memory.or(Some(crate::units::Bytes(0))), ..*capacity };
-    let empty = Candidate { name: "", capacity: &capacity, reserved: &NOTHING };
-    let verdict = place::judge(demand, Priority::Medium, &empty);
+    if *needs.gpus != NO_CARDS {
+        return Some(Obstacle::Cards);
+    }
+    // Where memory of a card is said, there is one card at least.
+    let cards = CardSet::from_bits(u64::from(capacity.gpu_memory.is_some()));
+    let offer = CardOffer { model: String::new(), cards };
+    let empty = Candidate { offer: &offer, ..Candidate::plain("", capacity, &NOTHING) };
+    let verdict = place::judge(needs, Priority::Medium, &empty);
     if !verdict.lacking.is_empty() {
         return Some(Obstacle::TooSmall(verdict.lacking));
     }

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    place::NOTHING,
+    gpu::CardRequest,
+    place::{NOTHING, Needs},
     spec::Demand,
     units::{Bytes, Millicores},
 };
@@ -47,17 +48,20 @@ fn group() -> Group {
 
 #[test]
 fn as_many_nodes_as_it_takes_and_not_one_more() {
-    let packed = pack(&[room(capacity(4000, 16), 0, 10)], &[(demand(1000, 1), 9)]);
+    let packed = pack(&[room(capacity(4000, 16), 0, 10)], &[(Needs::of(&demand(1000, 1)), 9)]);
     assert_eq!(
         (&packed.more[..], &packed.fates[0].new[..], packed.fates[0].left),
         (&[3][..], &[(0, 9)][..], 0)
     );
     // What is coming is used first, also by tasks of another kind.
-    let packed = pack(&[room(capacity(4000, 16), 1, 10)], &[(demand(3000, 1), 1), (demand(1000, 1), 2)]);
+    let packed = pack(
+        &[room(capacity(4000, 16), 1, 10)],
+        &[(Needs::of(&demand(3000, 1)), 1), (Needs::of(&demand(1000, 1)), 2)],
+    );
     assert_eq!((&packed.more[..], &packed.fates[0].coming[..]), (&[1][..], &[(0, 1)][..]));
     assert_eq!((&packed.fates[1].coming[..], &packed.fates[1].new[..]), (&[(0, 1)][..], &[(0, 1)][..]));
     // What is not asked for does not run out.
-    let packed = pack(&[room(capacity(4000, 16), 0, 10)], &[(demand(0, 16), 2)]);
+    let packed = pack(&[room(capacity(4000, 16), 0, 10)], &[(Needs::of(&demand(0, 16)), 2)]);
     assert_eq!(packed.more, [2]);
 }
 
@@ -67,7 +71,7 @@ fn the_first_group_that_can_help_does_and_the_others_say_why_not() {
     let resting = Room { resting: Some(7), ..room(capacity(8000, 64), 0, 5) };
     let full = room(capacity(8000, 64), 0, 1);
     let unknown = Room { capacity: None, coming: 0, more: 5, resting: None };
-    let packed = pack(&[small, resting, unknown, full], &[(demand(4000, 8), 3)]);
+    let packed = pack(&[small, resting, unknown, full], &[(Needs::of(&demand(4000, 8)), 3)]);
     assert_eq!((&packed.more[..], packed.fates[0].left), (&[0, 0, 0, 1][..], 1));
     let obstacles = &packed.fates[0].obstacles;
     assert!(
@@ -80,11 +84,16 @@ fn the_first_group_that_can_help_does_and_the_others_say_why_not() {
 #[test]
 fn memory_of_a_gpu_that_nobody_promised_is_not_there() {
     let wants = Demand { gpu_memory: Some(Bytes(GIB)), ..demand(1000, 1) };
-    let packed = pack(&[room(capacity(4000, 16), 0, 10)], &[(wants, 1)]);
+    let packed = pack(&[room(capacity(4000, 16), 0, 10)], &[(Needs::of(&wants), 1)]);
     assert_eq!(packed.more, [0]);
     assert!(packed.fates[0].obstacles[0].1.to_string().contains("gpu_memory"), "{packed:?}");
     let with_gpu = Capacity { gpu_memory: Some(Bytes(2 * GIB)), ..capacity(4000, 16) };
-    assert_eq!(pack(&[room(with_gpu, 0, 10)], &[(wants, 3)]).more, [2]);
+    assert_eq!(pack(&[room(with_gpu, 0, 10)], &[(Needs::of(&wants), 3)]).more, [2]);
+    // How many cards there are, and of which model, no group says.
+    let gpus = CardRequest { count: 1, model: String::new() };
+    let packed = pack(&[room(with_gpu, 1, 10)], &[(Needs { demand: &wants, gpus: &gpus }, 3)]);
+    assert_eq!((&packed.more[..], packed.fates[0].left), (&[0][..], 3));
+    assert_eq!(packed.fates[0].obstacles, [(0, Obstacle::Cards)]);
 }
 
 #[test]
@@ -252,7 +261,8 @@ proptest! {
     ) {
         let rooms: Vec<_> = rooms.into_iter().map(|(cpu, gib, coming, more)| room(capacity(cpu, gib), coming, more)).collect();
         let kinds: Vec<_> = kinds.into_iter().map(|(cpu, gib, tasks)| (demand(cpu, gib), tasks)).collect();
-        let packed = pack(&rooms, &kinds);
+        let needs: Vec<_> = kinds.iter().map(|(demand, tasks)| (Needs::of(demand), *tasks)).collect();
+        let packed = pack(&rooms, &needs);
         for (group, room) in rooms.iter().enumerate() {
             prop_assert!(packed.more[group] <= room.more);
             // In all, no more is on the nodes of a group than they have.
@@ -277,7 +287,7 @@ proptest! {
             for (other, room) in fewer.iter_mut().enumerate().filter(|(other, _)| *other != group) {
                 room.more = packed.more[other];
             }
-            prop_assert!(whole(&pack(&fewer, &kinds)) >= whole(&packed));
+            prop_assert!(whole(&pack(&fewer, &needs)) >= whole(&packed));
         }
     }
 }

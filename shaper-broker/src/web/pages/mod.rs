@@ -13,6 +13,8 @@ mod tasks;
 use axum::response::Response;
 use http::StatusCode;
 use shaper_core::{
+    gpu::CardRequest,
+    place::Needs,
     spec::{Capacity, Credentials, Demand},
     task::UnixNanos,
     units::{BitsPerSec, Iops},
@@ -235,10 +237,13 @@ fn phase(html: &mut Html, name: &'static str) {
 }
 
 /// What is asked for, in words.
-fn demand(demand: &Demand) -> String {
+fn needs(Needs { demand, gpus: CardRequest { count, model } }: Needs<'_>) -> String {
     let Demand { cpu, memory, gpu_memory, network, storage_io } = demand;
     let mut words = vec![format!("{cpu} cores"), memory.to_string()];
-    words.extend(gpu_memory.map(|memory| format!("{memory} of a GPU")));
+    let of = if *count > 0 { "each GPU card" } else { "a GPU card" };
+    words.extend((*count > 0).then(|| format!("{count} GPU cards to itself")));
+    words.extend(gpu_memory.map(|memory| format!("{memory} of {of}")));
+    words.extend((!model.is_empty()).then(|| format!("of a model `{model}`")));
     words.extend(network.map(|network| network.to_string()));
     words.extend(storage_io.map(|io| io.to_string()));
     words.join(", ")

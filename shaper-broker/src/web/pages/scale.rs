@@ -1,8 +1,8 @@
 //! Groups of nodes that are started and ended: how each stands, who waits for it, and what happened.
 
-use shaper_core::{scale::Note, task::UnixNanos};
+use shaper_core::{place::Needs, scale::Note, task::UnixNanos};
 
-use super::{Page, Trouble, demand, empty};
+use super::{Page, Trouble, empty, needs};
 use crate::{
     actor::View,
     reactor::scale::{GroupView, order_text},
@@ -79,7 +79,8 @@ impl Page for Scale {
         }
         let groups = view.state.scale_groups().map(|group| Shown::of(group, view.now)).collect();
         let waits = view.state.scale.told.iter().take(WAITS);
-        let waits = waits.map(|(of, told)| (demand(of), told.tasks, told.text.clone()));
+        let waits = waits
+            .map(|((demand, gpus), told)| (needs(Needs { demand, gpus }), told.tasks, told.text.clone()));
         Ok(Scale { groups, waits: waits.collect() })
     }
 

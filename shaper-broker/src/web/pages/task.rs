@@ -1,6 +1,7 @@
 //! A task: what it asked for, what it may use and uses, and every decision about it.
 
 use shaper_core::{
+    gpu::CardSet,
     limits::{Limit, Limits},
     policy::{self, Subject},
     spec::{Decision, Demand},
@@ -8,7 +9,7 @@ use shaper_core::{
     units::{BitsPerSec, Bytes, Millicores},
 };
 
-use super::{Page, Trouble, demand, empty, owner, phase, phase_name};
+use super::{Page, Trouble, empty, needs, owner, phase, phase_name};
 use crate::{
     actor::View,
     reactor::{Phase, query},
@@ -42,6 +43,8 @@ pub(in crate::web) struct TaskPage {
     attempt: u32,
     submitted_at: UnixNanos,
     demand: Demand,
+    asked: String,
+    cards: CardSet,
     limits: Limits,
     status: Option<TaskStatus>,
     settings: Vec<Setting>,
@@ -107,6 +110,8 @@ impl Page for TaskPage {
             attempt: task.attempt,
             submitted_at: task.submission.submitted_at,
             demand: *task.demand(),
+            asked: needs(task.needs()),
+            cards: task.cards,
             limits: spec.limits,
             status: task.on_node.as_deref().cloned(),
             settings,
@@ -127,6 +132,9 @@ impl Page for TaskPage {
         html.raw(" ").text(&self.why);
         if let Some(node) = &self.node {
             html.raw(" on ").link("nodes", node).raw(", attempt ").text(self.attempt);
+            if !self.cards.is_empty() {
+                html.raw(", GPU cards ").text(self.cards);
+            }
         }
         html.raw("</p>");
         self.figures(html);
@@ -225,7 +233,7 @@ impl TaskPage {
         html.raw("<dl><dt>Name</dt><dd>").text(&self.name).raw("</dd><dt>Namespace</dt><dd>");
         html.text(&self.namespace).raw("</dd><dt>Priority</dt><dd>").text(&self.priority);
         html.raw("</dd><dt>Owner</dt><dd>").text(&self.owner).raw("</dd><dt>Asks for</dt><dd>");
-        html.text(demand(&self.demand)).raw("</dd><dt>Submitted</dt><dd>").when(self.submitted_at, now);
+        html.text(&self.asked).raw("</dd><dt>Submitted</dt><dd>").when(self.submitted_at, now);
         html.raw("</dd><dt>Command</dt><dd><code>").text(self.command.join(" ")).raw("</code></dd>");
         if !self.labels.is_empty() {
             html.raw("<dt>Labels</dt><dd>");

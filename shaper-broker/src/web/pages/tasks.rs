@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use shaper_core::{id::TaskId, spec::Priority, task::UnixNanos, units::Bytes};
 
-use super::{Page, ROWS, SCAN, Trouble, demand, empty, phase, phase_name};
+use super::{Page, ROWS, SCAN, Trouble, empty, needs, phase, phase_name};
 use crate::{
     actor::View,
     reactor::{Phase, Task},
@@ -111,7 +111,7 @@ impl Row {
             phase: phase_name(&task.phase),
             why,
             node: task.node.clone(),
-            asked: demand(task.demand()),
+            asked: needs(task.needs()),
             used: used.map(|status| {
                 let cpu = shaper_core::units::Millicores(status.usage.cpu_now_millicores);
                 match status.usage.memory_bytes {

@@ -79,6 +79,7 @@ fn history(tasks: usize, nodes: usize) -> Result<(State, BTreeSet<Row>)> {
             inventory: Vec::new(),
             highest_epoch: 0,
             agent_socket: "/run/shaper/agent.sock".into(),
+            gpus: Default::default(),
         };
         let session = SessionId(number as u64);
         let event = Event::AgentConnected { session, hello: Box::new(hello) };
@@ -90,7 +91,8 @@ fn history(tasks: usize, nodes: usize) -> Result<(State, BTreeSet<Row>)> {
         rows.extend(outcome.rows);
         for effect in outcome.effects {
             let Effect::Direct(session, directive) = effect else { continue };
-            let Directive { execution, generation, kind: DirectiveKind::Start(submission), .. } = *directive
+            let Directive { execution, generation, kind: DirectiveKind::Start(submission, _), .. } =
+                *directive
             else {
                 continue;
             };

@@ -270,7 +270,7 @@ impl World<'_> {
         let node = self.nodes.iter().find(|(_, of)| **of == session).map(|(name, _)| name.clone());
         let node = node.context("a node that is not there is told something")?;
         match kind {
-            DirectiveKind::Start(submission) => {
+            DirectiveKind::Start(submission, _) => {
                 let job: usize = task[1..].parse()?;
                 self.outcome.waits.push((self.now - self.jobs[job].arrives) as f64);
                 self.ends.insert((self.now + self.jobs[job].runs_for, task.clone()), ());
@@ -329,6 +329,7 @@ impl World<'_> {
                     inventory: Vec::new(),
                     highest_epoch: 0,
                     agent_socket: String::new(),
+                    gpus: Default::default(),
                 };
                 self.on(Event::AgentConnected { session, hello: Box::new(hello) })?;
             } else if let Some(((_, task), ())) = self.ends.pop_first()
