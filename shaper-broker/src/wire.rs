@@ -73,6 +73,7 @@ pub fn cluster_task(epoch: u64, task: &Task) -> v1::ClusterTask {
         node: task.node.clone().unwrap_or_default(),
         epoch,
         reserved: Some(*task.request()).filter(|request| request != task.demand()).map(Into::into),
+        gpu_cards: convert::gpu::granted(task.cards),
     }
 }
 
@@ -88,6 +89,8 @@ pub fn node_status(node: &Node) -> v1::NodeStatus {
         boot_id: node.row.boot_id.clone(),
         cordoned_by: node.row.cordon.as_ref().map(|cordon| cordon.by.clone()).unwrap_or_default(),
         drains: node.row.cordon.as_ref().is_some_and(|cordon| cordon.drains),
+        gpus: Some(&node.row.gpus).filter(|offer| !offer.cards.is_empty()).cloned().map(Into::into),
+        gpu_cards_taken: convert::gpu::granted(node.cards.taken()),
     }
 }
 

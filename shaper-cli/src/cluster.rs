@@ -2,11 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 use shaper_core::{
+    gpu::{CardOffer, CardSet},
     id::TaskId,
     spec::{Capacity, Decision, Demand, Policy, Profile, TaskSpec},
     task::{ExitStatus, Owner, Phase, TaskStatus, UnixNanos},
 };
-use shaper_proto::{convert::WireError, v1};
+use shaper_proto::{
+    convert::{WireError, gpu},
+    v1,
+};
 
 /// A task of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +36,13 @@ pub(crate) struct ClusterTask {
     /// What is reserved for it now, where that is not what it asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) reserved: Option<Demand>,
+    /// The GPU cards that it has on its node.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub(crate) gpu_cards: CardSet,
+}
+
+fn is_none(cards: &CardSet) -> bool {
+    cards.is_empty()
 }
 
 /// A decision about some task.
@@ -103,6 +114,12 @@ pub(crate) struct NodeStatus {
     pub(crate) cordoned_by: Option<String>,
     /// Those that it has are to go elsewhere.
     pub(crate) drains: bool,
+    /// The GPU cards that it offers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) gpus: Option<CardOffer>,
+    /// Those of which tasks have a part, or all.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub(crate) gpu_cards_taken: CardSet,
 }
 
 /// The groups of nodes that are started and ended, and who waits for them.
@@ -296,6 +313,7 @@ impl TryFrom<v1::ClusterTask> for ClusterTask {
             node,
             epoch: _,
             reserved,
+            gpu_cards,
         } = wire;
         let v1::Credentials { uid, gid, groups: _ } = owner.ok_or(WireError::Missing("owner"))?;
         let phase = match phase.ok_or(WireError::Missing("phase"))? {
@@ -319,6 +337,7 @@ impl TryFrom<v1::ClusterTask> for ClusterTask {
             cancel_requested,
             on_node: on_node.map(TaskStatus::try_from).transpose()?,
             reserved: reserved.map(Demand::try_from).transpose()?,
+            gpu_cards: gpu::grant(gpu_cards)?,
         })
     }
 }
@@ -337,6 +356,8 @@ impl TryFrom<v1::NodeStatus> for NodeStatus {
             boot_id,
             cordoned_by,
             drains,
+            gpus,
+            gpu_cards_taken,
         } = wire;
         Ok(NodeStatus {
             name,
@@ -348,6 +369,8 @@ impl TryFrom<v1::NodeStatus> for NodeStatus {
             boot_id,
             cordoned_by: named(cordoned_by),
             drains,
+            gpus: gpus.map(CardOffer::try_from).transpose()?,
+            gpu_cards_taken: gpu::grant(gpu_cards_taken)?,
         })
     }
 }

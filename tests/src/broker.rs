@@ -11,6 +11,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use shaper_core::{
+    gpu::{CardOffer, CardSet},
     spec::{Capacity, Decision, DecisionKind, Demand, TaskSpec},
     task::{ExitStatus, Owner, TaskStatus, UnixNanos},
 };
@@ -55,6 +56,9 @@ pub struct ClusterTask {
     /// What is reserved for it, if that is not what it asked for.
     #[serde(default)]
     pub reserved: Option<Demand>,
+    /// The GPU cards that it has.
+    #[serde(default)]
+    pub gpu_cards: CardSet,
 }
 
 /// Where a task is.
@@ -134,6 +138,12 @@ pub struct NodeStatus {
     pub cordoned_by: Option<String>,
     /// Those that it has are to go.
     pub drains: bool,
+    /// The GPU cards that it offers.
+    #[serde(default)]
+    pub gpus: Option<CardOffer>,
+    /// Those of which tasks have something.
+    #[serde(default)]
+    pub gpu_cards_taken: CardSet,
 }
 
 impl Broker {

@@ -59,6 +59,7 @@ fn cluster_text(task: &ClusterTask, now: UnixNanos) -> String {
         cancel_requested,
         on_node,
         reserved,
+        gpu_cards,
     } = task;
     let TaskSpec {
         profile,
@@ -89,10 +90,17 @@ fn cluster_text(task: &ClusterTask, now: UnixNanos) -> String {
     if *on_node_lost == OnNodeLost::Rerun {
         field(&mut text, "Lost node", "ended there, and run again elsewhere");
     }
-    if let CardRequest { count: 1.., .. } = gpus {
-        let model =
-            if gpus.model.is_empty() { String::new() } else { format!(" of a model `{}`", gpus.model) };
-        field(&mut text, "GPU cards", &format!("{} to itself{model}", gpus.count));
+    let CardRequest { count, model } = gpus;
+    let model = if model.is_empty() { String::new() } else { format!(" of a model `{model}`") };
+    let asked = match (count, demand.gpu_memory) {
+        (1.., _) => Some(format!("{count} to itself{model}")),
+        (0, Some(_)) => Some(format!("a part of one{model}")),
+        (0, None) => None,
+    };
+    match asked {
+        Some(asked) if gpu_cards.is_empty() => field(&mut text, "GPU cards", &asked),
+        Some(asked) => field(&mut text, "GPU cards", &format!("{gpu_cards} ({asked})")),
+        None => {}
     }
     field(&mut text, "Command", &command_line(command));
     field(&mut text, "Directory", cwd);

@@ -209,6 +209,42 @@ fn a_watch_for_programs_has_an_object_a_line() {
 }
 
 #[test]
+fn gpu_cards_of_nodes_and_of_tasks() {
+    let host = Host::new();
+    let _broker = host.start_broker();
+    let cards = |numbers: &[u32]| Some(v1::CardSet { numbers: numbers.to_vec() });
+    let plain = node("n1", Path::new("/run/n1.sock"));
+    let gib = |gib: u64| Some(gib << 30);
+    host.cluster.add_node(v1::NodeStatus {
+        capacity: Some(v1::Capacity { gpu_memory_bytes: gib(80), ..plain.capacity.unwrap() }),
+        reserved: Some(v1::Capacity { gpu_memory_bytes: gib(120), ..plain.reserved.unwrap() }),
+        gpus: Some(v1::CardOffer { model: "NVIDIA A100".into(), cards: cards(&[0, 1, 3, 4]) }),
+        // Card 2 is lost, and somebody still has it.
+        gpu_cards_taken: cards(&[0, 2, 3]),
+        ..plain
+    });
+    let table = host.shaper(&["get", "nodes", "-o", "wide"]);
+    let lines: Vec<Vec<&str>> = texts(&table)
+        .0
+        .lines()
+        .map(|line| line.split("  ").map(str::trim).filter(|it| !it.is_empty()).collect())
+        .collect();
+    assert_eq!(lines[0][8..10], ["GPUS", "GPU MODEL"]);
+    assert_eq!((lines[1][4], &lines[1][8..10]), ("120GiB/320GiB", &["2/4", "NVIDIA A100"][..]));
+
+    let mut whole = spec("whole");
+    (whole.gpus, whole.gpu_model) = (2, "A100".into());
+    host.cluster.add(v1::ClusterTask { gpu_cards: cards(&[1, 4]), ..broker::task(whole) });
+    host.cluster.go_on("whole", running("n1"));
+    let text = host.shaper(&["describe", "whole"]);
+    let line = texts(&text).0.lines().find(|line| line.starts_with("GPU cards")).unwrap();
+    assert!(line.ends_with(": 1,4 (2 to itself of a model `A100`)"), "{line}");
+    let json = host.shaper(&["get", "tasks", "-o", "json"]);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json[0]["gpu_cards"], serde_json::json!([1, 4]));
+}
+
+#[test]
 fn nodes_and_policies_in_tables() {
     let host = Host::new();
     let _broker = host.start_broker();

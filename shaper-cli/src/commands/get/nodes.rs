@@ -1,6 +1,6 @@
 //! Nodes of the cluster: what they have, and what of it is reserved.
 
-use shaper_core::spec::Capacity;
+use shaper_core::{spec::Capacity, units::Bytes};
 
 use super::{cpu, iops, memory, network, or_dash};
 use crate::{
@@ -34,7 +34,7 @@ const COLUMNS: [Column; 8] = [
     Column::Number("CPU BUSY"),
 ];
 
-const WIDE_COLUMNS: [Column; 10] = [
+const WIDE_COLUMNS: [Column; 12] = [
     Column::Text("NAME"),
     Column::Text("STATE"),
     Column::Number("CPU"),
@@ -43,6 +43,8 @@ const WIDE_COLUMNS: [Column; 10] = [
     Column::Number("NET"),
     Column::Number("IOPS"),
     Column::Number("CPU BUSY"),
+    Column::Number("GPUS"),
+    Column::Text("GPU MODEL"),
     Column::Text("AGENT"),
     Column::Text("BOOT"),
 ];
@@ -57,11 +59,23 @@ fn row(node: &NodeStatus) -> [String; 8] {
         state(node).into(),
         of(|capacity| cpu(capacity.cpu)),
         of(|capacity| memory(capacity.memory)),
-        of_known(capacity.gpu_memory.is_some(), |capacity| memory(capacity.gpu_memory.unwrap_or(NO_MEMORY))),
+        gpu_memory(node),
         of_known(capacity.network.is_some(), |capacity| network(capacity.network)),
         of_known(capacity.storage_io.is_some(), |capacity| iops(capacity.storage_io)),
         format!("{}.{}%", cpu_utilisation_permille / 10, cpu_utilisation_permille % 10),
     ]
+}
+
+/// Of all its cards together.
+fn gpu_memory(NodeStatus { capacity, reserved, gpus, .. }: &NodeStatus) -> String {
+    let cards = gpus.as_ref().map_or(0, |offer| offer.cards.len());
+    match capacity.gpu_memory.filter(|_| cards > 0) {
+        Some(each) => {
+            let all = Bytes(each.0.saturating_mul(cards.into()));
+            format!("{}/{}", memory(reserved.gpu_memory.unwrap_or(Bytes(0))), memory(all))
+        }
+        None => "-".into(),
+    }
 }
 
 /// A node that is away takes no tasks either.
@@ -74,10 +88,15 @@ fn state(node: &NodeStatus) -> &'static str {
     }
 }
 
-const NO_MEMORY: shaper_core::units::Bytes = shaper_core::units::Bytes(0);
-
-fn wide_row(node: &NodeStatus) -> [String; 10] {
+fn wide_row(node: &NodeStatus) -> [String; 12] {
     let [name, state, cpu, memory, gpu, net, iops, busy] = row(node);
     let agent = or_dash(node.agent_socket.as_deref());
-    [name, state, cpu, memory, gpu, net, iops, busy, agent, node.boot_id.clone()]
+    let gpus = node.gpus.as_ref();
+    // Those of which somebody has something.
+    let cards = gpus.map(|offer| {
+        let taken = offer.cards.numbers().filter(|number| node.gpu_cards_taken.contains(*number)).count();
+        format!("{taken}/{}", offer.cards.len())
+    });
+    let (cards, model) = (or_dash(cards.as_deref()), or_dash(gpus.map(|offer| offer.model.as_str())));
+    [name, state, cpu, memory, gpu, net, iops, busy, cards, model, agent, node.boot_id.clone()]
 }
