@@ -97,10 +97,10 @@ fn cluster_text(task: &ClusterTask, now: UnixNanos) -> String {
         (0, Some(_)) => Some(format!("a part of one{model}")),
         (0, None) => None,
     };
-    let has = (!gpu_cards.is_empty()).then(|| gpu_cards.to_string());
-    let words: Vec<String> = has.into_iter().chain(asked).collect();
-    if !words.is_empty() {
-        field(&mut text, "GPU cards", &words.join(": "));
+    match asked {
+        Some(asked) if gpu_cards.is_empty() => field(&mut text, "GPU cards", &asked),
+        Some(asked) => field(&mut text, "GPU cards", &format!("{gpu_cards} ({asked})")),
+        None => {}
     }
     field(&mut text, "Command", &command_line(command));
     field(&mut text, "Directory", cwd);

@@ -238,7 +238,7 @@ fn gpu_cards_of_nodes_and_of_tasks() {
     host.cluster.go_on("whole", running("n1"));
     let text = host.shaper(&["describe", "whole"]);
     let line = texts(&text).0.lines().find(|line| line.starts_with("GPU cards")).unwrap();
-    assert!(line.ends_with("  1,4: 2 to itself of a model `A100`"), "{line}");
+    assert!(line.ends_with(": 1,4 (2 to itself of a model `A100`)"), "{line}");
     let json = host.shaper(&["get", "tasks", "-o", "json"]);
     let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!(json[0]["gpu_cards"], serde_json::json!([1, 4]));
