@@ -60,7 +60,7 @@ enum SessionError {
     Status(tonic::Status),
     #[error("the broker closed the session")]
     Closed,
-    #[error("the broker fell behind")]
+    #[error("it is begun anew: the broker fell behind, or this node has other cards to offer")]
     Behind,
     #[error(transparent)]
     Wire(#[from] WireError),

@@ -69,8 +69,10 @@ fn on_a_shared_card_a_high_task_grows_and_a_low_one_gives_back_or_ends() {
     // It needs more. The low one frees in time what is beyond its request.
     use_of(&[("low", 40), ("high", 33)]);
     eventually("the low one is to give back", || grant(&cluster, "low") == Some(20));
-    let told = cluster.agent("n1").shaper().get("low").notes;
-    assert!(told.iter().any(|note| note.contains("unless it frees that it is ended in")), "{told:?}");
+    eventually("it is told", || {
+        let notes = cluster.agent("n1").shaper().get("low").notes;
+        notes.iter().any(|note| note.contains("unless it frees that it is ended in"))
+    });
     use_of(&[("low", 15), ("high", 33)]);
     eventually("the high one has all that it may have", || grant(&cluster, "high") == Some(60));
     let why = reason(&cluster, "low", DecisionKind::Shrunk, "n1");
@@ -101,6 +103,8 @@ fn on_a_shared_card_a_high_task_grows_and_a_low_one_gives_back_or_ends() {
     // It runs again where what it requests is left, and the high one has what is beyond that.
     let again = cluster.broker.wait_until("low", "run again", |task| task.runs() && task.attempt == 2);
     assert_eq!(again.node.as_deref(), Some("n1"));
+    // What it had went with it.
+    use_of(&[("low", 5), ("high2", 22)]);
     eventually("each has its part", || {
         (grant(&cluster, "low"), grant(&cluster, "high2")) == (Some(20), Some(60))
     });
