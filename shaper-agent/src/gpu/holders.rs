@@ -358,11 +358,14 @@ mod tests {
         for gib in [4, 8, 1] {
             let limit = holders.as_kept(0, &cgroup, Limit::At(Bytes(gib * GIB)));
             assert_eq!(limit.guaranteed, Bytes(0), "there is no such word in dmem.max");
+            // What is written to a cgroup's file is no text that lies upon another.
+            write("dmem.max", "");
             holders.set_memory(0, &cgroup, limit).unwrap();
             let written = fs::read_to_string(folder.path().join("dmem.max")).unwrap();
             assert!(written.starts_with(&format!("drm/0000:03:00.0/vram0 {}", gib * GIB)), "{written}");
             assert_eq!(holders.memory(0, &cgroup).unwrap(), limit);
         }
+        write("dmem.max", "");
         holders.set_memory(0, &cgroup, MemoryLimit::default()).unwrap();
         assert_eq!(holders.memory(0, &cgroup).unwrap().limit, Limit::Unlimited);
     }

@@ -294,6 +294,8 @@ pub(crate) fn tutorial_one_node() -> Vec<Direction> {
 
 pub(crate) fn tutorial_three_nodes() -> Vec<Direction> {
     vec![
+        // As on machines without a GPU.
+        on("sh agent.sh n1 2> n1.log &").first("unset SHAPER_FAKE_NVML"),
         on("sh agent.sh n2 2> n2.log &"),
         // As on one node.
         on("sh agent.sh n2 2> n2.log &").first("wait %3 || true"),
