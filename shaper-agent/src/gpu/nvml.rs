@@ -58,6 +58,8 @@ const NO_LIMIT: c_ulonglong = c_ulonglong::MAX;
 
 /// How long the driver is waited for that has no error to tell of, ms: so long the thread outlives the library.
 const LISTEN_MS: u32 = 1000;
+/// After so many readings it is asked anew who has memory, whatever has changed.
+const FULL_EVERY: u32 = 10;
 /// So many errors are kept until the node takes them.
 const ERRORS_KEPT: usize = 256;
 
@@ -71,6 +73,9 @@ pub(super) struct Loaded {
     known: BTreeMap<u32, Identity>,
     /// Where the processes are that use cards.
     cgroups: Cgroups,
+    /// Of each card: the memory that was in use when it was last asked who has it, and the answer.
+    uses: BTreeMap<u32, (Bytes, Vec<CgroupUse>)>,
+    readings: u32,
     /// Whether the memory of cards can be limited, and after how many readings that is asked again.
     limits: BTreeMap<u32, (Result<(), String>, u32)>,
     /// Where the kernel shows what NVIDIA's driver has: `/proc/driver`.
@@ -111,6 +116,8 @@ impl Loaded {
                 known: BTreeMap::new(),
                 cgroups: Cgroups::default(),
                 limits: BTreeMap::new(),
+                uses: BTreeMap::new(),
+                readings: 0,
             }),
             Err(NvmlError::LibloadingError(error)) if *library == Library::Auto => {
                 Err(LibraryState::Absent { evidence: error.to_string() })
@@ -127,7 +134,11 @@ impl Loaded {
     /// What it says of all cards; of those that it does not know, why.
     pub(super) fn read(&mut self) -> Result<(Vec<CardReading>, Vec<String>), NvmlError> {
         let (mut cards, mut unknown) = (Vec::new(), Vec::new());
-        self.cgroups.begin();
+        let is_full = self.readings.is_multiple_of(FULL_EVERY);
+        self.readings = self.readings.wrapping_add(1);
+        if is_full {
+            self.cgroups.begin();
+        }
         let nvml = Arc::clone(&self.nvml);
         for place in 0..nvml.device_count()? {
             let asked = nvml.device_by_index(place);
@@ -149,7 +160,16 @@ impl Loaded {
             let Some(identity) = self.known.get(&place).cloned() else { continue };
             let figures = asked.and_then(|card| {
                 let memory_limits = self.limits_memory(place, &card);
-                Ok(Figures { memory_limits, ..figures(&card, &mut self.cgroups)? })
+                let mut figures = figures(&card)?;
+                // While the memory in use is the same, so is who has it.
+                let before =
+                    self.uses.get(&place).filter(|(used, _)| !is_full && *used == figures.memory_used);
+                figures.uses = match before {
+                    Some((_, uses)) => uses.clone(),
+                    None => uses(&card, &mut self.cgroups)?,
+                };
+                self.uses.insert(place, (figures.memory_used, figures.uses.clone()));
+                Ok(Figures { memory_limits, ..figures })
             });
             cards.push(identity.reading(figures));
         }
@@ -164,8 +184,10 @@ impl Loaded {
             match self.part(card, &part) {
                 Ok(identity) => {
                     let without = Err("the hardware has cut it: there is no more of it".to_owned());
-                    let figures = figures(&part, &mut self.cgroups)
-                        .map(|figures| Figures { memory_limits: without, ..figures });
+                    let figures = figures(&part).and_then(|figures| {
+                        let uses = uses(&part, &mut self.cgroups)?;
+                        Ok(Figures { memory_limits: without, uses, ..figures })
+                    });
                     cards.push(identity.reading(figures));
                 }
                 Err(error) => unknown.push(format!("part {place} of a card: {error}")),
@@ -357,22 +379,26 @@ fn capability(minors: &str, wanted: &str) -> Option<u32> {
     minors.lines().find_map(|line| line.strip_prefix(wanted)?.trim().parse().ok())
 }
 
-fn figures(card: &Device<'_>, cgroups: &mut Cgroups) -> Result<Figures, NvmlError> {
+fn figures(card: &Device<'_>) -> Result<Figures, NvmlError> {
     let memory = card.memory_info()?;
-    let memory_of = |memory| match memory {
-        UsedGpuMemory::Used(bytes) => Bytes(bytes),
-        UsedGpuMemory::Unavailable => Bytes(0),
-    };
-    let processes = card.running_compute_processes()?.into_iter();
-    let uses = cgroups.sum(processes.map(|process| (process.pid, memory_of(process.used_gpu_memory))));
     Ok(Figures {
         memory: Bytes(memory.total),
         memory_used: Bytes(memory.used),
         busy_percent: if_supported(card.utilization_rates())?.map(|rates| rates.gpu),
         temperature_celsius: if_supported(card.temperature(TemperatureSensor::Gpu))?,
         memory_limits: Ok(()),
-        uses,
+        uses: Vec::new(),
     })
+}
+
+/// Who has memory of a card.
+fn uses(card: &Device<'_>, cgroups: &mut Cgroups) -> Result<Vec<CgroupUse>, NvmlError> {
+    let memory_of = |memory| match memory {
+        UsedGpuMemory::Used(bytes) => Bytes(bytes),
+        UsedGpuMemory::Unavailable => Bytes(0),
+    };
+    let processes = card.running_compute_processes()?.into_iter();
+    Ok(cgroups.sum(processes.map(|process| (process.pid, memory_of(process.used_gpu_memory)))))
 }
 
 /// Not every card says everything.
@@ -407,11 +433,11 @@ struct Known {
 }
 
 impl Cgroups {
-    /// A process is read anew after so many readings.
-    const ROUNDS: u32 = 20;
+    /// A process is read anew after so many full readings.
+    const ROUNDS: u32 = 4;
     const PATHS_MAX: usize = 4096;
 
-    /// Another reading: processes that were not in the last are forgotten, for another may have their number.
+    /// Another full reading: processes that were not in the last are forgotten, for another may have their number.
     fn begin(&mut self) {
         if self.paths.len() > Self::PATHS_MAX {
             *self = Cgroups { round: self.round, ..Cgroups::default() };
