@@ -97,13 +97,13 @@ const REQUIREMENTS: &[Requirement] = &[
     program(Need::Native, "ip", "iproute2"),
     program(Need::Native, "tc", "iproute2"),
     program(Need::Native, "openssl", "openssl"),
+    program(Need::Native, "curl", "curl"),
     program(Need::Traffic, "iperf3", "iperf3"),
     program(Need::Fuzzing, "c++", "g++"),
     program(Need::Browser, "chromium", "chromium"),
     program(Need::Browser, "node", "nodejs"),
     program(Need::Browser, "npm", "npm"),
     program(Need::Commands, "ssh", "openssh-client"),
-    program(Need::Commands, "curl", "curl"),
     Requirement { need: Need::Build, probe: Probe::Protoc, package: "protobuf-compiler" },
     Requirement { need: Need::Build, probe: Probe::Protoc, package: "libprotobuf-dev" },
 ];
@@ -117,10 +117,10 @@ impl Need {
             Self::Traffic => "iperf3, to load the network for `bench net`",
             Self::Fuzzing => "a C++ compiler, to build libFuzzer for `soak fuzz`",
             Self::Build => "protoc with its definitions, to build the broker's client of etcd",
-            Self::Commands => "ssh and curl, which documented commands use",
+            Self::Commands => "ssh, which a documented command uses",
             Self::Browser => "Chromium, and Node.js to drive it, to test the web page",
             Self::Native => {
-                "ip and tc, to set up network namespaces for tests and the demo, and openssl, which documented commands use"
+                "ip and tc, to set up network namespaces for tests and the demo, openssl and curl, which documented commands and what is asked after them use"
             }
         }
     }

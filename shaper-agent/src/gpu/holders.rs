@@ -10,6 +10,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use nvml_wrapper::{Device, error::NvmlError};
 use serde::{Deserialize, Serialize};
 use shaper_core::{
     gpu::Rung,
@@ -17,7 +18,7 @@ use shaper_core::{
     units::{Bytes, Milliwatts},
 };
 
-use super::reader::{Answer, Asker, Call};
+use super::{nvml::Loaded, reader::Asker};
 use crate::kernel::cgroup::{
     Cgroup, CgroupError,
     dmem::{self, OfRegion},
@@ -100,6 +101,21 @@ struct Card {
     watched: BTreeMap<u64, MemoryLimit>,
 }
 
+impl Card {
+    /// The strongest that can hold a task to its part, where its cgroup has the files of dmem; `None`: nothing can, for
+    /// nobody sees what is used.
+    fn strongest(&self, has_dmem: bool) -> Option<Rung> {
+        let by_driver = self.facts.by_driver.as_ref();
+        if has_dmem && self.facts.region.is_some() {
+            Some(Rung::Dmem)
+        } else if by_driver == Some(&Ok(())) && self.refused.is_none() {
+            Some(Rung::NvmlCgroup)
+        } else {
+            (by_driver.is_some() || self.facts.region.is_some()).then_some(Rung::Watchdog)
+        }
+    }
+}
+
 /// All of them. A clone is the same.
 #[derive(Clone)]
 pub struct Holders {
@@ -140,34 +156,18 @@ impl Holders {
     /// What holds a cgroup to its part of a card.
     pub fn rung(&self, number: u32, cgroup: &Cgroup) -> Rung {
         let cards = self.lock();
-        let Some(card) = cards.get(&number) else { return Rung::Watchdog };
-        if card.facts.region.is_some() && cgroup.has(dmem::MAX) {
-            Rung::Dmem
-        } else if card.facts.by_driver == Some(Ok(())) && card.refused.is_none() {
-            Rung::NvmlCgroup
-        } else {
-            Rung::Watchdog
-        }
+        let strongest = cards.get(&number).and_then(|card| card.strongest(cgroup.has(dmem::MAX)));
+        strongest.unwrap_or(Rung::Watchdog)
     }
 
     /// Whether what is used of a card is seen: else no watchdog can do anything.
     pub fn is_seen(&self, number: u32) -> bool {
-        self.lock()
-            .get(&number)
-            .is_some_and(|card| card.facts.by_driver.is_some() || card.facts.region.is_some())
+        self.strongest(number).is_some()
     }
 
     /// Whether a card is a part of one, of which there is no more than it has.
     pub fn is_part(&self, number: u32) -> bool {
         self.lock().get(&number).is_some_and(|card| card.facts.is_part)
-    }
-
-    /// Whether nothing but a watchdog, or the MPS server, can hold a task to its part of a card.
-    pub fn is_only_watched(&self, number: u32) -> bool {
-        let cards = self.lock();
-        let Some(Card { facts, refused, .. }) = cards.get(&number) else { return true };
-        let by_driver = facts.by_driver == Some(Ok(())) && refused.is_none();
-        !(by_driver || facts.is_part || facts.region.is_some())
     }
 
     /// Whether the driver was last said to limit the memory of a card, by its id.
@@ -181,14 +181,11 @@ impl Holders {
     /// The strongest that can hold a task to its part of a card, and why nothing stronger does; `None`: nothing can.
     pub fn strongest(&self, number: u32) -> Option<(Rung, Option<String>)> {
         let cards = self.lock();
-        let Card { facts, refused, .. } = cards.get(&number)?;
-        match &facts.by_driver {
-            _ if facts.is_part => Some((Rung::Mig, None)),
-            _ if facts.region.is_some() => Some((Rung::Dmem, None)),
-            Some(Ok(())) if refused.is_none() => Some((Rung::NvmlCgroup, None)),
-            Some(by_driver) => Some((Rung::Watchdog, refused.clone().or_else(|| by_driver.clone().err()))),
-            None => None,
-        }
+        let card = cards.get(&number)?;
+        let rung = if card.facts.is_part { Rung::Mig } else { card.strongest(true)? };
+        let by_driver = || card.facts.by_driver.clone()?.err();
+        let why = if rung == Rung::Watchdog { card.refused.clone().or_else(by_driver) } else { None };
+        Some((rung, why))
     }
 
     fn gone(&self, number: u32) -> Option<CardError> {
@@ -196,10 +193,14 @@ impl Holders {
         Some(CardError::Gone { card: number, why })
     }
 
-    fn ask(&self, number: u32, call: impl FnOnce(String) -> Call) -> Result<Answer, CardError> {
+    fn ask<T: Send + 'static>(
+        &self,
+        number: u32,
+        call: impl FnOnce(&Loaded, &mut Device<'_>) -> Result<T, NvmlError> + Send + 'static,
+    ) -> Result<T, CardError> {
         let id = self.lock().get(&number).map(|card| card.facts.id.clone()).unwrap_or_default();
         match &self.library {
-            Some(library) => library.ask(number, call(id)),
+            Some(library) => library.ask(number, move |loaded| loaded.with(number, &id, call)),
             None => Err(CardError::Unsupported { card: number, why: "NVML is off (--nvml off)".into() }),
         }
     }
@@ -214,10 +215,7 @@ impl Holders {
             }
             Rung::NvmlCgroup => {
                 let cgroup = cgroup.path().to_owned();
-                match self.ask(number, |card| Call::MemoryLimit { card, cgroup })? {
-                    Answer::MemoryLimit(limit) => Ok(limit),
-                    _ => Ok(MemoryLimit::default()),
-                }
+                Ok(self.ask(number, move |loaded, card| loaded.memory_limit(card, &cgroup))?)
             }
             Rung::Mig | Rung::Mps | Rung::Watchdog => {
                 let cards = self.lock();
@@ -245,8 +243,8 @@ impl Holders {
             }
             Rung::NvmlCgroup => {
                 let path = cgroup.path().to_owned();
-                match self.ask(number, |card| Call::SetMemoryLimit { card, cgroup: path, limit }) {
-                    Ok(_) => Ok(()),
+                match self.ask(number, move |loaded, card| loaded.set_memory_limit(card, &path, limit)) {
+                    Ok(()) => Ok(()),
                     Err(CardError::Unsupported { why, .. }) => {
                         tracing::warn!(
                             card = number,
@@ -290,15 +288,12 @@ impl Holders {
         if let Some(gone) = self.gone(number) {
             return Err(gone);
         }
-        match self.ask(number, |card| Call::Power { card })? {
-            Answer::Power(power) => Ok(power),
-            _ => Ok(Milliwatts(0)),
-        }
+        self.ask(number, |loaded, card| loaded.power(card))
     }
 
     /// Limits it.
     pub fn set_power(&self, number: u32, power: Milliwatts) -> Result<(), CardError> {
-        self.ask(number, |card| Call::SetPower { card, power }).map(drop)
+        self.ask(number, move |loaded, card| loaded.set_power(card, power))
     }
 
     /// What of its region a cgroup uses, where the controller dmem counts it.

@@ -29,8 +29,7 @@ use shaper_core::{
 
 use super::{
     CardError, CardReading, CgroupUse, Figures, Library, LibraryState, MemoryLimit, Xid, caps_major,
-    nvidia_major,
-    reader::{Answer, Asked, Call},
+    nvidia_major, reader::Asked,
 };
 
 /// The library that is there wherever NVIDIA's driver is.
@@ -161,7 +160,8 @@ impl Loaded {
             let figures = asked.and_then(|card| {
                 let memory_limits = self.limits_memory(place, &card);
                 let mut figures = figures(&card)?;
-                // While the memory in use is the same, so is who has it.
+                // While the memory in use is the same, so is who has it; where one gave what another took, that is seen
+                // with the next full reading.
                 let before =
                     self.uses.get(&place).filter(|(used, _)| !is_full && *used == figures.memory_used);
                 figures.uses = match before {
@@ -226,25 +226,14 @@ impl Loaded {
         })
     }
 
-    /// Does what somebody asks for.
-    pub(super) fn serve(&self, number: u32, call: Call) -> Result<Answer, CardError> {
-        let (Call::MemoryLimit { card, .. }
-        | Call::SetMemoryLimit { card, .. }
-        | Call::Power { card }
-        | Call::SetPower { card, .. }) = &call;
-        let done = self.nvml.device_by_uuid(card.as_str()).and_then(|mut card| match &call {
-            Call::MemoryLimit { cgroup, .. } => self.memory_limit(&card, cgroup).map(Answer::MemoryLimit),
-            Call::SetMemoryLimit { cgroup, limit, .. } => {
-                self.set_memory_limit(&card, cgroup, *limit).map(|()| Answer::Done)
-            }
-            Call::Power { .. } => {
-                card.power_management_limit().map(|power| Answer::Power(Milliwatts(power.into())))
-            }
-            Call::SetPower { power, .. } => {
-                let power = u32::try_from(power.0).map_err(|_| NvmlError::InvalidArg)?;
-                card.set_power_management_limit(power).map(|()| Answer::Done)
-            }
-        });
+    /// Does something with a card, by its id.
+    pub(super) fn with<T>(
+        &self,
+        number: u32,
+        id: &str,
+        call: impl FnOnce(&Loaded, &mut Device<'_>) -> Result<T, NvmlError>,
+    ) -> Result<T, CardError> {
+        let done = self.nvml.device_by_uuid(id).and_then(|mut card| call(self, &mut card));
         done.map_err(|error| {
             let why = error.to_string();
             match error {
@@ -256,6 +245,16 @@ impl Loaded {
                 _ => CardError::Refused { card: number, why },
             }
         })
+    }
+
+    /// The power that a card may draw.
+    pub(super) fn power(&self, card: &Device<'_>) -> Result<Milliwatts, NvmlError> {
+        card.power_management_limit().map(|power| Milliwatts(power.into()))
+    }
+
+    /// Limits it.
+    pub(super) fn set_power(&self, card: &mut Device<'_>, power: Milliwatts) -> Result<(), NvmlError> {
+        card.set_power_management_limit(u32::try_from(power.0).map_err(|_| NvmlError::InvalidArg)?)
     }
 
     /// Whether the driver limits the memory of a card by cgroup. One that does not may let us later, but not from one second to
@@ -273,7 +272,8 @@ impl Loaded {
         asked
     }
 
-    fn memory_limit(&self, card: &Device<'_>, cgroup: &Path) -> Result<MemoryLimit, NvmlError> {
+    /// What a cgroup may have of a card's memory.
+    pub(super) fn memory_limit(&self, card: &Device<'_>, cgroup: &Path) -> Result<MemoryLimit, NvmlError> {
         type Function = unsafe extern "C" fn(*mut c_void, *mut GetMemoryLimits) -> c_uint;
         let name_space = CString::new(cgroup.as_os_str().as_bytes()).map_err(|_| NvmlError::InvalidArg)?;
         let mut found = GetMemoryLimits { name_space: name_space.as_ptr(), soft: 0, hard: NO_LIMIT, used: 0 };
@@ -287,7 +287,8 @@ impl Loaded {
         Ok(MemoryLimit { guaranteed: Bytes(found.soft), limit })
     }
 
-    fn set_memory_limit(
+    /// Limits it.
+    pub(super) fn set_memory_limit(
         &self,
         card: &Device<'_>,
         cgroup: &Path,

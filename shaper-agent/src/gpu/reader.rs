@@ -14,10 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use shaper_core::units::Milliwatts;
-
 use super::{
-    CardError, Library, LibraryState, MemoryLimit, Reading, Xid,
+    CardError, Library, LibraryState, Reading, Xid,
     nvml::{self, Loaded},
 };
 use crate::kernel::mapped::monotonic_ns;
@@ -31,50 +29,6 @@ const LATE: u32 = 5;
 /// How long who wants something of the library waits for it; not again before it has answered.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What the library is asked to do, for a card by its id.
-#[derive(Clone, Debug)]
-pub enum Call {
-    /// What a cgroup may have of its memory.
-    MemoryLimit {
-        /// The card.
-        card: String,
-        /// The cgroup.
-        cgroup: PathBuf,
-    },
-    /// The same, from now on.
-    SetMemoryLimit {
-        /// The card.
-        card: String,
-        /// The cgroup.
-        cgroup: PathBuf,
-        /// How much.
-        limit: MemoryLimit,
-    },
-    /// The power that it may draw.
-    Power {
-        /// The card.
-        card: String,
-    },
-    /// The same, from now on.
-    SetPower {
-        /// The card.
-        card: String,
-        /// How much.
-        power: Milliwatts,
-    },
-}
-
-/// What it answers.
-#[derive(Clone, Debug)]
-pub enum Answer {
-    /// It is done.
-    Done,
-    /// A limit of memory.
-    MemoryLimit(MemoryLimit),
-    /// A power.
-    Power(Milliwatts),
-}
-
 /// Of what the thread is to ask.
 #[derive(Clone, Debug)]
 pub struct Asked {
@@ -86,25 +40,24 @@ pub struct Asked {
     pub proc_driver: PathBuf,
 }
 
-struct Request {
-    number: u32,
-    call: Call,
-    /// Nobody waits for it any more.
-    is_abandoned: Arc<AtomicBool>,
-    answer: mpsc::SyncSender<Result<Answer, CardError>>,
-}
+/// Something to be done with the library, if there is one, by the thread that has it.
+type Work = Box<dyn FnOnce(Option<&Loaded>) + Send>;
 
-/// Who may ask.
+/// Who may have something done.
 #[derive(Clone)]
 pub struct Asker {
-    requests: mpsc::Sender<Request>,
+    work: mpsc::Sender<Work>,
     /// Since when the thread has not answered somebody, `CLOCK_MONOTONIC` ns; 0: it answers.
     silent_since_ns: Arc<AtomicU64>,
 }
 
 impl Asker {
-    /// Asks, and waits for a while.
-    pub fn ask(&self, number: u32, call: Call) -> Result<Answer, CardError> {
+    /// Has something done for a card of that number, and waits for a while.
+    pub(super) fn ask<T: Send + 'static>(
+        &self,
+        number: u32,
+        call: impl FnOnce(&Loaded) -> Result<T, CardError> + Send + 'static,
+    ) -> Result<T, CardError> {
         let silent_since = self.silent_since_ns.load(Ordering::Acquire);
         if silent_since > 0 {
             let silent = Duration::from_nanos(monotonic_ns().saturating_sub(silent_since));
@@ -112,9 +65,16 @@ impl Asker {
         }
         let (answer, answered) = mpsc::sync_channel(1);
         let is_abandoned = Arc::new(AtomicBool::new(false));
-        let request = Request { number, call, is_abandoned: Arc::clone(&is_abandoned), answer };
+        let seen = Arc::clone(&is_abandoned);
+        let work = move |loaded: Option<&Loaded>| {
+            // Whoever has gone meanwhile was told that it is not done.
+            if !seen.load(Ordering::Acquire) {
+                let without = || Err(CardError::Unsupported { card: number, why: "there is no NVML".into() });
+                let _ = answer.send(loaded.map_or_else(without, call));
+            }
+        };
         let since = monotonic_ns();
-        self.requests.send(request).map_err(|_| CardError::Silent(0))?;
+        self.work.send(Box::new(work)).map_err(|_| CardError::Silent(0))?;
         answered.recv_timeout(PATIENCE).unwrap_or_else(|_| {
             is_abandoned.store(true, Ordering::Release);
             self.silent_since_ns.store(since, Ordering::Release);
@@ -137,8 +97,8 @@ impl Reader {
         let nothing =
             Reading { at_ns: 0, library: LibraryState::Unasked, cards: Vec::new(), unknown: Vec::new() };
         let latest = Arc::new(Mutex::new(Arc::new(nothing)));
-        let (requests, requested) = mpsc::channel();
-        let asker = Asker { requests, silent_since_ns: Arc::default() };
+        let (work, to_do) = mpsc::channel();
+        let asker = Asker { work, silent_since_ns: Arc::default() };
         let errors = Arc::default();
         let thread = Thread {
             asked,
@@ -147,7 +107,7 @@ impl Reader {
             silent_since_ns: Arc::clone(&asker.silent_since_ns),
             errors: Arc::clone(&errors),
         };
-        thread::Builder::new().name("gpu".into()).spawn(move || thread.run(&requested))?;
+        thread::Builder::new().name("gpu".into()).spawn(move || thread.run(&to_do))?;
         Ok(Reader { latest, began_ns: monotonic_ns(), asker, errors })
     }
 
@@ -185,32 +145,23 @@ struct Thread {
 }
 
 impl Thread {
-    fn run(mut self, requests: &mpsc::Receiver<Request>) {
+    fn run(mut self, to_do: &mpsc::Receiver<Work>) {
         loop {
             let reading = self.read();
             *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(reading);
             self.silent_since_ns.store(0, Ordering::Release);
             let next = Instant::now() + if self.loaded.is_some() { PERIOD } else { RETRY };
             loop {
-                match requests.recv_timeout(next.saturating_duration_since(Instant::now())) {
-                    Ok(request) => self.serve(request),
+                match to_do.recv_timeout(next.saturating_duration_since(Instant::now())) {
+                    Ok(work) => {
+                        work(self.loaded.as_ref());
+                        self.silent_since_ns.store(0, Ordering::Release);
+                    }
                     Err(RecvTimeoutError::Timeout) => break,
                     Err(RecvTimeoutError::Disconnected) => return,
                 }
             }
         }
-    }
-
-    fn serve(&mut self, Request { number, call, is_abandoned, answer }: Request) {
-        if !is_abandoned.load(Ordering::Acquire) {
-            let done = match &self.loaded {
-                Some(loaded) => loaded.serve(number, call),
-                None => Err(CardError::Unsupported { card: number, why: "there is no NVML".into() }),
-            };
-            // Whoever has gone meanwhile compares what is in force by and by.
-            let _ = answer.send(done);
-        }
-        self.silent_since_ns.store(0, Ordering::Release);
     }
 
     fn read(&mut self) -> Reading {

@@ -25,7 +25,7 @@ use shaper_proto::peer::Caller;
 
 use super::{EVICTION_GRACE, Node, NodeError, Task, cards::Cards, change::Hold};
 use crate::{
-    actuate::{Knob, Wish},
+    actuate::{Knob, Value, Wish},
     config::Exceeded,
     kernel::mapped::monotonic_ns,
     launch,
@@ -106,7 +106,7 @@ impl Node {
             self.deal_with_over(&execution, number);
         }
         let thaws = self.tasks.iter().filter(|(_, task)| {
-            task.record.baseline.contains_key(&Knob::Frozen)
+            task.in_force.get(&Knob::Frozen) == Some(&Value::Frozen(true))
                 && !is_over(&task.record.execution, &self.cards.over)
         });
         for id in thaws.map(|(id, _)| id.clone()).collect::<Vec<_>>() {

@@ -179,6 +179,9 @@ impl Node {
         {
             tracing::error!(error = %launch::chain(&error), "new GPU cards are open to every task");
         }
+        if self.cards.table.cards().is_empty() {
+            return;
+        }
         self.cards.uses = self.card_uses(found);
         let cgroups = self.tasks.values().filter_map(|task| Some(task.target.as_ref()?.cgroup.id()));
         self.cards.holders.retain(&cgroups.collect());
@@ -252,7 +255,10 @@ impl Node {
     /// Has a task that has more of a card than it may free it, or end.
     pub(super) fn ask_to_free(&mut self, id: &TaskId, why: String) {
         if let Some(task) = self.tasks.get(id) {
-            self.cards.asked.insert(task.record.execution.clone(), why);
+            let execution = &task.record.execution;
+            self.cards.asked.insert(execution.clone(), why);
+            // It has a grace from here on, whatever it had too much of before.
+            self.cards.over.retain(|(over, _), _| over != execution);
         }
     }
 
