@@ -2,16 +2,21 @@
 
 use std::{
     ffi::{c_uint, c_ulonglong},
+    mem::MaybeUninit,
+    os::fd::OwnedFd,
     sync::atomic::{AtomicUsize, Ordering},
-    thread,
     time::{Duration, Instant},
 };
 
-use crate::{Device, INVALID_ARGUMENT, NO_INSTANCE, Return, SUCCESS, State, done, give};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::inotify::{self, CreateFlags, WatchFlags},
+    io::Errno,
+};
+
+use crate::{Device, INVALID_ARGUMENT, NO_INSTANCE, Return, SUCCESS, State, UNKNOWN, done, give, path};
 
 const TIMEOUT: Return = 10;
-/// How often it is looked for events: a driver is woken by them.
-const WAIT: Duration = Duration::from_millis(100);
 /// `nvmlEventTypeXidCriticalError`
 const XID: c_ulonglong = 8;
 
@@ -86,6 +91,8 @@ pub unsafe extern "C" fn nvmlEventSetWait_v2(
     // SAFETY: the caller's promise.
     let Events(told) = unsafe { &*set };
     let until = Instant::now() + Duration::from_millis(timeout_ms.into());
+    // Before it is read: what changes meanwhile is not missed.
+    let Ok(changes) = changes() else { return UNKNOWN };
     loop {
         let state = match State::of("nvmlEventSetWait_v2") {
             Ok(state) => state,
@@ -107,9 +114,38 @@ pub unsafe extern "C" fn nvmlEventSetWait_v2(
             return done(unsafe { give(to, event) });
         }
         told.store(number, Ordering::Release);
-        if Instant::now() >= until {
-            return TIMEOUT;
+        match wait(&changes, until) {
+            Ok(true) => {}
+            Ok(false) => return TIMEOUT,
+            Err(_) => return UNKNOWN,
         }
-        thread::sleep(WAIT);
+    }
+}
+
+/// Who tells of changes where the file is: it is replaced as a whole.
+fn changes() -> Result<OwnedFd, Errno> {
+    let changes = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+    let folder = path().and_then(|path| Some(path.parent()?.to_owned())).ok_or(Errno::NOENT)?;
+    inotify::add_watch(&changes, folder, WatchFlags::MOVED_TO | WatchFlags::CLOSE_WRITE)?;
+    Ok(changes)
+}
+
+/// Waits until something has changed; whether it has in time.
+fn wait(changes: &OwnedFd, until: Instant) -> Result<bool, Errno> {
+    let rest = until.saturating_duration_since(Instant::now());
+    let rest = Timespec::try_from(rest).map_err(|_| Errno::INVAL)?;
+    match poll(&mut [PollFd::new(changes, PollFlags::IN)], Some(&rest)) {
+        Ok(0) => return Ok(false),
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(error) => return Err(error),
+    }
+    let mut buffer = [MaybeUninit::uninit(); 4096];
+    let mut told = inotify::Reader::new(changes, &mut buffer);
+    loop {
+        match told.next() {
+            Ok(_) => {}
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(true),
+            Err(error) => return Err(error),
+        }
     }
 }

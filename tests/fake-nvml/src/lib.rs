@@ -27,6 +27,7 @@ pub mod events;
 pub mod mig;
 
 use std::{
+    collections::HashSet,
     ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void},
     fs,
     os::unix::fs::MetadataExt,
@@ -573,10 +574,9 @@ pub unsafe extern "C" fn nvmlDeviceGetMemoryLimits_v1(device: Device, to: *mut G
         // SAFETY: the caller's promise.
         let cgroup = unsafe { cgroup(name_space) }?;
         let (soft, hard) = limits(card, &cgroup);
-        let is_in = |process: &&Process| {
-            let of = fs::read_to_string(format!("/proc/{}/cgroup", process.pid)).unwrap_or_default();
-            of.lines().any(|line| line.strip_prefix("0::").is_some_and(|path| cgroup.ends_with(path)))
-        };
+        let members = fs::read_to_string(Path::new(&cgroup).join("cgroup.procs")).map_err(|_| NOT_FOUND)?;
+        let members: HashSet<u32> = members.lines().filter_map(|pid| pid.parse().ok()).collect();
+        let is_in = |process: &&Process| members.contains(&process.pid);
         let used = state.processes(card).filter(is_in).map(|process| process.memory).sum();
         // SAFETY: the caller's promise.
         unsafe { give(to, GetMemoryLimits { name_space, soft, hard, used }) }
