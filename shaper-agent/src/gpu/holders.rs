@@ -104,9 +104,9 @@ struct Card {
 impl Card {
     /// The strongest that can hold a task to its part, where its cgroup has the files of dmem; `None`: nothing can, for
     /// nobody sees what is used.
-    fn strongest(&self, has_dmem: bool) -> Option<Rung> {
+    fn strongest(&self, has_dmem: impl FnOnce() -> bool) -> Option<Rung> {
         let by_driver = self.facts.by_driver.as_ref();
-        if has_dmem && self.facts.region.is_some() {
+        if self.facts.region.is_some() && has_dmem() {
             Some(Rung::Dmem)
         } else if by_driver == Some(&Ok(())) && self.refused.is_none() {
             Some(Rung::NvmlCgroup)
@@ -156,7 +156,7 @@ impl Holders {
     /// What holds a cgroup to its part of a card.
     pub fn rung(&self, number: u32, cgroup: &Cgroup) -> Rung {
         let cards = self.lock();
-        let strongest = cards.get(&number).and_then(|card| card.strongest(cgroup.has(dmem::MAX)));
+        let strongest = cards.get(&number).and_then(|card| card.strongest(|| cgroup.has(dmem::MAX)));
         strongest.unwrap_or(Rung::Watchdog)
     }
 
@@ -182,7 +182,7 @@ impl Holders {
     pub fn strongest(&self, number: u32) -> Option<(Rung, Option<String>)> {
         let cards = self.lock();
         let card = cards.get(&number)?;
-        let rung = if card.facts.is_part { Rung::Mig } else { card.strongest(true)? };
+        let rung = if card.facts.is_part { Rung::Mig } else { card.strongest(|| true)? };
         let by_driver = || card.facts.by_driver.clone()?.err();
         let why = if rung == Rung::Watchdog { card.refused.clone().or_else(by_driver) } else { None };
         Some((rung, why))

@@ -56,7 +56,7 @@ struct GetMemoryLimits {
 const NO_LIMIT: c_ulonglong = c_ulonglong::MAX;
 
 /// How long the driver is waited for that has no error to tell of, ms: so long the thread outlives the library.
-const LISTEN_MS: u32 = 1000;
+const LISTEN_MS: u32 = 10_000;
 /// After so many readings it is asked anew who has memory, whatever has changed.
 const FULL_EVERY: u32 = 10;
 /// So many errors are kept until the node takes them.
@@ -330,6 +330,8 @@ fn listen(nvml: &Nvml, is_over: &AtomicBool, tell: impl Fn(Xid)) -> Result<(), N
     }
     while any && !is_over.load(Ordering::Acquire) {
         match set.wait(LISTEN_MS) {
+            // Another listens by now, and tells of it.
+            Ok(_) if is_over.load(Ordering::Acquire) => {}
             Ok(event) => {
                 let code = match event.event_data {
                     Some(XidError::Value(code)) => Some(code),

@@ -55,9 +55,11 @@ impl Table {
 
     /// Takes a card up, on disk first; tells whether anything of it is new.
     pub fn note(&mut self, id: &str, model: &str, device: CharDevice) -> Result<bool, TableError> {
+        if self.by_id(id).is_some_and(|card| card.device == device && card.model == model) {
+            return Ok(false);
+        }
         let mut cards = self.cards.clone();
         match cards.iter_mut().find(|card| card.id == id) {
-            Some(card) if card.device == device && card.model == model => return Ok(false),
             Some(card) => {
                 card.device = device;
                 card.model = model.to_owned();

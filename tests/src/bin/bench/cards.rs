@@ -45,13 +45,19 @@ pub(crate) fn measure(plan: Plan, report: &mut Report) -> Result<()> {
     let mut lines = FakeCards::line(CARDS);
     let mut sleepers = Sleepers(Vec::new());
     for card in 0..CARDS {
-        let below = group.make_child(&card.to_string());
-        for _ in 0..PROCESSES {
-            let child = Command::new("/bin/sleep").arg("3600").stdin(Stdio::null()).spawn();
-            let child = child.context("cannot start sleep")?;
-            fs::write(below.join("cgroup.procs"), child.id().to_string()).context("cannot move a process")?;
-            lines.push(format!("process card=GPU-{card} pid={} memory={}", child.id(), 1u64 << 30));
-            sleepers.0.push(child);
+        // The agent without cards has as many processes in its tasks.
+        for (of, is_on_card) in [(&group, true), (&other, false)] {
+            let below = of.make_child(&card.to_string());
+            for _ in 0..PROCESSES {
+                let child = Command::new("/bin/sleep").arg("3600").stdin(Stdio::null()).spawn();
+                let child = child.context("cannot start sleep")?;
+                let pid = child.id();
+                sleepers.0.push(child);
+                fs::write(below.join("cgroup.procs"), pid.to_string()).context("cannot move a process")?;
+                if is_on_card {
+                    lines.push(format!("process card=GPU-{card} pid={pid} memory={}", 1u64 << 30));
+                }
+            }
         }
     }
     let cards = FakeCards::new(&lines.iter().map(String::as_str).collect::<Vec<_>>());
@@ -62,7 +68,7 @@ pub(crate) fn measure(plan: Plan, report: &mut Report) -> Result<()> {
     for card in 0..CARDS {
         let (id, number) = (format!("bench-{card}"), card.to_string());
         with.adopt(&id, &group.path().join(&number), &["--cards", &number, "--gpu-memory", "70Gi"]);
-        without.adopt(&id, &other.make_child(&number), &[]);
+        without.adopt(&id, &other.path().join(&number), &[]);
     }
     let seen = happens(|| {
         with.shaper().usage_of("bench-7").gpu_memory.first().is_some_and(|it| it.processes == PROCESSES)
