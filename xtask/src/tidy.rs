@@ -36,7 +36,7 @@ const KERNEL: Others = Others::AllBut(&["aya", "aya-log", "cgroups-rs"]);
 const ARROWS: &[Arrows] = &[
     Arrows { package: "shaper-common", ours: &[], others: Others::None },
     Arrows { package: "shaper-core", ours: &[], others: KERNEL },
-    Arrows { package: "shaper-fake-nvml", ours: &[], others: Others::None },
+    Arrows { package: "shaper-fake-nvml", ours: &[], others: KERNEL },
     Arrows { package: "shaper-nsenter", ours: &[], others: KERNEL },
     Arrows { package: "shaper-proto", ours: &["shaper-core"], others: KERNEL },
     Arrows { package: "shaper-identity", ours: &["shaper-core", "shaper-proto"], others: KERNEL },
