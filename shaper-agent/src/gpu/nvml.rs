@@ -70,6 +70,8 @@ pub(super) struct Loaded {
     is_over: Arc<AtomicBool>,
     /// What is known of the cards by their places: a card that is lost does not say any more who it is.
     known: BTreeMap<u32, Identity>,
+    /// Whether a card is cut into parts, as of the last full reading.
+    cut: BTreeMap<u32, bool>,
     /// Where the processes are that use cards.
     cgroups: Cgroups,
     /// Of each card: the memory that was in use when it was last asked who has it, and the answer.
@@ -113,6 +115,7 @@ impl Loaded {
                 proc_driver: proc_driver.clone(),
                 is_over: Arc::default(),
                 known: BTreeMap::new(),
+                cut: BTreeMap::new(),
                 cgroups: Cgroups::default(),
                 limits: BTreeMap::new(),
                 uses: BTreeMap::new(),
@@ -143,7 +146,7 @@ impl Loaded {
             let asked = nvml.device_by_index(place);
             // A card that is cut into parts cannot be used as a whole.
             if let Ok(card) = &asked
-                && card.mig_mode().is_ok_and(|mode| mode.current == 1)
+                && self.is_cut(place, card, is_full)
             {
                 self.read_parts(card, &mut cards, &mut unknown);
                 continue;
@@ -174,6 +177,18 @@ impl Loaded {
             cards.push(identity.reading(figures));
         }
         Ok((cards, unknown))
+    }
+
+    /// Whether a card is cut into parts. That changes only while nobody uses it: full readings ask.
+    fn is_cut(&mut self, place: u32, card: &Device<'_>, is_full: bool) -> bool {
+        match self.cut.get(&place).filter(|_| !is_full) {
+            Some(is_cut) => *is_cut,
+            None => {
+                let is_cut = card.mig_mode().is_ok_and(|mode| mode.current == 1);
+                self.cut.insert(place, is_cut);
+                is_cut
+            }
+        }
     }
 
     /// What it says of the parts of a card.
