@@ -55,7 +55,8 @@ struct GetMemoryLimits {
 /// No limit, as these have it; none is guaranteed then.
 const NO_LIMIT: c_ulonglong = c_ulonglong::MAX;
 
-/// How long the driver is waited for that has no error to tell of, ms: so long the thread outlives the library.
+/// How long the driver is waited for that has no error to tell of, ms: so long the thread outlives the library, and still tells
+/// of an error that came with its failing. The next is loaded later (`reader::RETRY`), so two never listen.
 const LISTEN_MS: u32 = 10_000;
 /// After so many readings it is asked anew who has memory, whatever has changed.
 const FULL_EVERY: u32 = 10;
@@ -179,15 +180,20 @@ impl Loaded {
         Ok((cards, unknown))
     }
 
-    /// Whether a card is cut into parts. That changes only while nobody uses it: full readings ask.
+    /// Whether a card is cut into parts. That changes only while nobody uses it: full readings ask. Where that fails, it is as
+    /// it was.
     fn is_cut(&mut self, place: u32, card: &Device<'_>, is_full: bool) -> bool {
-        match self.cut.get(&place).filter(|_| !is_full) {
-            Some(is_cut) => *is_cut,
-            None => {
-                let is_cut = card.mig_mode().is_ok_and(|mode| mode.current == 1);
+        let before = self.cut.get(&place).copied();
+        if let Some(is_cut) = before.filter(|_| !is_full) {
+            return is_cut;
+        }
+        match if_supported(card.mig_mode()) {
+            Ok(mode) => {
+                let is_cut = mode.is_some_and(|mode| mode.current == 1);
                 self.cut.insert(place, is_cut);
                 is_cut
             }
+            Err(_) => before.unwrap_or(false),
         }
     }
 
@@ -345,8 +351,6 @@ fn listen(nvml: &Nvml, is_over: &AtomicBool, tell: impl Fn(Xid)) -> Result<(), N
     }
     while any && !is_over.load(Ordering::Acquire) {
         match set.wait(LISTEN_MS) {
-            // Another listens by now, and tells of it.
-            Ok(_) if is_over.load(Ordering::Acquire) => {}
             Ok(event) => {
                 let code = match event.event_data {
                     Some(XidError::Value(code)) => Some(code),

@@ -2,19 +2,13 @@
 
 use std::{
     ffi::{c_uint, c_ulonglong},
-    mem::MaybeUninit,
-    os::fd::OwnedFd,
     sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    fs::inotify::{self, CreateFlags, WatchFlags},
-    io::Errno,
+use crate::{
+    Device, INVALID_ARGUMENT, NO_INSTANCE, Return, SUCCESS, State, UNKNOWN, changes::Changes, done, give,
 };
-
-use crate::{Device, INVALID_ARGUMENT, NO_INSTANCE, Return, SUCCESS, State, UNKNOWN, done, give, path};
 
 const TIMEOUT: Return = 10;
 /// `nvmlEventTypeXidCriticalError`
@@ -92,7 +86,7 @@ pub unsafe extern "C" fn nvmlEventSetWait_v2(
     let Events(told) = unsafe { &*set };
     let until = Instant::now() + Duration::from_millis(timeout_ms.into());
     // Before it is read: what changes meanwhile is not missed.
-    let Ok(changes) = changes() else { return UNKNOWN };
+    let Ok(changes) = Changes::watch() else { return UNKNOWN };
     loop {
         let state = match State::of("nvmlEventSetWait_v2") {
             Ok(state) => state,
@@ -114,38 +108,10 @@ pub unsafe extern "C" fn nvmlEventSetWait_v2(
             return done(unsafe { give(to, event) });
         }
         told.store(number, Ordering::Release);
-        match wait(&changes, until) {
+        match changes.wait(Some(until)) {
             Ok(true) => {}
             Ok(false) => return TIMEOUT,
             Err(_) => return UNKNOWN,
-        }
-    }
-}
-
-/// Who tells of changes where the file is: it is replaced as a whole.
-fn changes() -> Result<OwnedFd, Errno> {
-    let changes = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-    let folder = path().and_then(|path| Some(path.parent()?.to_owned())).ok_or(Errno::NOENT)?;
-    inotify::add_watch(&changes, folder, WatchFlags::MOVED_TO | WatchFlags::CLOSE_WRITE)?;
-    Ok(changes)
-}
-
-/// Waits until something has changed; whether it has in time.
-fn wait(changes: &OwnedFd, until: Instant) -> Result<bool, Errno> {
-    let rest = until.saturating_duration_since(Instant::now());
-    let rest = Timespec::try_from(rest).map_err(|_| Errno::INVAL)?;
-    match poll(&mut [PollFd::new(changes, PollFlags::IN)], Some(&rest)) {
-        Ok(0) => return Ok(false),
-        Ok(_) | Err(Errno::INTR) => {}
-        Err(error) => return Err(error),
-    }
-    let mut buffer = [MaybeUninit::uninit(); 4096];
-    let mut told = inotify::Reader::new(changes, &mut buffer);
-    loop {
-        match told.next() {
-            Ok(_) => {}
-            Err(Errno::AGAIN | Errno::INTR) => return Ok(true),
-            Err(error) => return Err(error),
         }
     }
 }

@@ -23,6 +23,7 @@
 //! limits of power in one with `.power`.
 #![allow(non_snake_case, reason = "the names are NVIDIA's")]
 
+mod changes;
 pub mod events;
 pub mod mig;
 
@@ -33,9 +34,10 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    thread,
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
+
+use changes::Changes;
 
 /// `nvmlReturn_t`
 type Return = c_int;
@@ -55,8 +57,6 @@ type Device = *mut c_void;
 
 /// What the file is named by.
 const STATE: &str = "SHAPER_FAKE_NVML";
-/// How often a function that is stuck looks whether it still is.
-const LOOK: Duration = Duration::from_millis(5);
 /// `nvmlProcessInfo_t`: the process is not on a part of a card.
 const NO_INSTANCE: c_uint = c_uint::MAX;
 /// A limit that is none.
@@ -172,6 +172,7 @@ impl State {
     /// The state for a call of `function`, or what it answers at once.
     fn of(function: &str) -> Result<Arc<State>, Return> {
         let named = |list: &[String]| list.iter().any(|name| name == function);
+        let mut changes: Option<Changes> = None;
         loop {
             let state = State::now();
             if named(&state.without) {
@@ -183,7 +184,11 @@ impl State {
             if !named(&state.stuck) {
                 return Ok(state);
             }
-            thread::sleep(LOOK);
+            // Once it is watched it is read again before it is waited for: what changes meanwhile is not missed.
+            match &changes {
+                None => changes = Some(Changes::watch().map_err(|_| UNKNOWN)?),
+                Some(changes) => drop(changes.wait(None).map_err(|_| UNKNOWN)?),
+            }
         }
     }
 
