@@ -119,6 +119,7 @@ pub const CALLS: &[Call] = &[
     changes("/shaper.v1.Agent/RunTask",                   [Y,   O,   N,   Y,   N,   N,   N,   N]),
     changes("/shaper.v1.Agent/EnterTask",                 [Y,   O,   N,   N,   N,   N,   N,   N]),
     changes("/shaper.v1.Agent/AdoptCgroup",               [Y,   N,   N,   Y,   N,   N,   N,   N]),
+    changes("/shaper.v1.Agent/AdmitContainer",            [Y,   N,   N,   Y,   N,   N,   N,   N]),
     reads(  "/shaper.v1.Agent/ListTasks",                 [Y,   O,   N,   Y,   N,   Y,   N,   N]),
     reads(  "/shaper.v1.Agent/GetTask",                   [Y,   O,   N,   Y,   N,   Y,   N,   N]),
     long(reads("/shaper.v1.Agent/WaitTask",               [Y,   O,   N,   Y,   N,   Y,   N,   N])),

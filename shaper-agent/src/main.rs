@@ -182,7 +182,13 @@ async fn listen(config: &Config, handle: Handle) -> Result<(), Error> {
     let ticks = tokio::spawn(actor::tick(handle.clone()));
     let session = (!config.brokers.is_empty())
         .then(|| tokio::spawn(session::keep(config.brokers.clone(), handle.clone())));
-    let adoption = config.adoption.clone().map(|config| tokio::spawn(adoption::keep(config, handle.clone())));
+    let (births, adoption) = match config.adoption.clone() {
+        Some(config) => {
+            let (births, keep) = adoption::begin(config, handle.clone());
+            (Some(births), Some(tokio::spawn(keep)))
+        }
+        None => (None, None),
+    };
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tracing::info!(node = config.node, socket = %config.socket.display(), "ready");
@@ -196,7 +202,7 @@ async fn listen(config: &Config, handle: Handle) -> Result<(), Error> {
         .layer(option_layer(traces::are_wanted().then_some(traces::Requests)))
         .layer(Guard::new(access, Limits::AGENT))
         .concurrency_limit_per_connection(64)
-        .add_service(AgentServer::new(AgentService::new(handle)).max_decoding_message_size(1 << 20))
+        .add_service(AgentServer::new(AgentService::new(handle, births)).max_decoding_message_size(1 << 20))
         .serve_with_incoming(incoming);
     // Not a graceful shutdown: a stream that follows a log would hold it up for ever. A request that
     // is cut off has been carried out or not, as after any lost connection.

@@ -1,8 +1,9 @@
 //! The gRPC service on the agent's socket: checks what comes in, asks the node, answers.
 
-use std::{path::PathBuf, pin::Pin, time::Duration};
+use std::{collections::HashMap, path::PathBuf, pin::Pin, time::Duration};
 
 use shaper_core::{
+    adopt::annotated,
     id::TaskId,
     limits::{Limits, LimitsChange},
     task::TaskStatus,
@@ -19,6 +20,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     actor::{ActorError, Handle},
+    adoption::Births,
     kernel::cgroup::CgroupError,
     launch::{
         self,
@@ -31,6 +33,7 @@ use crate::{
 /// The service.
 pub struct AgentService {
     node: Handle,
+    births: Option<Births>,
 }
 
 /// Where inotify instances have run out, a followed log is looked at this often.
@@ -39,9 +42,9 @@ const LOOK: Duration = Duration::from_millis(250);
 const CHUNK: usize = 256 << 10;
 
 impl AgentService {
-    /// A service in front of a node.
-    pub fn new(node: Handle) -> AgentService {
-        AgentService { node }
+    /// A service in front of a node; `births`: where it has rules of adoption.
+    pub fn new(node: Handle, births: Option<Births>) -> AgentService {
+        AgentService { node, births }
     }
 
     async fn ask<T: Send + 'static>(
@@ -49,6 +52,23 @@ impl AgentService {
         job: impl FnOnce(&mut Node) -> Result<T, NodeError> + Send + 'static,
     ) -> Result<T, Status> {
         self.node.call(job).await.map_err(unavailable)?.map_err(refused)
+    }
+
+    /// Adopts a container that waits to be started.
+    async fn admit(
+        &self,
+        pid: u32,
+        annotations: HashMap<String, String>,
+    ) -> Result<Option<TaskStatus>, Status> {
+        let births = self.births.as_ref().ok_or_else(|| Status::failed_precondition(NO_RULES))?;
+        let asked = annotated(&annotations.into_iter().collect())
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let judged = births.judge(pid).await;
+        let judged = judged.map_err(|error| Status::failed_precondition(launch::chain(&error)))?;
+        let Some((found, is_whole)) = judged else { return Ok(None) };
+        // One container does not decide for the pod that it is in.
+        let asked = if is_whole { asked } else { Limits::default() };
+        self.ask(move |node| node.admit(found, &asked)).await
     }
 
     async fn task(
@@ -61,6 +81,8 @@ impl AgentService {
 
 const NO_PROCESS: &str = "the kernel does not say which process of yours connected: that takes Linux 6.5 \
                           (SO_PEERPIDFD), and that the process still runs; `shaper run` and `shaper adopt` work without";
+
+const NO_RULES: &str = "this agent has no rules of adoption: start it with --adopt FILE";
 
 fn unavailable(error: ActorError) -> Status {
     Status::unavailable(error.to_string())
@@ -176,6 +198,21 @@ impl Agent for AgentService {
         let v1::AdoptCgroupRequest { task_id: id, cgroup, limits: wire_limits } = request.into_inner();
         let (id, limits) = (task_id(&id)?, limits(wire_limits)?);
         self.task(move |node| node.adopt(&caller, id, PathBuf::from(cgroup), limits)).await
+    }
+
+    async fn admit_container(
+        &self,
+        request: Request<v1::AdmitContainerRequest>,
+    ) -> Result<Response<v1::AdmitContainerResponse>, Status> {
+        if caller(&request)?.uid != 0 {
+            return Err(Status::permission_denied("only root's container runtimes ask for a container"));
+        }
+        let v1::AdmitContainerRequest { pid, annotations } = request.into_inner();
+        let admitted = self.admit(pid, annotations).await;
+        if let Err(status) = &admitted {
+            tracing::warn!(pid, why = status.message(), "a container is not adopted before it starts");
+        }
+        admitted.map(|task| Response::new(v1::AdmitContainerResponse { task: task.map(Into::into) }))
     }
 
     async fn list_tasks(

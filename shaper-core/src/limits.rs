@@ -38,6 +38,18 @@ impl<T: Copy> Limit<T> {
     }
 }
 
+impl<T: Copy + Ord> Limit<T> {
+    /// The lower of two ceilings.
+    #[must_use]
+    pub fn min(self, other: Limit<T>) -> Limit<T> {
+        match (self, other) {
+            (Limit::At(one), Limit::At(other)) => Limit::At(one.min(other)),
+            (Limit::At(only), Limit::Unlimited) | (Limit::Unlimited, Limit::At(only)) => Limit::At(only),
+            (Limit::Unlimited, Limit::Unlimited) => Limit::Unlimited,
+        }
+    }
+}
+
 impl<T: fmt::Display> fmt::Display for Limit<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -162,6 +174,19 @@ impl Limits {
             gpu_cards: change.gpu_cards.or(self.gpu_cards),
             gpu_memory: change.gpu_memory.unwrap_or(self.gpu_memory),
             gpu_power: change.gpu_power.unwrap_or(self.gpu_power),
+        }
+    }
+
+    /// These limits with no ceiling of CPU, memory, network and block IO above that of `ceilings`; all else as it is.
+    #[must_use]
+    pub fn at_most(self, ceilings: &Limits) -> Limits {
+        Limits {
+            cpu: self.cpu.min(ceilings.cpu),
+            memory: self.memory.min(ceilings.memory),
+            net_egress: self.net_egress.min(ceilings.net_egress),
+            net_ingress: self.net_ingress.min(ceilings.net_ingress),
+            storage_io: self.storage_io.min(ceilings.storage_io),
+            ..self
         }
     }
 

@@ -11,19 +11,21 @@ use crate::process;
 use crate::setup::{self, Need};
 
 /// What a user or a test starts.
-pub(crate) const SHIPPED: [&str; 8] = [
+pub(crate) const SHIPPED: [&str; 9] = [
     "shaper-agent",
     "shaper-authority",
     "shaper-broker",
     "shaper-launch",
     "shaper-nsenter",
     "shaper-opener",
+    "shaper-runtime",
     "shaper-warden",
     "shaper",
 ];
 
 /// The packages that have them.
-const PACKAGES: [&str; 4] = ["shaper-agent", "shaper-broker", "shaper-cli", "shaper-nsenter"];
+const PACKAGES: [&str; 5] =
+    ["shaper-agent", "shaper-broker", "shaper-cli", "shaper-nsenter", "shaper-runtime"];
 
 /// Stands in programs that abort where a test wants it (`shaper_proto::failpoint`).
 const FAILPOINTS: &[u8] = b"SHAPER_FAILPOINT";

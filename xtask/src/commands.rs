@@ -49,6 +49,6 @@ pub(crate) fn tests(stage: &str, bins: &BinDir, bpf_object: &Path) -> Result<Com
 fn packages() -> Result<PathBuf> {
     let folder = workspace::target().join("commands");
     let why = "for the commands of README and docs";
-    unpacked::folder(&folder, &PACKAGES, unpacked::With::Dependencies, why)?;
+    unpacked::folder(&folder, &PACKAGES, why)?;
     folder.canonicalize().with_context(|| format!("cannot find {}", folder.display()))
 }

@@ -38,6 +38,7 @@ const ARROWS: &[Arrows] = &[
     Arrows { package: "shaper-core", ours: &[], others: KERNEL },
     Arrows { package: "shaper-fake-nvml", ours: &[], others: KERNEL },
     Arrows { package: "shaper-nsenter", ours: &[], others: KERNEL },
+    Arrows { package: "shaper-runtime", ours: &["shaper-core", "shaper-proto"], others: KERNEL },
     Arrows { package: "shaper-proto", ours: &["shaper-core"], others: KERNEL },
     Arrows { package: "shaper-identity", ours: &["shaper-core", "shaper-proto"], others: KERNEL },
     Arrows {

@@ -57,16 +57,8 @@ impl Unpacked {
     }
 }
 
-/// What is unpacked besides what is asked for.
-#[derive(Clone, Copy)]
-pub(crate) enum With {
-    Nothing,
-    /// What apt would install with it.
-    Dependencies,
-}
-
-/// Makes `folder`, if it is not there, with these packages below it.
-pub(crate) fn folder(folder: &Path, packages: &[&str], with: With, why: &str) -> Result<()> {
+/// Makes `folder`, if it is not there, with these packages below it, and what apt would install with them.
+pub(crate) fn folder(folder: &Path, packages: &[&str], why: &str) -> Result<()> {
     if folder.exists() {
         return Ok(());
     }
@@ -81,12 +73,7 @@ pub(crate) fn folder(folder: &Path, packages: &[&str], with: With, why: &str) ->
     }
     fs::create_dir_all(&partial).with_context(|| format!("cannot create {}", partial.display()))?;
     let apt = Apt::of_machine();
-    match with {
-        With::Nothing => apt.unpack(packages, &partial)?,
-        With::Dependencies => {
-            let needed = apt.needed(packages)?;
-            apt.unpack(&needed.iter().map(String::as_str).collect::<Vec<_>>(), &partial)?;
-        }
-    }
+    let needed = apt.needed(packages)?;
+    apt.unpack(&needed.iter().map(String::as_str).collect::<Vec<_>>(), &partial)?;
     fs::rename(&partial, folder).with_context(|| format!("cannot move {} into place", partial.display()))
 }

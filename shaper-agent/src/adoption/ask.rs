@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use shaper_core::adopt::{Choice, ContainerFacts, Facts, Place, PodFacts, Rule, Runtime, choose};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -32,8 +32,18 @@ pub(super) struct Sources {
     mount: PathBuf,
     docker: PathBuf,
     podman: PathBuf,
+    of: Of,
     /// Who could not be reached, until when nobody asks again, and what was said.
     silent: HashMap<PathBuf, (Instant, String)>,
+}
+
+/// What is asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Of {
+    /// Any container.
+    Any,
+    /// One that its runtime is starting, and waits for us to: Docker and Podman answer nothing about it that takes its lock.
+    Starting,
 }
 
 /// What kind of thing is in the way of a cgroup.
@@ -58,11 +68,12 @@ pub(super) enum Answer {
 }
 
 impl Sources {
-    pub(super) fn new(config: &Config) -> Sources {
+    pub(super) fn new(config: &Config, of: Of) -> Sources {
         Sources {
             mount: config.mount.clone(),
             docker: config.docker.clone(),
             podman: config.podman.clone(),
+            of,
             silent: HashMap::new(),
         }
     }
@@ -118,7 +129,16 @@ impl Sources {
             return Err(why.clone());
         }
         let mut is_connected = false;
-        let asked = inspect(&socket, container.id, &mut is_connected).await;
+        let asked = match (self.of, container.runtime) {
+            (Of::Any, _) => inspect(&socket, container.id, &mut is_connected).await,
+            (Of::Starting, Some(Runtime::Podman)) => {
+                return Err(
+                    "Podman says nothing of a container while it starts it: select it by what its path tells"
+                        .into(),
+                );
+            }
+            (Of::Starting, _) => find(&socket, container.id, &mut is_connected).await,
+        };
         asked.map_err(|error| {
             let why = format!("cannot ask at {}: {error}", socket.display());
             // One that answers, but not about this container, may about others.
@@ -182,21 +202,58 @@ struct InspectedConfig {
     labels: Option<BTreeMap<String, String>>,
 }
 
+/// Of a list of Docker's.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Listed {
+    id: String,
+    #[serde(default)]
+    names: Vec<String>,
+    #[serde(default)]
+    image: String,
+    #[serde(default)]
+    labels: Option<BTreeMap<String, String>>,
+}
+
 /// Asks for a container; `None`: there is none of that id. Says whether somebody took the connection.
 async fn inspect(socket: &Path, id: &str, is_connected: &mut bool) -> io::Result<Option<ContainerFacts>> {
-    let path = format!("/containers/{id}/json");
-    let asked = tokio::time::timeout(PATIENCE, get(socket, &path, is_connected));
-    let Some(body) = asked.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? else {
-        return Ok(None);
-    };
-    let invalid = |error: serde_json::Error| io::Error::new(io::ErrorKind::InvalidData, error);
-    let Inspected { id: found, name, config } = serde_json::from_slice(&body).map_err(invalid)?;
+    let asked: Option<Inspected> = ask(socket, &format!("/containers/{id}/json"), is_connected).await?;
+    let Some(Inspected { id: found, name, config }) = asked else { return Ok(None) };
     if found != id {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the answer is about another container"));
     }
     let InspectedConfig { image, labels } = config;
     let name = name.trim_start_matches('/').to_owned();
     Ok(Some(ContainerFacts { name, image, labels: labels.unwrap_or_default() }))
+}
+
+/// The same by Docker's list, which is made without the lock that whoever starts the container holds. Of an image whose name
+/// another has since, it has the id.
+async fn find(socket: &Path, id: &str, is_connected: &mut bool) -> io::Result<Option<ContainerFacts>> {
+    // An id is digits and letters: {"id":["…"]}.
+    let path = format!("/containers/json?all=1&filters=%7B%22id%22%3A%5B%22{id}%22%5D%7D");
+    let listed: Option<Vec<Listed>> = ask(socket, &path, is_connected).await?;
+    let found = listed.unwrap_or_default().into_iter().find(|listed| listed.id == id);
+    Ok(found.map(|Listed { id: _, names, image, labels }| {
+        let name = names.iter().map(|name| name.trim_start_matches('/')).find(|name| !name.contains('/'));
+        ContainerFacts {
+            name: name.unwrap_or_default().to_owned(),
+            image,
+            labels: labels.unwrap_or_default(),
+        }
+    }))
+}
+
+/// What is there, read as JSON, within our patience.
+async fn ask<T: DeserializeOwned>(
+    socket: &Path,
+    path: &str,
+    is_connected: &mut bool,
+) -> io::Result<Option<T>> {
+    let asked = tokio::time::timeout(PATIENCE, get(socket, path, is_connected));
+    let body = asked.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    let invalid = |error: serde_json::Error| io::Error::new(io::ErrorKind::InvalidData, error);
+    body.map(|body| serde_json::from_slice(&body).map_err(invalid)).transpose()
 }
 
 /// The body of what is there; `None`: nothing. HTTP/1.0, so that the answer is whole when the connection ends.
@@ -254,6 +311,10 @@ mod tests {
 
     /// What is made of an answer.
     fn answered(answer: &str) -> (String, io::Result<Option<ContainerFacts>>) {
+        asked(answer, Of::Any)
+    }
+
+    fn asked(answer: &str, of: Of) -> (String, io::Result<Option<ContainerFacts>>) {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("socket");
         let listener = UnixListener::bind(&socket).unwrap();
@@ -267,7 +328,10 @@ mod tests {
             String::from_utf8_lossy(&buffer[..read]).into_owned()
         });
         let mut is_connected = false;
-        let found = block_on(inspect(&socket, ID, &mut is_connected));
+        let found = match of {
+            Of::Any => block_on(inspect(&socket, ID, &mut is_connected)),
+            Of::Starting => block_on(find(&socket, ID, &mut is_connected)),
+        };
         assert!(is_connected);
         (server.join().unwrap(), found)
     }
@@ -294,6 +358,22 @@ mod tests {
         }
         let endless = format!("HTTP/1.0 200 OK\r\n\r\n{}", " ".repeat(ANSWER_MAX as usize + 1));
         assert!(answered(&endless).1.is_err());
+    }
+
+    #[test]
+    fn one_that_is_being_started_is_looked_up_in_the_list() {
+        let body = format!(
+            r#"[{{"Id":"{}","Names":["/other"]}},
+                {{"Id":"{ID}","Names":["/db/alias","/web"],"Image":"registry/web:1","Labels":{{"team":"data"}}}}]"#,
+            ID.replace("4f0c", "ffff")
+        );
+        let (said, found) = asked(&format!("HTTP/1.0 200 OK\r\n\r\n{body}"), Of::Starting);
+        assert!(said.starts_with("GET /containers/json?all=1&filters=%7B%22id%22%3A%5B%224f0c"), "{said}");
+        let found = found.unwrap().unwrap();
+        assert_eq!((found.name.as_str(), found.image.as_str()), ("web", "registry/web:1"));
+        assert_eq!(found.labels["team"], "data");
+        assert_eq!(asked("HTTP/1.0 200 OK\r\n\r\n[]", Of::Starting).1.unwrap(), None);
+        assert!(asked("HTTP/1.0 200 OK\r\n\r\n{}", Of::Starting).1.is_err());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! (`Node::adopt_found`), by its queue. Nothing here writes to a cgroup, and nobody waits for an answer but this.
 
 mod ask;
+mod births;
 mod tree;
 
 use std::{
@@ -18,10 +19,11 @@ use shaper_core::{
     adopt::{Choice, Facts, Place, Rule, choose},
     document::{self, DocumentError},
 };
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
+pub use self::births::{Births, Unjudged};
 use self::{
-    ask::{Answer, Obstacle, Sources},
+    ask::{Answer, Obstacle, Of, Sources},
     tree::Tree,
 };
 use crate::{actor::Handle, launch, node::Found};
@@ -103,13 +105,31 @@ impl Version {
     }
 }
 
+/// The rules in force; `None`: they were not read yet.
+type InForce = Option<Arc<[Rule]>>;
+
+/// Who adopts by the rules, and who judges by them what is about to be started.
+pub fn begin(config: Config, handle: Handle) -> (Births, impl Future<Output = ()>) {
+    let (in_force, rules) = watch::channel(None);
+    (Births::new(config.clone(), rules), keep(config, in_force, handle))
+}
+
 /// Adopts by the rules for as long as the node lives.
-pub async fn keep(config: Config, handle: Handle) {
+async fn keep(config: Config, in_force: watch::Sender<InForce>, handle: Handle) {
     let tree = Tree::new(&config.mount, &config.own);
-    let sources = Sources::new(&config);
+    let sources = Sources::new(&config, Of::Any);
     let rules = Arc::from([]);
-    let mut keeper =
-        Keeper { config, handle, rules, version: None, fault: None, tree, sources, waiting: BTreeMap::new() };
+    let mut keeper = Keeper {
+        config,
+        handle,
+        rules,
+        in_force,
+        version: None,
+        fault: None,
+        tree,
+        sources,
+        waiting: BTreeMap::new(),
+    };
     loop {
         keeper.again().await;
         let next = Instant::now() + AGAIN;
@@ -136,6 +156,8 @@ struct Keeper {
     config: Config,
     handle: Handle,
     rules: Arc<[Rule]>,
+    /// The same, for others.
+    in_force: watch::Sender<InForce>,
     /// Of the file that was read last.
     version: Option<Version>,
     /// What was last said to be wrong with it, unless it was read since.
@@ -158,6 +180,7 @@ impl Keeper {
                     }
                     (self.version, self.fault) = (version, None);
                     self.rules = rules.into();
+                    self.in_force.send_replace(Some(Arc::clone(&self.rules)));
                     self.waiting.clear();
                     self.tree.miss();
                 }
@@ -340,7 +363,7 @@ impl Check {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let mut tree = Tree::new(&mount, &config.own);
-            let mut sources = Sources::new(&config);
+            let mut sources = Sources::new(&config, Of::Any);
             let mut lines = Vec::new();
             let mut seen = tree.look_through(&rules);
             seen.sort();
@@ -395,7 +418,8 @@ mod tests {
             docker: none.clone(),
             podman: none.clone(),
         };
-        let (rules, mut tree, mut sources) = (rules(), Tree::new(&mount, &none), Sources::new(&config));
+        let (rules, mut tree, mut sources) =
+            (rules(), Tree::new(&mount, &none), Sources::new(&config, Of::Any));
         assert!(tree.look_through(&rules).is_empty() && !tree.misses_some());
         fs::create_dir(mount.join("user")).unwrap();
         assert_eq!(tree.changed(&rules).await, ["user"]);

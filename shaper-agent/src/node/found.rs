@@ -6,8 +6,8 @@ use shaper_core::{
     adopt::Writers,
     id::{ExecutionId, TaskId},
     ledger::Cause,
-    limits::Limits,
-    task::{Origin, Workload},
+    limits::{Limit, Limits},
+    task::{Origin, TaskStatus, Workload},
 };
 use shaper_proto::peer::Caller;
 
@@ -52,6 +52,18 @@ fn beside(name: &str, cgroup: &Path, salt: u64) -> String {
     format!("{start}-{folded:0DIGEST$x}")
 }
 
+/// Whether a ceiling is asked for that is above the rule's.
+fn asks_for_more(asked: &Limits, rule: &Limits) -> bool {
+    fn above<T: Copy + Ord>(asked: Limit<T>, rule: Limit<T>) -> bool {
+        asked.at().zip(rule.at()).is_some_and(|(asked, rule)| asked > rule)
+    }
+    above(asked.cpu, rule.cpu)
+        || above(asked.memory, rule.memory)
+        || above(asked.net_egress, rule.net_egress)
+        || above(asked.net_ingress, rule.net_ingress)
+        || above(asked.storage_io, rule.storage_io)
+}
+
 /// So many released cgroups are remembered; those that were made first are forgotten first.
 const LET_ALONE_MAX: usize = 4096;
 
@@ -80,6 +92,43 @@ impl Node {
         results
     }
 
+    /// Adopts what is about to be started, with no ceiling above `asked`; `None`: it was released, or is gone. Where it is
+    /// adopted already, its ceilings are lowered.
+    pub fn admit(&mut self, found: Found, asked: &Limits) -> Result<Option<TaskStatus>, NodeError> {
+        let (cgroup, cgroup_id) = (found.cgroup.clone(), found.cgroup_id);
+        let (rules, rule) = (found.limits, found.rule.clone());
+        let limits = rules.at_most(asked);
+        let wants_more = asks_for_more(asked, &rules);
+        let adopted = self.adopt_one(Found { limits, ..found })?;
+        let (id, is_new) = match adopted {
+            Some(id) => (id, true),
+            None => match self.task_in(&cgroup, cgroup_id) {
+                Some(id) => (id, false),
+                None => return Ok(None),
+            },
+        };
+        if !is_new {
+            let before = self.task(&id)?.record.limits;
+            let lower = before.at_most(asked);
+            if lower != before {
+                let cause = Cause::agent("adoption", "annotations of the container");
+                self.change_or_shrink(&id, &lower.as_change(), &cause)?;
+            }
+        }
+        if wants_more {
+            self.note(&id, &format!("its annotations ask for more than rule `{rule}` gives: the rule holds"));
+        }
+        self.status(&id).map(Some)
+    }
+
+    /// The task whose cgroup that is.
+    fn task_in(&self, cgroup: &Path, cgroup_id: u64) -> Option<TaskId> {
+        let is_it = |record: &Record| record.cgroup == cgroup && record.cgroup_id == Some(cgroup_id);
+        let mut tasks = self.tasks.iter();
+        let found = tasks.find(|(_, task)| task.target.is_some() && is_it(&task.record));
+        found.map(|(id, _)| id.clone())
+    }
+
     /// The task, if it was adopted now.
     fn adopt_one(&mut self, found: Found) -> Result<Option<TaskId>, NodeError> {
         let Found { cgroup, cgroup_id, rule, mut workload, limits, writers } = found;
@@ -89,8 +138,7 @@ impl Node {
             return Ok(None);
         }
         self.end_those_gone(&cgroup, cgroup_id, &workload.name);
-        let is_it = |record: &Record| record.cgroup == cgroup && record.cgroup_id == Some(cgroup_id);
-        if self.tasks.values().any(|task| task.target.is_some() && is_it(&task.record)) {
+        if self.task_in(&cgroup, cgroup_id).is_some() {
             return Ok(None);
         }
         let id = self.name_of_found(&workload.name, &cgroup, cgroup_id)?;
@@ -175,7 +223,18 @@ impl Node {
 
 #[cfg(test)]
 mod tests {
+    use shaper_core::units::{BitsPerSec, Millicores};
+
     use super::*;
+
+    #[test]
+    fn more_is_asked_for_only_where_the_rule_has_a_ceiling() {
+        let cpu = |at| Limits { cpu: Limit::At(Millicores(at)), ..Limits::default() };
+        let rule = Limits { net_egress: Limit::At(BitsPerSec(1)), ..cpu(500) };
+        assert!(asks_for_more(&cpu(501), &rule));
+        assert!(!asks_for_more(&cpu(500), &rule) && !asks_for_more(&Limits::default(), &rule));
+        assert!(!asks_for_more(&cpu(500), &Limits::default()));
+    }
 
     #[test]
     fn a_name_beside_anothers_is_a_name_and_tells_cgroups_apart() {

@@ -4,6 +4,7 @@
 //! A name in a path is evidence only where root alone could have made it: whoever was given a cgroup of their own can make
 //! `docker-….scope` in it. So all but patterns of paths, which somebody chose, match only below what belongs to root.
 
+mod annotations;
 mod glob;
 mod place;
 mod template;
@@ -11,6 +12,7 @@ mod template;
 use std::collections::BTreeMap;
 
 pub use self::{
+    annotations::{InvalidAnnotation, PREFIX as ANNOTATION_PREFIX, annotated},
     glob::{Glob, InvalidGlob},
     place::{Container, Place, Pod, Qos, Runtime, Step},
     template::{Field, InvalidTemplate, NameTemplate},

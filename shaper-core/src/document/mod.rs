@@ -13,6 +13,7 @@ mod policy;
 mod policy_tests;
 mod profile;
 mod read;
+mod runtime;
 mod scale;
 #[cfg(test)]
 mod scale_tests;
@@ -26,6 +27,7 @@ mod tests;
 pub use error::DocumentError;
 pub use policy::policy_fields;
 pub use profile::{MAX_RUNTIME_SECONDS, profile_to_json};
+pub use runtime::{Failing, RuntimeSettings};
 pub use schema::policy_schema;
 pub use source::MAX_BYTES;
 pub use task::{MAX_RETRIES, NoCommand, TaskDraft, fits_label};
@@ -61,6 +63,11 @@ pub fn task(file: &str, text: impl AsRef<[u8]>) -> Result<TaskDraft, DocumentErr
 /// Reads the rules by which an agent adopts cgroups. `file` is its name in errors.
 pub fn adoption_rules(file: &str, text: impl AsRef<[u8]>) -> Result<Vec<Rule>, DocumentError> {
     read(file, text.as_ref(), adoption::rules)
+}
+
+/// Reads the settings of `shaper-runtime`. `file` is its name in errors.
+pub fn runtime_settings(file: &str, text: impl AsRef<[u8]>) -> Result<RuntimeSettings, DocumentError> {
+    read(file, text.as_ref(), runtime::settings)
 }
 
 fn read<T>(

@@ -4,6 +4,7 @@ mod abi;
 mod admission;
 mod adopt;
 mod adoption;
+mod births;
 mod burst;
 mod card_memory;
 mod ceiling;

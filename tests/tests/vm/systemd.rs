@@ -1,5 +1,6 @@
 //! Where systemd is PID 1, and thinks that the cgroups are its own.
 
+mod births;
 mod hardened;
 mod packages;
 mod runtimes;

@@ -211,6 +211,13 @@ impl agent_server::Agent for Service {
         answer(adopted)
     }
 
+    async fn admit_container(
+        &self,
+        _: Request<v1::AdmitContainerRequest>,
+    ) -> Result<Response<v1::AdmitContainerResponse>, Status> {
+        Err(Status::unimplemented("the command line asks for no container"))
+    }
+
     async fn list_tasks(
         &self,
         _: Request<v1::ListTasksRequest>,

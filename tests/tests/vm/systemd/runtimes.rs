@@ -8,7 +8,7 @@ use shaper_tests::{
     agent::{Agent, Options},
     cards::open_in,
     cgroup::{mounts, read},
-    runtimes::{Docker, Driver, Runc},
+    runtimes::{Bundle, Docker, Driver, Oci},
     second_writer::of_others,
     systemd::systemctl,
     time::{eventually, monotonic_ns},
@@ -94,7 +94,7 @@ fn resources() -> serde_json::Value {
 
 #[test]
 fn limits_of_a_container_of_runc_are_held_over_its_updates() {
-    let container = Runc::run(Driver::Cgroupfs, &resources());
+    let container = Bundle::new(Driver::Cgroupfs).with_resources(&resources()).run(&Oci::plain("runc"));
     let held = Held::adopt(&container.cgroup());
     held.outlasts("runc update", &["runc"], || {
         container.update(&["--memory", "400M", "--cpu-quota", "90000"])
@@ -106,7 +106,7 @@ fn limits_of_a_container_of_runc_are_held_over_its_updates() {
 
 #[test]
 fn limits_of_a_container_of_runc_below_systemd_are_held_over_its_updates() {
-    let container = Runc::run(Driver::Systemd, &resources());
+    let container = Bundle::new(Driver::Systemd).with_resources(&resources()).run(&Oci::plain("runc"));
     let held = Held::adopt(&container.cgroup());
     held.outlasts_a_reload();
     let writers = ["runc", "systemd"];
