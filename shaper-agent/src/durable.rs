@@ -63,6 +63,39 @@ const TEMPORARY: &str = ".tmp";
 /// Replaces `path` by `bytes`, and returns once that is on the disk. Readers see the old file or
 /// the new one. Permissions are `mode`, whatever the umask.
 pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
+    let directory = replace(path, bytes, mode, Sync::Now)?;
+    rustix::fs::fsync(&directory).map_err(|errno| Error::io("sync the directory of", path, errno))
+}
+
+/// [`write`] of a value as one line of JSON.
+pub fn write_json<T: Serialize>(path: &Path, value: &T, mode: u32) -> Result<(), Error> {
+    write(path, &line_of(path, value)?, mode)
+}
+
+/// The same for what no power loss leaves a use for: readers see the old file or the new one, also after the writer has died, and
+/// the kernel brings it to the disk when it will. A power loss before that may leave the old file, an empty one, or none.
+pub fn write_json_for_this_boot<T: Serialize>(path: &Path, value: &T, mode: u32) -> Result<(), Error> {
+    replace(path, &line_of(path, value)?, mode, Sync::Never).map(drop)
+}
+
+/// When a file's content is on the disk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sync {
+    /// When it has its name.
+    Now,
+    /// When the kernel brings it there.
+    Never,
+}
+
+fn line_of<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>, Error> {
+    let mut bytes =
+        serde_json::to_vec(value).map_err(|source| Error::Encode { path: path.to_owned(), source })?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+/// Puts a new file in the place of another; the directory that they are in.
+fn replace(path: &Path, bytes: &[u8], mode: u32, sync: Sync) -> Result<OwnedFd, Error> {
     let name = path.file_name().ok_or_else(|| Error::NotAFile { path: path.to_owned() })?;
     let directory = match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
@@ -71,7 +104,7 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
     let at = open_directory(directory)?;
 
     let (temporary, file) = create_temporary(&at, directory, name)?;
-    let written = fill(file, bytes, mode).and_then(|()| {
+    let written = fill(file, bytes, mode, sync).and_then(|()| {
         rustix::fs::renameat(&at, &temporary, &at, name)
             .map_err(|errno| ("rename a temporary file to", errno.into()))
     });
@@ -80,15 +113,7 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
         let _ = rustix::fs::unlinkat(&at, &temporary, AtFlags::empty());
         return Err(Error::Io { operation, path: path.to_owned(), source });
     }
-    rustix::fs::fsync(&at).map_err(|errno| Error::io("sync the directory", directory, errno))
-}
-
-/// [`write`] of a value as one line of JSON.
-pub fn write_json<T: Serialize>(path: &Path, value: &T, mode: u32) -> Result<(), Error> {
-    let mut bytes =
-        serde_json::to_vec(value).map_err(|source| Error::Encode { path: path.to_owned(), source })?;
-    bytes.push(b'\n');
-    write(path, &bytes, mode)
+    Ok(at)
 }
 
 /// Reads what [`write_json`] wrote. A file that does not exist is `None`; an empty one is an error.
@@ -150,11 +175,14 @@ fn create_temporary(at: &OwnedFd, directory: &Path, name: &OsStr) -> Result<(OsS
     }
 }
 
-fn fill(mut file: File, bytes: &[u8], mode: u32) -> Result<(), (&'static str, io::Error)> {
+fn fill(mut file: File, bytes: &[u8], mode: u32, sync: Sync) -> Result<(), (&'static str, io::Error)> {
     file.write_all(bytes).map_err(|error| ("write a temporary file for", error))?;
     rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))
         .map_err(|errno| ("set the mode of", errno.into()))?;
-    file.sync_all().map_err(|error| ("sync a temporary file for", error))
+    if sync == Sync::Now {
+        file.sync_all().map_err(|error| ("sync a temporary file for", error))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -170,6 +198,17 @@ mod tests {
             .collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn what_is_written_for_this_boot_is_read_at_once_and_leaves_nothing_beside_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("record");
+        for value in 1..3 {
+            write_json_for_this_boot(&path, &value, 0o600).unwrap();
+            assert_eq!(read_json::<u32>(&path).unwrap(), Some(value));
+        }
+        assert_eq!(names(directory.path()), ["record"]);
     }
 
     #[test]

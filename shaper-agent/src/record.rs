@@ -147,7 +147,9 @@ impl Record {
         }
     }
 
-    /// Writes it durably; the directory is made if it is not there.
+    /// Writes it: durably what the agent has started, which goes on elsewhere or is told of after a power loss. The cgroup of
+    /// another's ends with the boot, and every limit on it: so its record has to outlive the agent alone. The directory is made
+    /// if it is not there.
     pub fn save(&self, state_dir: &Path) -> Result<(), durable::Error> {
         let directory = directory(state_dir, &self.execution);
         fs::DirBuilder::new()
@@ -155,7 +157,11 @@ impl Record {
             .mode(0o700)
             .create(&directory)
             .map_err(|source| durable::Error::Io { operation: "make", path: directory.clone(), source })?;
-        durable::write_json(&directory.join(FILE), self, 0o600)
+        let path = directory.join(FILE);
+        match self.origin {
+            Origin::Launched { .. } => durable::write_json(&path, self, 0o600),
+            Origin::Adopted | Origin::Entered { .. } => durable::write_json_for_this_boot(&path, self, 0o600),
+        }
     }
 
     /// Takes up what the ledger has of it besides: what a loop decided since this was saved, and what came of what was
@@ -188,9 +194,15 @@ impl Record {
         }
     }
 
-    /// Reads that of an execution; `None` if the agent has none, or forgot it.
+    /// Reads that of an execution; `None` if the agent has none, or forgot it, or a power loss left an empty file.
     pub fn load(state_dir: &Path, execution: &ExecutionId) -> Result<Option<Record>, durable::Error> {
-        durable::read_json(&directory(state_dir, execution).join(FILE))
+        let path = directory(state_dir, execution).join(FILE);
+        match durable::read_json(&path) {
+            Err(durable::Error::Parse { .. }) if fs::metadata(&path).is_ok_and(|found| found.len() == 0) => {
+                Ok(None)
+            }
+            read => read,
+        }
     }
 
     /// Forgets the task; what its supervisor wrote stays.

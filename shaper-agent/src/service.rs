@@ -65,10 +65,10 @@ impl AgentService {
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let judged = births.judge(pid).await;
         let judged = judged.map_err(|error| Status::failed_precondition(launch::chain(&error)))?;
-        let Some((found, is_whole)) = judged else { return Ok(None) };
+        let Some((found, is_own)) = judged else { return Ok(None) };
         // One container does not decide for the pod that it is in.
-        let asked = if is_whole { asked } else { Limits::default() };
-        self.ask(move |node| node.admit(found, &asked)).await
+        let asked = if is_own { asked } else { Limits::default() };
+        self.ask(move |node| node.admit(found, &asked, !is_own)).await
     }
 
     async fn task(

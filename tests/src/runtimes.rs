@@ -8,6 +8,7 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -20,7 +21,7 @@ const IDLE: [&str; 3] = ["/bin/busybox", "sleep", "6000"];
 
 /// The folder that Debian's packages of them are unpacked in.
 fn unpacked() -> PathBuf {
-    env::var_os("SHAPER_RUNTIMES").expect("`cargo xtask vm --profile systemd` names the runtimes").into()
+    env::var_os("SHAPER_RUNTIMES").expect("`cargo xtask` names the runtimes").into()
 }
 
 /// A command whose program, and what that starts, are looked up among the runtimes first.
@@ -217,6 +218,17 @@ impl Bundle {
         let status = run.stdin(Stdio::null()).stdout(Stdio::null()).status();
         assert!(status.is_ok_and(|status| status.success()), "{run:?}");
         container
+    }
+
+    /// How long it takes to run it to its end, once more.
+    pub fn time(&self, oci: &Oci) -> Duration {
+        self.write();
+        let mut run = oci.command();
+        run.arg("--root").arg(self.path().join("state"));
+        run.args(["run", "--bundle"]).arg(self.path()).arg(&self.id).stdin(Stdio::null());
+        let start = Instant::now();
+        say(&mut run);
+        start.elapsed()
     }
 
     /// Runs it to its end; what came of it.

@@ -19,7 +19,7 @@ use crate::kernels::{self, Build};
 use crate::qemu::{Accel, Machine};
 use crate::setup::{self, Need};
 use crate::vm::{self, Both, Profile, Transcript};
-use crate::{bins, ebpf, frameworks, workspace};
+use crate::{bins, ebpf, frameworks, runtimes, workspace};
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -49,6 +49,8 @@ enum Subject {
     Rightsize(Options),
     /// How many nodes are started for a week of arrivals, and how long tasks wait, with less reserved first and without
     Scale(Options),
+    /// How much longer a container starts behind shaper-runtime, and how soon many are adopted
+    Containers(Options),
     /// What a worker of Ray or Dask costs more in a task of its own, and what a task of such a worker; installs both
     Frameworks,
     /// How well block IO is kept in bounds, in the VM: ceilings, weights, promised latencies
@@ -131,6 +133,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         Subject::Openb(options) => here("openb", options, &[]),
         Subject::Rightsize(options) => here("rightsize", options, &[]),
         Subject::Scale(options) => here("scale", options, &[]),
+        Subject::Containers(options) => here("containers", options, &[]),
         Subject::Io(options) => io(options),
     }
 }
@@ -197,6 +200,9 @@ fn here(subject: &str, options: &Options, parts: &[String]) -> Result<ExitCode> 
         .env("SHAPER_BIN_DIR", bins.path())
         .env("SHAPER_BPF_OBJECT", &objects.programs)
         .env("SHAPER_BENCH_OBJECT", &objects.bench);
+    if subject == "containers" {
+        command.env("SHAPER_RUNTIMES", runtimes::fetch()?);
+    }
     let status = command.status().with_context(|| format!("cannot start {}", bench.display()))?;
     match status.code() {
         Some(0) => Ok(ExitCode::SUCCESS),

@@ -1,4 +1,4 @@
-//! Container runtimes for the VM: Debian's packages, unpacked and not installed.
+//! Container runtimes for the VM and for what is measured: Debian's packages, unpacked and not installed.
 
 use std::path::PathBuf;
 
@@ -13,6 +13,6 @@ const PACKAGES: [&str; 6] = ["runc", "crun", "containerd", "docker.io", "podman"
 /// The folder that has them below it, fetched if it is not there.
 pub(crate) fn fetch() -> Result<PathBuf> {
     let folder = workspace::target().join("vm/containers");
-    unpacked::folder(&folder, &PACKAGES, "container runtimes for the VM")?;
+    unpacked::folder(&folder, &PACKAGES, "container runtimes for tests")?;
     Ok(folder)
 }

@@ -3,7 +3,7 @@
 
 use std::{fs, io, sync::Arc};
 
-use shaper_core::adopt::Rule;
+use shaper_core::adopt::{Place, Rule};
 use tokio::sync::watch;
 
 use super::{
@@ -78,9 +78,9 @@ impl Births {
 }
 
 /// Whether a cgroup is that of a container whose first process is there. Below systemd's scope crun makes another, of that name
-/// (crun(1), `run.oci.systemd.subgroup`), for what it runs.
+/// (crun(1), `run.oci.systemd.subgroup`), for what it runs. A pod's is nobody's own.
 fn is_own(cgroup: &str, there: &str) -> bool {
-    matches!(there.strip_prefix(cgroup), Some("" | "/container"))
+    matches!(there.strip_prefix(cgroup), Some("" | "/container")) && !Place::of(cgroup).is_pod()
 }
 
 /// From the mount point of cgroup v2 on.
@@ -102,6 +102,8 @@ mod tests {
     #[test]
     fn a_containers_own_cgroup_is_told_from_one_that_it_is_in() {
         assert!(is_own("a/b", "a/b") && is_own("a/b.scope", "a/b.scope/container"));
+        let pod = "kubepods/burstable/pod0f3a1c52-7d1e-4c55-9a3b-2f1e0d9c8b7a";
+        assert!(!is_own(pod, &format!("{pod}/container")));
         assert!(!is_own("a", "a/b") && !is_own("a/b", "a/b/container/x") && !is_own("a/b", "a/bc"));
     }
 }

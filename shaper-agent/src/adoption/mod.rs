@@ -18,6 +18,7 @@ use std::{
 use shaper_core::{
     adopt::{Choice, Facts, Place, Rule, choose},
     document::{self, DocumentError},
+    id::TaskId,
 };
 use tokio::{sync::watch, time::Instant};
 
@@ -237,7 +238,7 @@ impl Keeper {
                 found.push((path, task));
             }
         }
-        self.adopt(found).await;
+        let mut adopted = self.adopt(found).await;
         for path in later {
             if is_below(&path, |above| taken.contains(above)) {
                 self.waiting.remove(&path);
@@ -246,8 +247,11 @@ impl Keeper {
                 self.wait(path, AGAIN, None);
             } else if let Some(task) = self.judge(&path).await {
                 taken.insert(path.clone());
-                self.adopt(vec![(path, task)]).await;
+                adopted.extend(self.adopt(vec![(path, task)]).await);
             }
+        }
+        if !adopted.is_empty() {
+            self.handle.tell(move |node| node.join_found(&adopted)).await;
         }
     }
 
@@ -261,7 +265,9 @@ impl Keeper {
         None
     }
 
-    async fn adopt(&mut self, mut found: Vec<(String, Found)>) {
+    /// Hands them to the node; the tasks that came of it.
+    async fn adopt(&mut self, mut found: Vec<(String, Found)>) -> Vec<TaskId> {
+        let mut adopted = Vec::new();
         while !found.is_empty() {
             let rest = found.split_off(found.len().min(BATCH));
             let batch = std::mem::replace(&mut found, rest);
@@ -273,14 +279,18 @@ impl Keeper {
                     let _ = reply.send(node.adopt_found(tasks));
                 })
                 .await;
-            let Ok(results) = answer.await else { return };
-            for (path, (_, refused)) in paths.into_iter().zip(results) {
-                match refused {
-                    Some(why) => self.wait(path, AGAIN_AT_LAST, Some((Obstacle::Refused, why))),
-                    None => drop(self.waiting.remove(&path)),
+            let Ok(results) = answer.await else { break };
+            for (path, result) in paths.into_iter().zip(results) {
+                match result {
+                    Err(why) => self.wait(path, AGAIN_AT_LAST, Some((Obstacle::Refused, why))),
+                    Ok(id) => {
+                        self.waiting.remove(&path);
+                        adopted.extend(id);
+                    }
                 }
             }
         }
+        adopted
     }
 
     /// Has a cgroup tried again, each time after twice as long, up to `most`; says once what kind of thing is in its way.

@@ -68,40 +68,43 @@ fn asks_for_more(asked: &Limits, rule: &Limits) -> bool {
 const LET_ALONE_MAX: usize = 4096;
 
 impl Node {
-    /// Adopts what was found, unless it is a task already or was released; of each what is in the way, if anything is.
-    pub fn adopt_found(&mut self, found: Vec<Found>) -> Vec<(PathBuf, Option<String>)> {
-        let mut adopted = Vec::new();
-        let mut results = Vec::new();
-        for found in found {
-            let cgroup = found.cgroup.clone();
-            let refused = match self.adopt_one(found) {
-                Ok(id) => {
-                    adopted.extend(id);
-                    None
-                }
-                Err(NodeError::Cgroup(error)) if error.is_gone() => None,
-                Err(error) => Some(launch::chain(&error)),
-            };
-            results.push((cgroup, refused));
-        }
-        if !adopted.is_empty()
-            && let Err(error) = self.join_older_sockets(&adopted)
-        {
-            tracing::warn!(error = %launch::chain(&error), "cannot look for older connections of adopted cgroups");
-        }
-        results
+    /// Adopts what was found, unless it is a task already or was released. Of each: the task, if it is one since now, or what is
+    /// in the way. Once all are, [`Node::join_found`] has to follow.
+    pub fn adopt_found(&mut self, found: Vec<Found>) -> Vec<Result<Option<TaskId>, String>> {
+        let adopt = |found| match self.adopt_one(found) {
+            Err(NodeError::Cgroup(error)) if error.is_gone() => Ok(None),
+            other => other.map_err(|error| launch::chain(&error)),
+        };
+        found.into_iter().map(adopt).collect()
     }
 
-    /// Adopts what is about to be started, with no ceiling above `asked`; `None`: it was released, or is gone. Where it is
-    /// adopted already, its ceilings are lowered.
-    pub fn admit(&mut self, found: Found, asked: &Limits) -> Result<Option<TaskStatus>, NodeError> {
+    /// Has the connections of tasks that were adopted follow their limits: it looks through those of the whole machine.
+    pub fn join_found(&mut self, adopted: &[TaskId]) {
+        if let Err(error) = self.join_older_sockets(adopted) {
+            tracing::warn!(error = %launch::chain(&error), "cannot look for older connections of adopted cgroups");
+        }
+    }
+
+    /// Adopts what is about to be started, with no ceiling above `asked`, or what it is in, which `is_older`; `None`: it was
+    /// released, or is gone. Where it is adopted already, its ceilings are lowered.
+    pub fn admit(
+        &mut self,
+        found: Found,
+        asked: &Limits,
+        is_older: bool,
+    ) -> Result<Option<TaskStatus>, NodeError> {
         let (cgroup, cgroup_id) = (found.cgroup.clone(), found.cgroup_id);
         let (rules, rule) = (found.limits, found.rule.clone());
         let limits = rules.at_most(asked);
         let wants_more = asks_for_more(asked, &rules);
         let adopted = self.adopt_one(Found { limits, ..found })?;
         let (id, is_new) = match adopted {
-            Some(id) => (id, true),
+            Some(id) => {
+                if is_older {
+                    self.join_found(std::slice::from_ref(&id));
+                }
+                (id, true)
+            }
             None => match self.task_in(&cgroup, cgroup_id) {
                 Some(id) => (id, false),
                 None => return Ok(None),
@@ -141,10 +144,11 @@ impl Node {
         if self.task_in(&cgroup, cgroup_id).is_some() {
             return Ok(None);
         }
-        let id = self.name_of_found(&workload.name, &cgroup, cgroup_id)?;
+        let on_disk = record::executions(self.state_dir())?;
+        let id = self.name_of_found(&workload.name, &cgroup, cgroup_id, &on_disk)?;
         let wanted = std::mem::replace(&mut workload.name, id.clone());
         let root = Caller { uid: 0, gid: 0, groups: Vec::new() };
-        let attempt = self.next_attempt(&root, &id, None)?;
+        let attempt = self.next_attempt_beside(&root, &id, None, &on_disk)?;
         let before = self.tasks.get(&id).map(|task| task.record.execution.clone());
         let execution = ExecutionId { task: id.clone(), attempt };
         let at = (now(), self.boot_id.as_str());
@@ -152,6 +156,9 @@ impl Node {
         let cause = Cause::agent("adoption", format!("rule {rule}"));
         let record = Record { cgroup, workload: Some(workload), adopted_by: Some(rule), writers, ..record };
         self.begin_adopted(record, cause)?;
+        if let Some(target) = &mut self.task_mut(&id)?.target {
+            target.has_sockets = true;
+        }
         if let Some(before) = before {
             self.erase_if_over(&before);
         }
@@ -163,14 +170,20 @@ impl Node {
     }
 
     /// What a task is called: as its rule says, unless somebody else has that name.
-    fn name_of_found(&self, wanted: &TaskId, cgroup: &Path, cgroup_id: u64) -> Result<TaskId, NodeError> {
-        if self.is_for_rules(wanted)? {
+    fn name_of_found(
+        &self,
+        wanted: &TaskId,
+        cgroup: &Path,
+        cgroup_id: u64,
+        on_disk: &[ExecutionId],
+    ) -> Result<TaskId, NodeError> {
+        if self.is_for_rules(wanted, on_disk) {
             return Ok(wanted.clone());
         }
         // Who may run tasks can guess the first, and not the second, which is made when the cgroup is.
         for salt in [0, cgroup_id] {
             let id: TaskId = beside(wanted.as_str(), cgroup, salt).parse()?;
-            if self.is_for_rules(&id)? {
+            if self.is_for_rules(&id, on_disk) {
                 return Ok(id);
             }
         }
@@ -179,20 +192,19 @@ impl Node {
 
     /// Whether a rule may give a name: nobody has it, or a task of a rule's that has ended. Nobody else's log or record is
     /// replaced.
-    fn is_for_rules(&self, id: &TaskId) -> Result<bool, NodeError> {
+    fn is_for_rules(&self, id: &TaskId, on_disk: &[ExecutionId]) -> bool {
         if let Some(task) = self.tasks.get(id)
             && (task.record.adopted_by.is_none() || task.is_running())
         {
-            return Ok(false);
+            return false;
         }
-        let on_disk = record::executions(self.state_dir())?;
-        Ok(on_disk.iter().filter(|execution| execution.task == *id).all(|execution| {
+        on_disk.iter().filter(|execution| execution.task == *id).all(|execution| {
             // Of a released one there is no record. One that cannot be read may be anybody's.
             match Record::load(self.state_dir(), execution) {
                 Ok(record) => record.is_none_or(|record| record.adopted_by.is_some()),
                 Err(_) => false,
             }
-        }))
+        })
     }
 
     /// Ends what stood in the place of a new cgroup, or had its name: the kernel tells of an end by another way than of a

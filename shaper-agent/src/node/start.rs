@@ -189,12 +189,22 @@ impl Node {
         id: &TaskId,
         wanted: Option<u32>,
     ) -> Result<u32, NodeError> {
+        self.next_attempt_beside(caller, id, wanted, &record::executions(self.state_dir())?)
+    }
+
+    /// The same, where those that are on disk are known.
+    pub(super) fn next_attempt_beside(
+        &self,
+        caller: &Caller,
+        id: &TaskId,
+        wanted: Option<u32>,
+        on_disk: &[ExecutionId],
+    ) -> Result<u32, NodeError> {
         if let Some(task) = self.tasks.get(id)
             && (task.is_held() || !caller.may_use(&task.record.owner))
         {
             return Err(NodeError::Exists(id.clone()));
         }
-        let on_disk = record::executions(self.state_dir())?;
         let of_task = on_disk.iter().filter(|execution| execution.task == *id);
         let last = of_task.map(|execution| execution.attempt).max().unwrap_or(0);
         match wanted {
@@ -257,7 +267,8 @@ impl Node {
         let record = &self.task(id)?.record;
         let mut target = self.target(cgroup, record)?;
         failpoint::hit("start-after-cgroup");
-        target.has_sockets = adopted;
+        // For those of rules one walk through all sockets follows.
+        target.has_sockets = adopted && record.adopted_by.is_none();
         let cgroup_id = target.cgroup.id();
         self.task_mut(id)?.target = Some(target);
         // The cgroup itself first: from then on the kernel gives the slot to new children, and the

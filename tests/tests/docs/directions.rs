@@ -98,6 +98,7 @@ pub(crate) fn readme() -> Vec<Direction> {
         bench("cargo xtask bench rightsize", "rightsize", "rightsize --quick --json"),
         bench("cargo xtask bench measure", "measure", "measure --quick --json"),
         bench("cargo xtask bench web", "web", "web --quick --json"),
+        bench("cargo xtask bench containers", "containers", "containers --quick --json"),
         once("cargo xtask deb").after("for package in target/debian/*.deb; do dpkg-deb --info $package; done"),
         once("cargo xtask image"),
         once("cargo xtask dashboards")

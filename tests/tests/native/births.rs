@@ -133,7 +133,7 @@ fn what_no_rule_takes_is_started_and_what_is_above_is_taken_whole() {
     assert!(host.agent.shaper().tasks().is_empty());
     // A pod's container does not decide for the pod.
     let pod = host.group.make_child("job-pod");
-    let inner = pod.join("container");
+    let inner = pod.join("first");
     fs::create_dir(&inner).expect("cgroups can be made");
     let waits = Waits::within(&inner);
     host.admitted(waits.0.id(), &json!({ "shaper/limit.net": "1mbit" }));

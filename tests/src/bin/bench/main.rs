@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: what the kernel programs and the agent cost, and how right they are; how exact limits are, and
 //! what loans are worth; how well the network is shaped; what a broker takes in, and how long its pages take; how fast and how well tasks are placed; how many
-//! nodes are started for them; how well limits are sized by what was used. This file only wires; each part of a subject has its module.
+//! nodes are started for them; how well limits are sized by what was used; what containers wait for. This file only wires; each part of a subject has its module.
 #![forbid(unsafe_code)]
 
 mod accuracy;
@@ -10,6 +10,7 @@ mod broker;
 mod budget;
 mod cards;
 mod child;
+mod containers;
 mod cost;
 mod greedy;
 mod kernel;
@@ -133,11 +134,11 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
     }
 }
 
-const USAGE: &str = "usage: bench measure|actuators|shape|net|broker|web|place|openb|rightsize|scale [--json] [--quick] [PART…]";
+const USAGE: &str = "usage: bench measure|actuators|shape|net|broker|web|place|openb|rightsize|scale|containers [--json] [--quick] [PART…]";
 
 type Part = fn(Plan, &mut Report) -> Result<()>;
 
-const SUBJECTS: [(&str, &[(&str, Part)]); 10] = [
+const SUBJECTS: [(&str, &[(&str, Part)]); 11] = [
     (
         "measure",
         &[
@@ -189,6 +190,7 @@ const SUBJECTS: [(&str, &[(&str, Part)]); 10] = [
     ),
     ("openb", &[("packing", place::packing)]),
     ("scale", &[("arrivals", scale::arrivals)]),
+    ("containers", &[("start", containers::start), ("adopt", containers::adopt)]),
     ("rightsize", &[("cpu", rightsize::cpu), ("memory", rightsize::memory), ("cost", rightsize::cost)]),
 ];
 
