@@ -4,6 +4,7 @@
 
 mod ask;
 mod births;
+mod making;
 mod tree;
 
 use std::{
@@ -25,6 +26,7 @@ use tokio::{sync::watch, time::Instant};
 pub use self::births::{Births, Unjudged};
 use self::{
     ask::{Answer, Obstacle, Of, Sources},
+    making::InTheMaking,
     tree::Tree,
 };
 use crate::{actor::Handle, launch, node::Found};
@@ -130,13 +132,22 @@ async fn keep(config: Config, in_force: watch::Sender<InForce>, handle: Handle) 
         tree,
         sources,
         waiting: BTreeMap::new(),
+        making: InTheMaking::default(),
     };
     loop {
         keeper.again().await;
         let next = Instant::now() + AGAIN;
         loop {
+            let look = keeper.making.next_look();
             tokio::select! {
-                seen = keeper.tree.changed(&keeper.rules) => keeper.take(seen).await,
+                seen = keeper.tree.changed(&keeper.rules) => {
+                    let made = keeper.making.keep_back(&keeper.config.mount, seen);
+                    keeper.take(made).await;
+                }
+                () = tokio::time::sleep_until(look.unwrap_or(next)), if look.is_some() => {
+                    let made = keeper.making.made(&keeper.config.mount);
+                    keeper.take(made).await;
+                }
                 () = tokio::time::sleep_until(next) => break,
             }
         }
@@ -167,6 +178,8 @@ struct Keeper {
     sources: Sources,
     /// By path.
     waiting: BTreeMap<String, Waits>,
+    /// What runtimes are at work on.
+    making: InTheMaking,
 }
 
 impl Keeper {
@@ -206,6 +219,7 @@ impl Keeper {
         let mut seen = Vec::new();
         if self.tree.misses_some() {
             seen = self.tree.look_through(&self.rules);
+            seen.retain(|path| !self.making.has(path));
             let there: HashSet<&str> = seen.iter().map(String::as_str).collect();
             self.waiting.retain(|path, _| there.contains(path.as_str()));
             seen.retain(|path| self.waiting.get(path).is_none_or(|waits| waits.next <= now));
