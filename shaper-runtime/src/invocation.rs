@@ -6,9 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Options before the command that have a value in a word of its own, of runc 1.3 and crun 1.21.
-const GLOBAL: [&str; 8] =
-    ["root", "log", "log-format", "log-level", "criu", "rootless", "cgroup-manager", "systemd-cgroup-path"];
+/// Options before the command that have a value, which may be a word of its own (runc(8), crun(1)).
+const GLOBAL: [&str; 7] = ["root", "log", "log-format", "log-level", "criu", "rootless", "cgroup-manager"];
 /// Those of `create` and `run`.
 const OF_COMMAND: [&str; 7] = ["bundle", "b", "config", "f", "pid-file", "console-socket", "preserve-fds"];
 

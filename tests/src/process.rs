@@ -15,6 +15,19 @@ use rustix::{
 
 use crate::time::PATIENCE;
 
+/// Processes of a test's own, which end with this.
+pub struct Children(pub Vec<Child>);
+
+impl Drop for Children {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            // One that has ended is waited for all the same.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
 /// Lets the first thread of a process run on one CPU only.
 pub fn pin(pid: u32, cpu: usize) {
     let mut there = CpuSet::new();

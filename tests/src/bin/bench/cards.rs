@@ -4,7 +4,7 @@
 use std::{
     fs,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result};
@@ -12,6 +12,7 @@ use shaper_tests::{
     agent::{Agent, Options},
     cards::FakeCards,
     cgroup::TestCgroup,
+    process::Children,
     time::{Window, happens},
 };
 
@@ -26,24 +27,11 @@ const PROCESSES: u32 = 64;
 /// Percent of a core.
 const CPU_GOAL: f64 = 0.1;
 
-/// Processes that are ended with this.
-struct Sleepers(Vec<Child>);
-
-impl Drop for Sleepers {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            // One that has ended is waited for all the same.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
 pub(crate) fn measure(plan: Plan, report: &mut Report) -> Result<()> {
     say(&format!("{CARDS} cards with {PROCESSES} processes each"));
     let (group, other) = (TestCgroup::new(), TestCgroup::new());
     let mut lines = FakeCards::line(CARDS);
-    let mut sleepers = Sleepers(Vec::new());
+    let mut sleepers = Children(Vec::new());
     for card in 0..CARDS {
         // The agent without cards has as many processes in its tasks.
         for (of, is_on_card) in [(&group, true), (&other, false)] {

@@ -4,7 +4,7 @@
 use std::{
     fs,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::Instant,
 };
 
@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use shaper_tests::{
     agent::{Agent, Options},
     cgroup::TestCgroup,
+    process::Children,
     runtimes::{Bundle, Driver, Oci, Shim},
     time::happens,
 };
@@ -75,19 +76,6 @@ pub(crate) fn start(plan: Plan, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Processes that are ended with this.
-struct Sleepers(Vec<Child>);
-
-impl Drop for Sleepers {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            // One that has ended is waited for all the same.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
 pub(crate) fn adopt(plan: Plan, report: &mut Report) -> Result<()> {
     say(&format!("{MANY} containers that are made at once"));
     let mut times = Vec::new();
@@ -109,7 +97,7 @@ fn adopt_many() -> Result<f64> {
     let name = group.path().file_name().context("it has a name")?.to_string_lossy().into_owned();
     let most = (2 * MANY).to_string();
     let (_rules, agent) = node(&format!("{name}/job-*"), &["--max-tasks", &most])?;
-    let mut sleepers = Sleepers(Vec::new());
+    let mut sleepers = Children(Vec::new());
     for _ in 0..MANY {
         let child = Command::new("/bin/sleep").arg("3600").stdin(Stdio::null()).spawn();
         sleepers.0.push(child.context("cannot start sleep")?);
