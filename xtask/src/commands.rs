@@ -29,11 +29,17 @@ pub(crate) fn test(bins: &BinDir, bpf_object: &Path) -> Result<Stage> {
     counted("commands", tests, Output::Stdout)
 }
 
-/// Those that measure, and those that repeat what other tests do.
+/// Those that measure.
 pub(crate) fn benches(bins: &BinDir, bpf_object: &Path) -> Result<Stage> {
     setup::ensure(Need::Vm)?;
     setup::ensure(Need::Traffic)?;
     counted("benches", tests("benches", bins, bpf_object)?, Output::Stdout)
+}
+
+/// Those that repeat what other tests do.
+pub(crate) fn soaks(bins: &BinDir, bpf_object: &Path) -> Result<Stage> {
+    setup::ensure(Need::Vm)?;
+    counted("soaks", tests("soaks", bins, bpf_object)?, Output::Stdout)
 }
 
 /// Runs them, of one stage.

@@ -92,8 +92,10 @@ enum Added {
     Kubernetes,
     /// Of the commands of README and docs, those that take what is installed for them
     Commands,
-    /// Of these, benchmarks and soaks: a little of each
+    /// Of these, benchmarks: a little of each
     Benches,
+    /// Of these, soaks, likewise: they aim at figures, so nothing else is to run on the machine
+    Soaks,
 }
 
 /// What the inputs of the property tests are drawn from. Here it is the same in each run, so that what fails is what was
@@ -173,6 +175,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         stages.push(kubernetes::test(&contents.bins)?);
         stages.push(commands::test(&contents.bins, &contents.bpf_object)?);
         stages.push(commands::benches(&contents.bins, &contents.bpf_object)?);
+        stages.push(commands::soaks(&contents.bins, &contents.bpf_object)?);
     }
     Ok(conclude(&stages))
 }
@@ -190,6 +193,7 @@ fn added(stage: Added, bins: BinDir, bpf_object: PathBuf) -> Result<Vec<Stage>> 
         Added::Kubernetes => vec![kubernetes::test(&bins)?],
         Added::Commands => vec![commands::test(&bins, &bpf_object)?],
         Added::Benches => vec![commands::benches(&bins, &bpf_object)?],
+        Added::Soaks => vec![commands::soaks(&bins, &bpf_object)?],
     })
 }
 

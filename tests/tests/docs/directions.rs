@@ -49,7 +49,7 @@ pub(crate) fn readme() -> Vec<Direction> {
     let bench =
         |command, subject, quick| on(command).only_in(Stage::Benches).reads(subject, quick).has_figures();
     // Of each a little: in full it takes an hour and more.
-    let soak = |command, name, fraction| on(command).only_in(Stage::Benches).reads(name, fraction);
+    let soak = |command, name, fraction| on(command).only_in(Stage::Soaks).reads(name, fraction);
     vec![
         on("./x demo").elsewhere(gate(BUILDS, "./x demo --json")),
         on("./x test").elsewhere(in_test()),

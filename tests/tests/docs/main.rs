@@ -35,6 +35,7 @@ macro_rules! pages {
             in_stage!(benches, Benches, $($name: $page,)+);
             in_stage!(commands, Commands, $($name: $page,)+);
             in_stage!(frameworks, Frameworks, $($name: $page,)+);
+            in_stage!(soaks, Soaks, $($name: $page,)+);
         }
     };
 }

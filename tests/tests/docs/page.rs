@@ -36,8 +36,10 @@ pub(crate) struct Direction {
 pub(crate) enum Stage {
     /// With what is installed for it alone.
     Commands,
-    /// What measures, and what repeats: a little of it.
+    /// What measures: a little of it.
     Benches,
+    /// What repeats what other tests do: a little of it.
+    Soaks,
     /// With Ray and Dask.
     Frameworks,
 }
