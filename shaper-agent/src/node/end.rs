@@ -17,6 +17,7 @@ use crate::{
     config::Config,
     contact::boottime_ns,
     ground::GroundError,
+    kernel::bpf::Bpf,
     launch::{self, Attachment},
     record::{self, Record},
 };
@@ -198,16 +199,29 @@ impl Node {
     }
 
     pub(super) fn let_go(&mut self, id: &TaskId, cause: &Cause) -> Result<Vec<String>, NodeError> {
+        let (done, task) = self.begin_release(id, cause)?;
+        if let Some(task) = task {
+            self.finish_release(task)?;
+        }
+        Ok(done)
+    }
+
+    /// Puts back what a task had before, for good; [`Node::finish_release`] is to follow, unless it is forgotten by this.
+    fn begin_release(
+        &mut self,
+        id: &TaskId,
+        cause: &Cause,
+    ) -> Result<(Vec<String>, Option<Task>), NodeError> {
         let task = self.task(id)?;
         let execution = task.record.execution.clone();
         if !task.is_held() {
             self.tasks.remove(id);
             record::erase(self.state_dir(), &execution)?;
-            return Ok(vec![format!("{id}: it had ended; its log and exit code are forgotten")]);
+            return Ok((vec![format!("{id}: it had ended; its log and exit code are forgotten")], None));
         }
         let mut done = Vec::new();
         self.call_off(id);
-        let Some(mut task) = self.tasks.remove(id) else { return Ok(done) };
+        let Some(mut task) = self.tasks.remove(id) else { return Ok((done, None)) };
         if let (Some(target), Some(lending)) = (&task.target, &self.lending) {
             lending.withdraw(target.slot);
         }
@@ -249,8 +263,7 @@ impl Node {
                 done.push(format!("{id}: {} is no longer managed", task.record.cgroup.display()))
             }
         }
-        self.finish_release(task)?;
-        Ok(done)
+        Ok((done, Some(task)))
     }
 
     /// Takes the place of a task that is let go away, and forgets it.
@@ -274,6 +287,12 @@ impl Node {
         Ok(())
     }
 
+    fn walk_once(&mut self, yes: bool) {
+        if let Some(bpf) = &mut self.bpf {
+            bpf.walk_once(yes);
+        }
+    }
+
     /// Releases every task and takes away all that the agent made in the kernel.
     pub fn release_all(&mut self, caller: &Caller) -> Result<Vec<String>, NodeError> {
         self.only_operator(caller, "release everything")?;
@@ -282,12 +301,30 @@ impl Node {
         let mut failed = Vec::new();
         let held: Vec<TaskId> =
             self.tasks.iter().filter(|(_, task)| task.is_held()).map(|(id, _)| id.clone()).collect();
+        // One walk through all sockets of the machine, and not two for each task.
+        self.walk_once(true);
+        let mut open = Vec::new();
         for id in held {
-            match self.let_go(&id, &cause) {
-                Ok(lines) => done.extend(lines),
+            match self.begin_release(&id, &cause) {
+                Ok((lines, task)) => {
+                    done.extend(lines);
+                    open.extend(task);
+                }
                 Err(error) => failed.push(format!("{id} was not released: {}", launch::chain(&error))),
             }
         }
+        if let Some(Err(error)) = self.bpf.as_ref().map(Bpf::walk_tcp) {
+            self.walk_once(false);
+            self.tasks.extend(open.into_iter().map(|task| (task.record.execution.task.clone(), task)));
+            return Err(error.into());
+        }
+        for task in open {
+            let id = task.record.execution.task.clone();
+            if let Err(error) = self.finish_release(task) {
+                failed.push(format!("{id} was not released: {}", launch::chain(&error)));
+            }
+        }
+        self.walk_once(false);
         // What could not be released keeps its place, and the programs that serve it.
         if failed.is_empty() {
             failpoint::hit("release-without-tasks");

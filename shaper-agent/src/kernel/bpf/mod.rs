@@ -208,6 +208,8 @@ pub struct Bpf {
     round_trip: Mapped<Histogram>,
     uplink_stat: Mapped<PacketCount>,
     pace: PaceTable,
+    /// Sockets are not looked for with each change of a ceiling, but once, after many.
+    one_walk: bool,
     /// The class of each slot in the queue of what arrives; 0: none.
     ingress_class: Mapped<u64>,
     queue: Queue,
@@ -539,6 +541,7 @@ impl Bpf {
             round_trip: mapped!("ROUND_TRIP"),
             uplink_stat: mapped!("UPLINK_STAT"),
             pace,
+            one_walk: false,
             ingress_class: mapped!("INGRESS_CLASS"),
             queue: Queue::of(&config.directory),
             admission: AdmissionTable {
@@ -652,7 +655,12 @@ impl Bpf {
             None if self.pace.read(slot).mode == abi::PACE_OFF => return Ok(()),
             None => self.pace.open(slot),
         }
-        if has_sockets { self.walk_tcp() } else { Ok(()) }
+        if has_sockets && !self.one_walk { self.walk_tcp() } else { Ok(()) }
+    }
+
+    /// Whether ceilings change without a walk from here on: [`Bpf::walk_tcp`] has to follow.
+    pub fn walk_once(&mut self, yes: bool) {
+        self.one_walk = yes;
     }
 
     /// Puts a slot among those that share the network, where it is divided; else it is on its own.
