@@ -19,6 +19,7 @@ use shaper_proto::daemon::{self, OptionError, group_id, socket_path};
 
 use crate::{
     adoption,
+    containers::{Containers, Engine},
     gpu::{self, Library},
     kernel::hierarchy::Hierarchies,
     manager,
@@ -142,6 +143,10 @@ pub struct Options {
     /// … and Podman: rules ask them for names, images and labels of containers
     #[arg(long, value_name = "SOCKET", default_value = "/run/podman/podman.sock")]
     pub podman: PathBuf,
+    /// Who runs tasks with an image (`shaper submit --image`) on this node: docker (at --docker) or podman, optionally with the
+    /// client's program [default: nobody]
+    #[arg(long, value_name = "docker|podman[=PROGRAM]")]
+    pub containers: Option<Engine>,
     /// Also logs what the kernel programs say (never per packet)
     #[arg(long)]
     pub debug_bpf: bool,
@@ -401,6 +406,8 @@ pub struct Config {
     pub on_exit: OnExit,
     /// Rules of adoption, and whom they ask.
     pub adoption: Option<adoption::Config>,
+    /// Who runs containers.
+    pub containers: Option<Containers>,
     /// Messages of the programs.
     pub debug_bpf: bool,
 }
@@ -460,6 +467,7 @@ impl Options {
         });
         let brokers = brokers.collect::<Result<_, _>>()?;
         let metrics = self.metrics.check(self.tls_dir.as_deref())?;
+        let containers = self.containers.map(|engine| Containers::new(engine, &self.docker));
         let adoption = self.adopt.map(|file| adoption::Config {
             file,
             mount: hierarchies.v2.clone(),
@@ -508,6 +516,7 @@ impl Options {
             max_tasks_per_user: self.max_tasks_per_user,
             on_exit: self.on_exit,
             adoption,
+            containers,
             debug_bpf: self.debug_bpf,
         })
     }

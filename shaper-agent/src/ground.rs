@@ -83,6 +83,7 @@ const WARDEN: &str = "warden";
 /// The two of a unit.
 const SUPERVISOR: &str = "supervisor";
 pub(crate) const TASK: &str = "task";
+const CLIENT: &str = "client";
 /// A task has no business making cgroups by the thousand; its slots would run out.
 const DESCENDANTS: u32 = 64;
 const AGENT_WEIGHT: Weight = Weight::MAX;
@@ -171,6 +172,18 @@ impl Ground {
         let (cgroup, _) = unit.make_child(TASK)?;
         cgroup.set(groups::MAX_DESCENDANTS, &Limit::At(DESCENDANTS))?;
         Ok(cgroup)
+    }
+
+    /// The cgroup of a task that is that of a slice, which systemd has made.
+    pub fn open_slice(&self, slice: &Path) -> Result<Cgroup, GroundError> {
+        let cgroup = Cgroup::open(&self.hierarchies.v2, slice)?;
+        cgroup.set(groups::MAX_DESCENDANTS, &Limit::At(DESCENDANTS))?;
+        Ok(cgroup)
+    }
+
+    /// Where in a task's cgroup the client is that runs a container beside it.
+    pub fn make_client(&self, task: &Cgroup) -> Result<PathBuf, GroundError> {
+        Ok(task.make_child(CLIENT)?.0.path().to_owned())
     }
 
     /// Lets the cgroup of a task in a unit go, which may be repeated; `is_over`: nothing runs in it, so that it is removed. The

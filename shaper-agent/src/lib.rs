@@ -8,6 +8,7 @@ pub mod adoption;
 pub mod calibrate;
 pub mod config;
 pub mod contact;
+pub mod containers;
 pub mod durable;
 #[doc(hidden)]
 pub mod fuzz;

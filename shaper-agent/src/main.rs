@@ -189,6 +189,7 @@ async fn listen(config: &Config, handle: Handle) -> Result<(), Error> {
         }
         None => (None, None),
     };
+    let containers = config.containers.clone().map(|containers| tokio::spawn(containers.watch()));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tracing::info!(node = config.node, socket = %config.socket.display(), "ready");
@@ -215,7 +216,7 @@ async fn listen(config: &Config, handle: Handle) -> Result<(), Error> {
     watchdog.abort();
     accept.abort();
     ticks.abort();
-    for helper in [session, metrics, adoption].into_iter().flatten() {
+    for helper in [session, metrics, adoption, containers].into_iter().flatten() {
         helper.abort();
     }
     let _ = fs::remove_file(&config.socket);

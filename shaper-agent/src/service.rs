@@ -10,7 +10,7 @@ use shaper_core::{
 };
 use shaper_identity::serve::Asking;
 use shaper_proto::{
-    convert::WireError,
+    convert::{self, WireError},
     peer::Caller,
     v1::{self, agent_server::Agent},
 };
@@ -143,8 +143,17 @@ fn limits(wire: Option<v1::Limits>) -> Result<Limits, Status> {
 }
 
 fn run_request(wire: v1::RunTaskRequest) -> Result<RunRequest, Status> {
-    let v1::RunTaskRequest { task_id: id, command, env, cwd, limits: wire_limits, run_as, gpus, gpu_model } =
-        wire;
+    let v1::RunTaskRequest {
+        task_id: id,
+        command,
+        env,
+        cwd,
+        limits: wire_limits,
+        run_as,
+        gpus,
+        gpu_model,
+        image,
+    } = wire;
     let pair = |text: String| match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err(Status::invalid_argument(format!("`{text}` in env is not NAME=VALUE"))),
@@ -155,6 +164,7 @@ fn run_request(wire: v1::RunTaskRequest) -> Result<RunRequest, Status> {
         assignment: None,
         gpus,
         gpu_model,
+        image: convert::image(image).map_err(invalid)?,
         task_id: if id.is_empty() { None } else { Some(task_id(&id)?) },
         command,
         env: env.into_iter().map(pair).collect::<Result<_, Status>>()?,

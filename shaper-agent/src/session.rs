@@ -259,8 +259,17 @@ async fn carry_out(
 }
 
 fn hello(inventory: Inventory) -> v1::Hello {
-    let Inventory { node, boot_id, capacity, gpus, tasks, highest_epoch, agent_socket, session: _ } =
-        inventory;
+    let Inventory {
+        node,
+        boot_id,
+        capacity,
+        gpus,
+        runs_containers,
+        tasks,
+        highest_epoch,
+        agent_socket,
+        session: _,
+    } = inventory;
     v1::Hello {
         node,
         boot_id,
@@ -269,6 +278,7 @@ fn hello(inventory: Inventory) -> v1::Hello {
         highest_epoch,
         agent_socket,
         gpus: gpus.map(Into::into),
+        runs_containers,
     }
 }
 

@@ -261,7 +261,8 @@ const MAX_EPOCH: u64 = 1 << 62;
 
 /// What an agent says first.
 pub fn hello(wire: v1::Hello) -> Result<Hello, WireError> {
-    let v1::Hello { node, boot_id, capacity, inventory, highest_epoch, agent_socket, gpus } = wire;
+    let v1::Hello { node, boot_id, capacity, inventory, highest_epoch, agent_socket, gpus, runs_containers } =
+        wire;
     let expected =
         "a name: 1 to 63 letters, digits, `-`, `_` and `.`, beginning and ending with a letter or digit";
     let node = TaskId::try_from(node).map_err(|_| WireError::Invalid { field: "node", expected })?;
@@ -284,6 +285,7 @@ pub fn hello(wire: v1::Hello) -> Result<Hello, WireError> {
         highest_epoch,
         agent_socket,
         gpus,
+        containers: runs_containers,
     })
 }
 

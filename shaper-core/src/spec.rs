@@ -1,7 +1,7 @@
 //! What a task asks for, and what policies say: the domain types behind the profile JSON, the task spec
 //! and the policy YAML. (How those documents are read is `crate::document`.)
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -94,11 +94,11 @@ pub struct Credentials {
 pub struct TaskSpec {
     /// What it needs.
     pub profile: Profile,
-    /// Program and arguments.
+    /// Program and arguments; of a container, those that its image is given, if any.
     pub command: Vec<String>,
-    /// Its whole environment.
+    /// Its whole environment; in a container besides the image's.
     pub env: BTreeMap<String, String>,
-    /// Working directory, absolute.
+    /// Working directory, absolute; empty in a container: the image's.
     pub cwd: String,
     /// The history key; by default the command's basename.
     pub name: String,
@@ -119,6 +119,112 @@ pub struct TaskSpec {
     /// GPU cards that it is to have to itself, besides the memory of one that it may ask for in its profile.
     #[serde(default)]
     pub gpus: CardRequest,
+    /// What it runs in; `None`: the node's own file system.
+    #[serde(default)]
+    pub image: Option<Image>,
+}
+
+/// Why a reference to an image was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` is not a reference to an image: [HOST[:PORT]/]PATH[:TAG][@DIGEST] in lower case, such as \
+     docker.io/library/redis:7"
+)]
+pub struct InvalidImage(String);
+
+/// A reference to a container's image, as Docker and Podman take it: it cannot be taken for an option of theirs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Image(String);
+
+impl Image {
+    /// The most bytes of one.
+    pub const MAX: usize = 512;
+
+    /// The reference as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// What tasks of it are called that do not say so: the last part of its path, without tag and digest.
+    pub fn base(&self) -> &str {
+        let path = self.0.split('@').next().unwrap_or_default();
+        let last = path.rsplit('/').next().unwrap_or_default();
+        last.split(':').next().unwrap_or_default()
+    }
+
+    /// By the grammar of distribution's references (github.com/distribution/reference), without its limits of each part.
+    fn is_reference(text: &str) -> bool {
+        let (rest, digest) = match text.split_once('@') {
+            Some((rest, digest)) => (rest, Some(digest)),
+            None => (text, None),
+        };
+        let is_word = |word: &str, inner: &[u8]| {
+            let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+            let bytes = word.as_bytes();
+            let is_inner = |byte: &u8| byte.is_ascii_alphanumeric() || inner.contains(byte);
+            edge(bytes.first()) && edge(bytes.last()) && bytes.iter().all(is_inner)
+        };
+        let is_path = |part: &str| is_word(part, b"._-") && !part.bytes().any(|it| it.is_ascii_uppercase());
+        // A port is followed by a path, a tag is not.
+        let (name, tag) = match rest.rsplit_once(':') {
+            Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
+            _ => (rest, None),
+        };
+        let mut parts: Vec<&str> = name.split('/').collect();
+        let first = parts.first().copied().unwrap_or_default();
+        if parts.len() > 1 && (first.contains(['.', ':']) || first == "localhost") {
+            parts.remove(0);
+            let (host, port) = first.split_once(':').unwrap_or((first, "0"));
+            if !is_word(host, b".-") || port.is_empty() || !port.bytes().all(|it| it.is_ascii_digit()) {
+                return false;
+            }
+        }
+        // The first byte of a tag may be `_`; nobody misses that.
+        let is_tag = |tag: &str| {
+            let is_inner = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+            tag.len() <= 128
+                && tag.starts_with(|it: char| it.is_ascii_alphanumeric())
+                && tag.bytes().all(is_inner)
+        };
+        let is_digest = |digest: &str| {
+            digest.split_once(':').is_some_and(|(algorithm, hex)| {
+                is_word(algorithm, b"+._-") && hex.len() >= 32 && hex.bytes().all(|it| it.is_ascii_hexdigit())
+            })
+        };
+        parts.iter().all(|part| is_path(part)) && tag.is_none_or(is_tag) && digest.is_none_or(is_digest)
+    }
+}
+
+impl FromStr for Image {
+    type Err = InvalidImage;
+
+    fn from_str(text: &str) -> Result<Image, InvalidImage> {
+        if text.len() <= Image::MAX && Image::is_reference(text) {
+            return Ok(Image(text.to_owned()));
+        }
+        Err(InvalidImage(text.chars().take(64).flat_map(char::escape_default).collect()))
+    }
+}
+
+impl TryFrom<String> for Image {
+    type Error = InvalidImage;
+
+    fn try_from(text: String) -> Result<Image, InvalidImage> {
+        text.parse()
+    }
+}
+
+impl From<Image> for String {
+    fn from(image: Image) -> String {
+        image.0
+    }
+}
+
+impl fmt::Display for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
 }
 
 /// What becomes of a task when its node does not answer.
@@ -290,4 +396,51 @@ pub struct NodeVerdict {
     pub lacking: Vec<String>,
     /// Resources whose capacity the node does not know.
     pub not_checked: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_are_known_by_their_form() {
+        let digest = format!("redis@sha256:{}", "0a".repeat(32));
+        for (text, base) in [
+            ("redis", "redis"),
+            ("redis:7.2-alpine", "redis"),
+            ("library/redis", "redis"),
+            ("docker.io/library/redis:7", "redis"),
+            ("localhost:5000/team/etl__v2.x:Latest", "etl__v2.x"),
+            ("registry.example.org/a/b/c", "c"),
+            (&digest, "redis"),
+        ] {
+            let image: Image = text.parse().unwrap();
+            assert_eq!((image.as_str(), image.base()), (text, base));
+        }
+        let long = "a".repeat(Image::MAX + 1);
+        for text in [
+            "",
+            "-v",
+            "--privileged",
+            "/redis",
+            "redis/",
+            "a//b",
+            "Redis",
+            "redis:",
+            "redis:-v",
+            "redis@",
+            "redis@sha256:0",
+            "re dis",
+            "redis\n",
+            "redis\0",
+            "host:port/redis",
+            "docker.io:/redis",
+            "a:b:c",
+            "../redis",
+            &long,
+        ] {
+            assert!(text.parse::<Image>().is_err(), "{text:?}");
+        }
+        assert_eq!("-v /:/host".parse::<Image>().unwrap_err().to_string().find("`-v /:/host`"), Some(0));
+    }
 }

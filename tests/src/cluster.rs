@@ -58,6 +58,15 @@ impl<'a> Cluster<'a> {
         Cluster::with(Broker::start(), networks, capacities, None)
     }
 
+    /// The same, of agents with those options besides.
+    pub fn start_with(networks: &'a [Netns], capacities: &[&str], options: &[&str]) -> Cluster<'a> {
+        let mut cluster = Cluster::with(Broker::start(), &[], &[], None);
+        for (network, capacity) in networks.iter().zip(capacities) {
+            cluster.join_as(network, capacity, Options::default().with(options));
+        }
+        cluster
+    }
+
     /// The same, of this broker.
     pub fn start_of(broker: Broker, networks: &'a [Netns], capacities: &[&str]) -> Cluster<'a> {
         Cluster::with(broker, networks, capacities, None)

@@ -130,14 +130,29 @@ impl Shim {
     /// As a program, for those that give it no arguments of their own.
     pub fn program(&self) -> PathBuf {
         let path = self.directory.path().join("shaper-runtime");
-        // Who starts it may have an environment of his own.
-        let (program, libraries) = (binary("shaper-runtime"), libraries());
-        let (program, option, libraries) = (program.display(), self.option(), libraries.display());
-        let text = format!("#!/bin/sh\nLD_LIBRARY_PATH={libraries} exec {program} {option} \"$@\"\n");
-        fs::write(&path, text).expect("it is ours");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it is ours");
+        let mut command = with_unpacked(Command::new(binary("shaper-runtime")));
+        write_program(&path, command.arg(self.option()));
         path
     }
+}
+
+/// Writes a program that is a command with more arguments: who starts it may have an environment of his own.
+fn write_program(path: &Path, command: &Command) {
+    let variables = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    let variables = variables.map(|(name, value)| format!("{}='{}'", name.display(), value.display()));
+    let words = [command.get_program()].into_iter().chain(command.get_args());
+    let words = words.map(|word| format!("'{}'", word.display()));
+    let line = variables.chain(["exec".to_owned()]).chain(words).collect::<Vec<_>>().join(" ");
+    fs::write(path, format!("#!/bin/sh\n{line} \"$@\"\n")).expect("it is ours");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("it is ours");
+}
+
+/// An image of busybox, as those take it who import one.
+fn image(directory: &Path) -> PathBuf {
+    let (root, tar) = (directory.join("rootfs"), directory.join("image.tar"));
+    make_root(&root);
+    say(Command::new("tar").arg("-C").arg(root).arg("-cf").arg(&tar).arg("."));
+    tar
 }
 
 /// A container that is to be run by an OCI runtime.
@@ -324,16 +339,22 @@ impl Docker {
         // An emulated machine takes its time.
         let answered = (0..4).any(|_| happens(|| answers(&mut docker)));
         assert!(answered, "dockerd: {}", docker.said());
-        make_root(&docker.directory.path().join("rootfs"));
-        let tar = docker.directory.path().join("image.tar");
-        say(Command::new("tar")
-            .arg("-C")
-            .arg(docker.directory.path().join("rootfs"))
-            .arg("-cf")
-            .arg(&tar)
-            .arg("."));
+        let tar = image(docker.directory.path());
         say(docker.command().arg("import").arg(tar).arg("idle"));
         docker
+    }
+
+    /// What tells an agent that it runs its tasks' containers.
+    pub fn options(&self) -> Vec<String> {
+        let program = self.directory.path().join("docker");
+        write_program(&program, &command("docker"));
+        let socket = self.socket().display().to_string();
+        vec![format!("--containers=docker={}", program.display()), format!("--docker={socket}")]
+    }
+
+    /// Its containers, those that have ended included.
+    pub fn containers(&self) -> String {
+        self.ok(&["ps", "--all", "--quiet"])
     }
 
     fn said(&self) -> String {
@@ -410,12 +431,40 @@ impl Podman {
         Podman { directory, runtime: shim.program() }
     }
 
+    /// One with crun, and an image: `localhost/idle`.
+    pub fn with_image() -> Podman {
+        let directory = tempfile::tempdir().expect("a temporary directory can be made");
+        let tar = image(directory.path());
+        let home = directory.path().join(".config/containers");
+        fs::create_dir_all(&home).expect("it is ours");
+        fs::write(home.join("policy.json"), r#"{"default": [{"type": "insecureAcceptAnything"}]}"#)
+            .expect("it is ours");
+        // What starts it passes no environment on.
+        let runtime = directory.path().join("crun");
+        write_program(&runtime, &command("crun"));
+        let podman = Podman { directory, runtime };
+        say(podman.command().arg("import").arg(tar).arg("localhost/idle"));
+        podman
+    }
+
+    /// What tells an agent that it runs its tasks' containers.
+    pub fn options(&self) -> Vec<String> {
+        let program = self.directory.path().join("podman");
+        write_program(&program, &self.command());
+        vec![format!("--containers=podman={}", program.display())]
+    }
+
+    /// Its containers, those that have ended included.
+    pub fn containers(&self) -> String {
+        say(self.command().args(["ps", "--all", "--quiet"]))
+    }
+
     fn command(&self) -> Command {
         let at = |name: &str| self.directory.path().join(name);
         let mut command = command("podman");
         // What Debian says about networks and registries is not there, and not needed.
         fs::write(at("containers.conf"), "").expect("it is ours");
-        command.env("CONTAINERS_CONF", at("containers.conf"));
+        command.env("CONTAINERS_CONF", at("containers.conf")).env("HOME", self.directory.path());
         command.arg("--root").arg(at("root")).arg("--runroot").arg(at("run")).arg("--tmpdir").arg(at("tmp"));
         command.arg("--conmon").arg(unpacked().join("usr/bin/conmon")).arg("--runtime").arg(&self.runtime);
         command.args(["--storage-driver", "vfs", "--events-backend", "none", "--cgroup-manager", "systemd"]);

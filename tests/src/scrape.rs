@@ -7,6 +7,8 @@ use std::{
     path::Path,
 };
 
+use crate::time::eventually;
+
 /// What was answered.
 #[derive(Clone, Debug)]
 pub struct Answer {
@@ -16,10 +18,14 @@ pub struct Answer {
     pub body: String,
 }
 
-/// Asks at a Unix socket.
+/// Asks at a Unix socket, once somebody listens there: a daemon has another for calls, and that is there first.
 pub fn of_socket(socket: &Path, headers: &[&str]) -> Answer {
-    let stream = UnixStream::connect(socket);
-    ask(stream.unwrap_or_else(|error| panic!("cannot connect to {}: {error}", socket.display())), headers)
+    let mut stream = None;
+    eventually(&format!("somebody listens at {}", socket.display()), || {
+        stream = UnixStream::connect(socket).ok();
+        stream.is_some()
+    });
+    ask(stream.expect("it is connected"), headers)
 }
 
 /// Asks over TCP.

@@ -9,8 +9,8 @@ use shaper_core::{
     limits::Limits,
     policy::{NamePattern, PolicyFloors, PolicyLimits, Selector},
     spec::{
-        Capacity, Credentials, Decision, DecisionKind, Demand, NodeVerdict, OnNodeLost, Policy, Priority,
-        Profile, TaskSpec,
+        Capacity, Credentials, Decision, DecisionKind, Demand, Image, NodeVerdict, OnNodeLost, Policy,
+        Priority, Profile, TaskSpec,
     },
     units::{BitsPerSec, Bytes, Iops, Millicores},
 };
@@ -163,9 +163,12 @@ impl TryFrom<v1::TaskSpec> for TaskSpec {
             on_node_lost,
             gpus,
             gpu_model,
+            image: wire_image,
         } = wire;
         let profile = Profile::try_from(profile.ok_or(WireError::Missing("profile"))?)?;
+        let image = image(wire_image)?;
         match command.first() {
+            None if image.is_some() => {}
             None => return Err(WireError::Missing("command")),
             Some(program) if program.is_empty() => return Err(invalid("command", "a program and arguments")),
             Some(_) => {}
@@ -173,7 +176,8 @@ impl TryFrom<v1::TaskSpec> for TaskSpec {
         if command.iter().any(|word| word.contains('\0')) {
             return Err(invalid("command", "without NUL"));
         }
-        if !cwd.starts_with('/') || cwd.contains('\0') {
+        let is_the_images = image.is_some() && cwd.is_empty();
+        if !is_the_images && (!cwd.starts_with('/') || cwd.contains('\0')) {
             return Err(invalid("cwd", "an absolute path"));
         }
         // A command's basename, so what a file may be called.
@@ -196,8 +200,17 @@ impl TryFrom<v1::TaskSpec> for TaskSpec {
             retries,
             on_node_lost: when_lost(on_node_lost)?,
             gpus: gpu::request(gpus, gpu_model)?,
+            image,
         })
     }
+}
+
+/// A reference to an image; empty: none.
+pub fn image(wire: String) -> Result<Option<Image>, WireError> {
+    if wire.is_empty() {
+        return Ok(None);
+    }
+    wire.parse().map(Some).map_err(|_| invalid("image", "[HOST[:PORT]/]PATH[:TAG][@DIGEST]"))
 }
 
 fn when_lost(wire: i32) -> Result<OnNodeLost, WireError> {
@@ -249,6 +262,7 @@ impl From<TaskSpec> for v1::TaskSpec {
             retries,
             on_node_lost,
             gpus: CardRequest { count: gpus, model: gpu_model },
+            image,
         } = spec;
         let on_node_lost = match on_node_lost {
             OnNodeLost::Wait => v1::OnNodeLost::Wait,
@@ -268,6 +282,7 @@ impl From<TaskSpec> for v1::TaskSpec {
             on_node_lost: on_node_lost.into(),
             gpus,
             gpu_model,
+            image: image.map(String::from).unwrap_or_default(),
         }
     }
 }
@@ -544,6 +559,7 @@ mod tests {
             retries: 2,
             on_node_lost: OnNodeLost::Rerun,
             gpus: CardRequest { count: 0, model: "H100".into() },
+            image: None,
         }
     }
 
@@ -568,6 +584,11 @@ mod tests {
     #[test]
     fn a_task_spec_survives_the_wire() {
         assert_eq!(TaskSpec::try_from(v1::TaskSpec::from(spec())), Ok(spec()));
+        let image = "docker.io/library/etl:7".parse().ok();
+        let given = TaskSpec { image: image.clone(), ..spec() };
+        assert_eq!(TaskSpec::try_from(v1::TaskSpec::from(given.clone())), Ok(given));
+        let images = TaskSpec { image, command: Vec::new(), cwd: String::new(), ..spec() };
+        assert_eq!(TaskSpec::try_from(v1::TaskSpec::from(images.clone())), Ok(images));
         let bare = TaskSpec { limits: Limits::default(), run_as: None, env: BTreeMap::new(), ..spec() };
         assert_eq!(TaskSpec::try_from(v1::TaskSpec::from(bare.clone())), Ok(bare));
         let waits = TaskSpec { on_node_lost: OnNodeLost::Wait, ..spec() };
@@ -667,6 +688,8 @@ mod tests {
         assert_eq!(broken(|wire| wire.env.push("=x".into())), "env");
         assert_eq!(broken(|wire| wire.env.push("A=again".into())), "env");
         assert_eq!(broken(|wire| wire.cwd = "srv".into()), "cwd");
+        assert_eq!(broken(|wire| wire.cwd.clear()), "cwd");
+        assert_eq!(broken(|wire| wire.image = "--privileged".into()), "image");
         assert_eq!(broken(|wire| wire.name.clear()), "name");
         assert_eq!(broken(|wire| wire.namespace = "a/b".into()), "namespace");
         assert_eq!(broken(|wire| wire.retries = 1001), "retries");

@@ -7,7 +7,7 @@ mod memory;
 mod shrink;
 mod snapshot;
 
-pub use self::broker::priority_or_medium;
+pub use self::broker::{image, priority_or_medium};
 
 use shaper_core::{
     doctor::{Availability, Report, Rung},

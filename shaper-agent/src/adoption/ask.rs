@@ -245,7 +245,7 @@ async fn find(socket: &Path, id: &str, is_connected: &mut bool) -> io::Result<Op
 }
 
 /// What is there, read as JSON, within our patience.
-async fn ask<T: DeserializeOwned>(
+pub(crate) async fn ask<T: DeserializeOwned>(
     socket: &Path,
     path: &str,
     is_connected: &mut bool,

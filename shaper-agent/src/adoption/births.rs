@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use super::{
     Config, InForce,
     ask::{Answer, Of, Sources},
+    tree,
 };
 use crate::node::Found;
 
@@ -55,6 +56,9 @@ impl Births {
     /// takes it. What is taken may be a cgroup above, which others are in as well: a pod's.
     pub async fn judge(&self, pid: u32) -> Result<Option<(Found, bool)>, Unjudged> {
         let path = cgroup_of(pid)?;
+        if tree::is_own(&self.config, &path) {
+            return Ok(None);
+        }
         let mut rules = self.rules.clone();
         let in_force = rules.wait_for(Option::is_some).await.map(|in_force| in_force.clone());
         let rules: Arc<[Rule]> = in_force.map_err(|_| Unjudged::Ending)?.unwrap_or_default();

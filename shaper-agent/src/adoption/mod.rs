@@ -23,6 +23,7 @@ use shaper_core::{
 };
 use tokio::{sync::watch, time::Instant};
 
+pub(crate) use self::ask::ask;
 pub use self::births::{Births, Unjudged};
 use self::{
     ask::{Answer, Obstacle, Of, Sources},

@@ -18,7 +18,7 @@ use shaper_common::abi::LEVELS_MAX;
 use shaper_core::adopt::{Choice, Rule, looks_below};
 use tokio::io::Interest;
 
-use super::by_path;
+use super::{Config, by_path};
 use crate::{launch::async_fd, manager::Service};
 
 /// Directories that are watched at most; the others are looked at again and again.
@@ -32,6 +32,12 @@ const WRITABLE_BY_OTHERS: u32 = 0o022;
 pub(super) fn id(mount: &Path, path: &str) -> Option<u64> {
     let found = fs::symlink_metadata(mount.join(path)).ok()?;
     Some(found.ino())
+}
+
+/// Whether a path is in the agent's cgroups, or in those of units of tasks.
+pub(super) fn is_own(config: &Config, path: &str) -> bool {
+    let own = config.own.strip_prefix(&config.mount).unwrap_or(&config.own);
+    Path::new(path).starts_with(own) || Path::new(path).starts_with(Service::SLICE)
 }
 
 /// Whether root alone could have made what is at a path: every directory above belongs to root, now, and nobody else may make

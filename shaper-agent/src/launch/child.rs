@@ -251,7 +251,8 @@ impl Plan {
         if spec.env.iter().any(|(name, _)| name.is_empty() || name.contains('=')) {
             return spec_error("env", "has a name that is empty or contains `=`");
         }
-        let absolute = [&spec.cwd, &spec.cgroup].into_iter().chain(&spec.join).all(|path| path.is_absolute());
+        let paths = [&spec.cwd, &spec.cgroup].into_iter().chain(&spec.join).chain(&spec.birthplace);
+        let absolute = paths.into_iter().all(|path| path.is_absolute());
         if !absolute {
             return spec_error("cwd, cgroup or join", "is not an absolute path");
         }
@@ -271,7 +272,8 @@ impl Plan {
         let programs =
             candidates(program, &spec.env).into_iter().map(|path| c_string("command", path.as_os_str()));
 
-        let cgroup = open(&spec.cgroup, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let birthplace = spec.birthplace.as_ref().unwrap_or(&spec.cgroup);
+        let cgroup = open(birthplace, OFlags::RDONLY | OFlags::DIRECTORY)?;
         let mut join = Vec::with_capacity(spec.join.len());
         for group in &spec.join {
             join.push(open(&group.join("cgroup.procs"), OFlags::WRONLY)?);
@@ -381,7 +383,9 @@ impl Plan {
                 reset?;
             }
         }
-        self.drop_privileges()?;
+        if !self.spec.is_trusted {
+            self.drop_privileges()?;
+        }
         // SAFETY: no memory is involved; umask cannot fail.
         unsafe { libc::umask(0o022) };
         // SAFETY: `cwd` is a C string. As the task's user, so that its permissions count.
@@ -742,6 +746,9 @@ mod tests {
             groups: vec![],
             cgroup: "/sys/fs/cgroup".into(),
             join: vec![],
+            birthplace: None,
+            is_trusted: false,
+            afterwards: Vec::new(),
             supervisor_groups: Vec::new(),
             log_segment_bytes: 1,
             lease: None,

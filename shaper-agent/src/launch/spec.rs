@@ -24,8 +24,17 @@ pub struct LaunchSpec {
     pub gid: u32,
     /// Supplementary groups.
     pub groups: Vec<u32>,
-    /// The cgroup v2 directory in which the task is born.
+    /// The task's cgroup v2 directory, in which it is born …
     pub cgroup: PathBuf,
+    /// … unless it is in this one, below that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub birthplace: Option<PathBuf>,
+    /// It is a program of the node's own, which keeps what the supervisor may do.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_trusted: bool,
+    /// What the supervisor runs once the task is over, with the task's environment and as itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub afterwards: Vec<String>,
     /// cgroup v1 directories that the task enters before it has its own credentials.
     pub join: Vec<PathBuf>,
     /// cgroup directories, of v2 and v1, that the supervisor itself enters before anything else.

@@ -17,6 +17,7 @@ use std::{
         unix::fs::FileExt,
     },
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -182,7 +183,7 @@ fn prepare(directory: &Path, parent: Parent) -> Result<Option<Task>, SuperviseEr
             drop(gated);
             let kill = spec.cgroup.join("cgroup.kill");
             let task = Task::new(attempt, lock, signals, output, log, (events, kill), started);
-            Ok(Some(Task { limit, ..task }))
+            Ok(Some(Task { limit, afterwards: afterwards(&spec), ..task }))
         }
         Err(error) => {
             let message = chain(&error);
@@ -197,6 +198,14 @@ fn prepare(directory: &Path, parent: Parent) -> Result<Option<Task>, SuperviseEr
             Ok(None)
         }
     }
+}
+
+fn afterwards(spec: &LaunchSpec) -> Option<Command> {
+    let (program, arguments) = spec.afterwards.split_first()?;
+    let mut command = Command::new(program);
+    command.args(arguments).env_clear().envs(spec.env.iter().cloned());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    Some(command)
 }
 
 type Running = (Gated, Output, LogWriter, File, Started, Option<Arc<Limit>>);
@@ -309,6 +318,8 @@ struct Task {
     ending_since: Option<Instant>,
     /// How long it goes on without the broker.
     limit: Option<Arc<Limit>>,
+    /// What is run once it is over.
+    afterwards: Option<Command>,
     populated: bool,
     pipes: [Pipe; 2],
     log: LogWriter,
@@ -340,6 +351,7 @@ impl Task {
             kill,
             ending_since: None,
             limit: None,
+            afterwards: None,
             populated: true,
             pipes: [
                 Pipe { stream: Stream::Stdout, read: Some(stdout) },
@@ -392,6 +404,10 @@ impl Task {
         self.drain();
         // A failure costs log on a power loss; there is nothing left to do about it.
         let _ = self.log.sync(time::now());
+        if let Some(mut afterwards) = self.afterwards {
+            // Nothing may be left of the task, which is an error to some; the exit is recorded, and nobody waits.
+            let _ = afterwards.status();
+        }
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use crate::actuate::{Knob, Value};
 
-pub use systemd::{Service, Unit, is_booted};
+pub use systemd::{Service, Slice, Unit, is_booted};
 
 /// Who manages a cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]

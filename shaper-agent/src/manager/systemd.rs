@@ -99,6 +99,35 @@ impl Unit {
     }
 }
 
+/// A slice of ours, which systemd makes when something in it starts, or needs it.
+pub struct Slice;
+
+impl Slice {
+    /// Its name, for what is called `name`; there is none in between in the tree.
+    pub fn of(name: &str) -> String {
+        // A `-` would be one more slice above, and runc cuts what it is told at each `:`.
+        format!("shaper-{}.slice", name.replace('_', "_u").replace('-', "_d"))
+    }
+
+    /// Whether a cgroup is that of one.
+    pub fn is_one(cgroup: &Path) -> bool {
+        cgroup.extension().is_some_and(|extension| extension == "slice")
+    }
+
+    /// Has systemd end it, and forget what it was told of it.
+    pub fn stop(name: &str) -> Result<(), ManagerError> {
+        let name = name.to_owned();
+        in_time(move || {
+            let bus = connect()?;
+            match call::<OwnedObjectPath>(&bus, MANAGER_PATH, MANAGER, "StopUnit", &(&name, "replace")) {
+                // It is gone already.
+                Ok(_) | Err(zbus::Error::MethodError(..)) => Ok(()),
+                Err(error) => Err(unreachable(error)),
+            }
+        })
+    }
+}
+
 /// Whether systemd is PID 1.
 pub fn is_booted() -> bool {
     Path::new(BOOTED).exists()
@@ -114,6 +143,8 @@ pub struct Service {
     pub command: Vec<String>,
     /// Its standard input and output.
     pub line: OwnedFd,
+    /// A slice that is there before it starts.
+    pub slice: Option<String>,
 }
 
 impl Service {
@@ -131,13 +162,13 @@ impl Service {
     }
 
     fn ask(self) -> Result<(), ManagerError> {
-        let Service { name, description, command, line } = self;
+        let Service { name, description, command, line, slice } = self;
         let Some(program) = command.first().cloned() else {
             return Err(unreachable(zbus::Error::from(io::Error::from(io::ErrorKind::InvalidInput))));
         };
         let exec = vec![(program, command, false)];
         let shutdown = vec!["shutdown.target"];
-        let properties: Vec<(&str, zvariant::Value<'_>)> = vec![
+        let mut properties: Vec<(&str, zvariant::Value<'_>)> = vec![
             ("Description", description.into()),
             ("Slice", Service::SLICE.into()),
             ("Type", "exec".into()),
@@ -157,6 +188,10 @@ impl Service {
             ("StandardOutputFileDescriptor", zvariant::Value::new(zvariant::Fd::from(&line))),
             ("StandardError", "journal".into()),
         ];
+        if let Some(slice) = slice {
+            properties.push(("Wants", vec![slice.clone()].into()));
+            properties.push(("After", vec![slice].into()));
+        }
         let others: Vec<(&str, Vec<(&str, zvariant::Value<'_>)>)> = Vec::new();
         let bus = connect()?;
         let arguments = (&name, "fail", properties, others);

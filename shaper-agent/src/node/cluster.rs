@@ -112,6 +112,8 @@ pub struct Inventory {
     pub capacity: Capacity,
     /// Its GPU cards, those of which the capacity has the memory.
     pub gpus: Option<CardOffer>,
+    /// Whether it runs tasks that have an image.
+    pub runs_containers: bool,
     /// The broker's tasks.
     pub tasks: Vec<Assigned>,
     /// The highest epoch obeyed.
@@ -228,6 +230,7 @@ impl Node {
                 ..self.config.capacity
             },
             gpus: offer.map(|(offer, _)| offer),
+            runs_containers: self.config.containers.is_some() && self.config.hierarchies.v1.is_empty(),
             tasks,
             highest_epoch: self.highest_epoch,
             agent_socket: self.config.socket.display().to_string(),
@@ -271,6 +274,7 @@ impl Node {
         let run_as =
             spec.run_as.clone().unwrap_or(Credentials { uid: owner.uid, gid: owner.gid, groups: Vec::new() });
         let Credentials { uid, gid, groups } = run_as;
+        let image = spec.image.clone();
         let request = RunRequest {
             attempt: Some(directive.execution.attempt),
             task_id: Some(id.clone()),
@@ -290,6 +294,7 @@ impl Node {
             owner: Some(owner),
             gpus: 0,
             gpu_model: String::new(),
+            image,
         };
         let broker = Caller { uid: 0, gid: 0, groups: Vec::new() };
         let answer = self.run(&broker, request)?;

@@ -1,6 +1,6 @@
 //! How tasks end, and how they are let go.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, ffi::OsStr, path::Path, time::Duration};
 
 use rustix::process::{Signal, pidfd_send_signal};
 use shaper_core::{
@@ -19,8 +19,19 @@ use crate::{
     ground::GroundError,
     kernel::bpf::Bpf,
     launch::{self, Attachment},
+    manager::Slice,
     record::{self, Record},
 };
+
+/// Of a task whose cgroup was a slice's, systemd lets go.
+fn end_slice(cgroup: &Path) {
+    let Some(name) = cgroup.file_name().and_then(OsStr::to_str).filter(|_| Slice::is_one(cgroup)) else {
+        return;
+    };
+    if let Err(error) = Slice::stop(name) {
+        tracing::warn!(slice = name, error = %launch::chain(&error), "systemd keeps the slice of a task that is over");
+    }
+}
 
 impl Node {
     /// Asks a task to end, and makes it after `grace`.
@@ -151,7 +162,11 @@ impl Node {
                 let groups = [&target.v1_cpu, &target.v1_memory, &target.v1_io];
                 let groups = groups.into_iter().flatten();
                 let gone = if self.is_in_unit(&task.record) {
-                    ground.leave_unit(&target.cgroup, groups, kill)
+                    let left = ground.leave_unit(&target.cgroup, groups, kill);
+                    if kill {
+                        end_slice(&task.record.cgroup);
+                    }
+                    left
                 } else {
                     ground.dissolve(&target.cgroup, groups)
                 };

@@ -82,7 +82,7 @@ impl Node {
         let EnterRequest { task_id, workload, limits, command } = request;
         let id = match task_id {
             Some(id) => id,
-            None => self.make_id(&[workload.name.to_string()])?,
+            None => self.make_id(&workload.name.to_string())?,
         };
         let attempt = self.next_attempt(caller, &id, None)?;
         let execution = ExecutionId { task: id.clone(), attempt };

@@ -35,7 +35,7 @@ use shaper_core::{
     id::{InvalidTaskId, TaskId},
     limits::{Limit, Limits},
     shrink::{self, NotReclaimable},
-    spec::Policy,
+    spec::{Image, Policy},
     task::{Origin, Owner, Phase, UnixNanos},
     units::Bytes,
 };
@@ -169,6 +169,8 @@ pub struct RunRequest {
     pub gpus: u32,
     /// … whose model contains this.
     pub gpu_model: String,
+    /// What it runs in.
+    pub image: Option<Image>,
 }
 
 /// How long a supervisor may take to say that its task runs.

@@ -11,6 +11,7 @@ use shaper_core::{
     id::{ExecutionId, TaskId},
     ledger::{Actor, Cause},
     limits::{Limits, LimitsChange},
+    spec::Image,
     task::{ExitStatus, Origin, Phase, TaskStatus},
 };
 use shaper_proto::failpoint;
@@ -23,15 +24,33 @@ use super::{
 };
 use crate::{
     config::TasksIn,
-    ground,
+    containers::{self, Containers, Order, Parent},
+    durable, ground,
     kernel::{cgroup::Cgroup, features},
     launch::{
         self, Attachment, Hired, SpawnError, Spawned,
         spec::{LaunchSpec, Lease},
     },
-    manager::Service,
+    manager::{Service, Slice},
     record::{self, Record},
 };
+
+/// Refuses what a container is not given.
+fn may_be_a_container(request: &RunRequest) -> Result<(), NodeError> {
+    let cards = request.limits.gpu_cards.unwrap_or(CardSet::NONE);
+    if request.gpus > 0 || !cards.is_empty() {
+        return Err(NodeError::Precondition(
+            "a task with an image is given no GPU cards: their devices and libraries are not in its container; run it \
+             without the image, or without cards"
+                .into(),
+        ));
+    }
+    // There a runtime may have left a descriptor of the node's open (CVE-2024-21626).
+    if request.cwd.starts_with("/proc") {
+        return Err(NodeError::Invalid("the working directory of a container cannot be below /proc".into()));
+    }
+    Ok(())
+}
 
 impl Node {
     /// Starts a command as a task. The answer comes when its supervisor has said whether it runs: a
@@ -44,19 +63,22 @@ impl Node {
         let run_as = self.may_run(caller, &request)?;
         self.choose_cards(&mut request)?;
         let mps_memory = self.limit_by_mps(&mut request);
-        let id = match request.task_id {
-            Some(id) => id,
-            None => self.make_id(&request.command)?,
+        let id = match (request.task_id, &request.image) {
+            (Some(id), _) => id,
+            (None, Some(image)) => self.make_id(image.base())?,
+            (None, None) => self.make_id(&request.command[0])?,
         };
         let attempt = self.next_attempt(caller, &id, request.attempt)?;
         let execution = ExecutionId { task: id.clone(), attempt };
         let owner = request.owner.unwrap_or(caller.as_owner());
-        let origin = Origin::Launched { command: request.command.clone() };
+        let shown = request.image.iter().map(Image::to_string).chain(request.command.iter().cloned());
+        let origin = Origin::Launched { command: shown.collect() };
         let at = (now(), self.boot_id.as_str());
         let record = Record {
             runs_as: run_as.as_owner(),
             assignment: request.assignment,
             mps_memory,
+            cgroup: self.slice_for(request.image.as_ref(), &execution)?,
             ..Record::beginning(execution.clone(), owner, origin, request.limits, at)
         };
         let cause = match &record.assignment {
@@ -66,6 +88,7 @@ impl Node {
         let lease_seconds = record.assignment.as_ref().and_then(|assignment| assignment.lease_seconds);
         let lease = lease_seconds.map(|seconds| Lease { contact: self.contact.path().to_owned(), seconds });
         self.begin(record, cause)?;
+        let container = request.image.map(|image| (image, run_as.clone()));
         let spec = LaunchSpec {
             execution: execution.clone(),
             command: request.command,
@@ -75,13 +98,17 @@ impl Node {
             gid: run_as.gid,
             groups: run_as.groups,
             cgroup: PathBuf::new(),
+            birthplace: None,
+            is_trusted: false,
+            afterwards: Vec::new(),
             join: Vec::new(),
             supervisor_groups: Vec::new(),
             log_segment_bytes: launch::spec::DEFAULT_LOG_SEGMENT_BYTES,
             lease,
         };
-        let answer =
-            self.launch(&id, spec).inspect_err(|error| self.abort(&execution, &launch::chain(error)))?;
+        let answer = self
+            .launch(&id, spec, container)
+            .inspect_err(|error| self.abort(&execution, &launch::chain(error)))?;
         if attempt > 1 {
             self.erase_if_over(&ExecutionId { attempt: attempt - 1, ..execution });
         }
@@ -89,10 +116,17 @@ impl Node {
     }
 
     pub(super) fn may_run(&self, caller: &Caller, request: &RunRequest) -> Result<Caller, NodeError> {
-        if request.command.is_empty() || request.command[0].is_empty() {
+        // An image has a command and a directory of its own.
+        let is_the_images = |is_left_out: bool| is_left_out && request.image.is_some();
+        let has_program = request.command.first().is_some_and(|program| !program.is_empty());
+        if !(has_program || is_the_images(request.command.is_empty())) {
             return Err(NodeError::Invalid("no command was given".into()));
         }
-        if !request.cwd.is_absolute() {
+        if request.image.is_some() {
+            self.may_run_containers(&request.env)?;
+            may_be_a_container(request)?;
+        }
+        if !(request.cwd.is_absolute() || is_the_images(request.cwd.as_os_str().is_empty())) {
             return Err(NodeError::Invalid(format!(
                 "the working directory `{}` is not an absolute path",
                 request.cwd.display()
@@ -151,6 +185,48 @@ impl Node {
         Ok(run_as)
     }
 
+    /// Whether tasks with an image can be run here.
+    fn may_run_containers(&self, env: &[(String, String)]) -> Result<Parent, NodeError> {
+        let Some(containers) = &self.config.containers else {
+            return Err(NodeError::Precondition(
+                "this node runs no tasks with an image: start its agent with --containers docker or --containers podman"
+                    .into(),
+            ));
+        };
+        if !self.config.hierarchies.v1.is_empty() {
+            return Err(NodeError::Precondition(
+                "this node runs no tasks with an image: its controllers are those of cgroup v1; boot it with cgroup v2 \
+                 alone (systemd.unified_cgroup_hierarchy=1)"
+                    .into(),
+            ));
+        }
+        if let Some(name) = containers::not_for_a_file(env) {
+            return Err(NodeError::Invalid(format!(
+                "the variable `{}` has a name or a value that no container can be given: a name is letters, digits, `_`, \
+                 `.` and `-`, and a value is one line",
+                name.escape_debug()
+            )));
+        }
+        let parent = containers.parent();
+        parent.map_err(|why| NodeError::Precondition(format!("this node can run no container now: {why}")))
+    }
+
+    /// The slice of a task whose container has to be in one; empty: it is where all tasks are.
+    fn slice_for(&self, image: Option<&Image>, execution: &ExecutionId) -> Result<PathBuf, NodeError> {
+        if image.is_none() || self.may_run_containers(&[])? == Parent::Path {
+            return Ok(PathBuf::new());
+        }
+        if self.config.tasks_in != TasksIn::Units {
+            return Err(NodeError::Precondition(
+                "Docker puts containers into slices of systemd's here, and this agent's tasks are to be below \
+                 --cgroup-root: start it with --tasks-in units, or Docker with the cgroup driver cgroupfs"
+                    .into(),
+            ));
+        }
+        let slice = Slice::of(&self.unit_name(execution));
+        Ok(self.config.hierarchies.v2.join(Service::SLICE).join(slice))
+    }
+
     /// One user cannot take all the slots.
     pub(super) fn has_room_for(&self, caller: &Caller) -> Result<(), NodeError> {
         let running =
@@ -164,9 +240,9 @@ impl Node {
         Ok(())
     }
 
-    /// The command's name and the first number that is free.
-    pub(super) fn make_id(&self, command: &[String]) -> Result<TaskId, NodeError> {
-        let name = Path::new(&command[0]).file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+    /// The program's name and the first number that is free.
+    pub(super) fn make_id(&self, program: &str) -> Result<TaskId, NodeError> {
+        let name = Path::new(program).file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
         let plain: String =
             name.chars().filter(|letter| letter.is_ascii_alphanumeric() || *letter == '-').take(40).collect();
         let plain = plain.trim_matches('-');
@@ -228,6 +304,7 @@ impl Node {
         record.slot = slot;
         match (&record.origin, &self.config.tasks_in) {
             (Origin::Adopted, _) => {}
+            (Origin::Launched { .. }, _) if Slice::is_one(&record.cgroup) => {}
             (Origin::Launched { .. }, TasksIn::Units) => {
                 let unit = Service::cgroup(&self.unit(&record.execution));
                 record.cgroup = self.config.hierarchies.v2.join(unit).join(ground::TASK);
@@ -256,7 +333,8 @@ impl Node {
         let adopted = record.origin == Origin::Adopted;
         let in_unit = self.is_in_unit(record);
         let cgroup = if in_unit {
-            let (supervisor, cgroup) = self.hire(&record.execution)?;
+            let slice = Some(record.cgroup.clone()).filter(|cgroup| Slice::is_one(cgroup));
+            let (supervisor, cgroup) = self.hire(&record.execution, slice.as_deref())?;
             self.task_mut(id)?.supervisor = Some(supervisor);
             cgroup
         } else if adopted {
@@ -284,8 +362,12 @@ impl Node {
 
     /// The unit of an execution. Several agents on one machine have cgroup roots of different names.
     fn unit(&self, execution: &ExecutionId) -> String {
+        format!("{}.service", self.unit_name(execution))
+    }
+
+    fn unit_name(&self, execution: &ExecutionId) -> String {
         let root = self.config.cgroup_root.file_name().and_then(|name| name.to_str()).unwrap_or("shaper");
-        format!("{root}-{execution}.service")
+        format!("{root}-{execution}")
     }
 
     /// Whether a task that shaper started has a unit, rather than a cgroup below the agent's.
@@ -294,8 +376,9 @@ impl Node {
             && record.cgroup.starts_with(self.config.hierarchies.v2.join(Service::SLICE))
     }
 
-    /// Has systemd start a supervisor, which waits for a word then, and makes the cgroup of its task in its unit.
-    fn hire(&self, execution: &ExecutionId) -> Result<(Hired, Cgroup), NodeError> {
+    /// Has systemd start a supervisor, which waits for a word then, and makes the cgroup of its task in its unit, unless that
+    /// is a slice's.
+    fn hire(&self, execution: &ExecutionId, slice: Option<&Path>) -> Result<(Hired, Cgroup), NodeError> {
         let failed = |verb| move |source| NodeError::System { verb, source };
         let (ours, theirs) =
             UnixStream::pair().map_err(failed("make a line to the supervisor of the task"))?;
@@ -306,11 +389,15 @@ impl Node {
         let command = [launcher.as_os_str(), "--unit".as_ref(), directory.as_os_str()];
         let description = format!("Task {execution} of shaper");
         let command = command.map(|argument| argument.to_string_lossy().into_owned()).into();
-        Service { name, description, command, line: theirs.into() }.start()?;
+        let needed = slice.and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+        Service { name, description, command, line: theirs.into(), slice: needed }.start()?;
         let supervisor = Hired::answered(ours, HIRE_DEADLINE)
             .map_err(failed("hear from the supervisor of the task, which systemd was to start"))?;
         let ground = self.ground.as_ref().ok_or_else(not_established)?;
-        let cgroup = ground.divide_unit(&unit, supervisor.pid())?;
+        let cgroup = match slice {
+            Some(slice) => ground.open_slice(slice)?,
+            None => ground.divide_unit(&unit, supervisor.pid())?,
+        };
         Ok((supervisor, cgroup))
     }
 
@@ -338,6 +425,7 @@ impl Node {
         &mut self,
         id: &TaskId,
         mut spec: LaunchSpec,
+        container: Option<(Image, Caller)>,
     ) -> Result<oneshot::Receiver<Result<TaskStatus, NodeError>>, NodeError> {
         let hired = self.task_mut(id)?.supervisor.take();
         if hired.is_none() {
@@ -351,6 +439,9 @@ impl Node {
         spec.join = groups.into_iter().flatten().map(|group| group.directory().to_owned()).collect();
         let execution = spec.execution.clone();
         let directory = record::directory(self.state_dir(), &execution);
+        if let Some((image, run_as)) = container {
+            self.contain(&mut spec, &image, &run_as, &directory)?;
+        }
         launch::prepare(&directory, &spec)?;
         failpoint::hit("agent-before-spawn");
 
@@ -377,6 +468,48 @@ impl Node {
                 .await;
         });
         Ok(answer)
+    }
+
+    /// Makes of a task the client that runs it in a container.
+    fn contain(
+        &self,
+        spec: &mut LaunchSpec,
+        image: &Image,
+        run_as: &Caller,
+        directory: &Path,
+    ) -> Result<(), NodeError> {
+        let (Some(containers), Some(ground)) = (&self.config.containers, &self.ground) else {
+            return Err(not_established());
+        };
+        let target = self.task(&spec.execution.task)?.target.as_ref().ok_or_else(not_established)?;
+        let env_file = directory.join("env");
+        durable::write(&env_file, containers::env_file(&spec.env).as_bytes(), 0o600)?;
+        let name = self.unit_name(&spec.execution);
+        let parent = match spec.cgroup.file_name() {
+            Some(slice) if Slice::is_one(&spec.cgroup) => PathBuf::from(slice),
+            _ => {
+                let place = spec.cgroup.strip_prefix(&self.config.hierarchies.v2).unwrap_or(&spec.cgroup);
+                Path::new("/").join(place)
+            }
+        };
+        let order = Order {
+            name: &name,
+            task: spec.execution.task.as_str(),
+            image,
+            command: &spec.command,
+            cwd: &spec.cwd,
+            run_as,
+            parent: &parent,
+            env_file: &env_file,
+        };
+        spec.command = containers.run(&order);
+        spec.afterwards = containers.remove(&name);
+        spec.env = Containers::env();
+        spec.cwd = "/".into();
+        (spec.uid, spec.gid, spec.groups) = (0, 0, Vec::new());
+        spec.is_trusted = true;
+        spec.birthplace = Some(ground.make_client(&target.cgroup)?);
+        Ok(())
     }
 
     /// The supervisor has said what became of the start, or has not said anything in time.

@@ -35,7 +35,8 @@ enum Standing {
 impl Turn<'_> {
     /// The inventory is the truth: what it has runs or has ended, and what it lacks is not there.
     pub(super) fn connected(&mut self, session: SessionId, hello: Hello) {
-        let Hello { node: name, boot_id, capacity, inventory, highest_epoch, agent_socket, gpus } = hello;
+        let Hello { node: name, boot_id, capacity, inventory, highest_epoch, agent_socket, gpus, containers } =
+            hello;
         let gpus = self.known_cards(&name, gpus);
         if highest_epoch > self.state.epoch {
             self.effects.push(Effect::Warn(format!(
@@ -46,11 +47,17 @@ impl Turn<'_> {
             self.rows.push(Row::Epoch);
         }
         let same_boot = self.state.nodes.get(&name).is_none_or(|node| node.row.boot_id == boot_id);
-        self.register(
-            session,
-            &name,
-            NodeRow { name: name.clone(), order: 0, capacity, boot_id, agent_socket, cordon: None, gpus },
-        );
+        let row = NodeRow {
+            name: name.clone(),
+            order: 0,
+            capacity,
+            boot_id,
+            agent_socket,
+            cordon: None,
+            gpus,
+            containers,
+        };
+        self.register(session, &name, row);
         self.effects.push(Effect::Welcome(session, self.state.epoch));
         let policies = self.policies_for(session);
         self.effects.push(policies);
@@ -107,8 +114,8 @@ impl Turn<'_> {
             self.rows.push(Row::Node(name.to_owned()));
         }
         let fills_a_gap = known.is_none() && free.is_some();
-        let has_changed = fills_a_gap
-            || known.is_some_and(|known| (known.capacity, &known.gpus) != (row.capacity, &row.gpus));
+        let offers = |row: &NodeRow| (row.capacity, row.gpus.clone(), row.containers);
+        let has_changed = fills_a_gap || known.is_some_and(|known| offers(known) != offers(&row));
         if known.is_none() {
             match free {
                 Some(free) => self.state.registered[free] = Some(name.to_owned()),

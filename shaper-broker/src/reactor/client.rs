@@ -120,10 +120,13 @@ impl Turn<'_> {
 }
 
 fn check(spec: &TaskSpec) -> Result<(), Invalid> {
-    if spec.command.first().is_none_or(String::is_empty) {
+    // An image has a command and a directory of its own.
+    let is_the_images = |is_left_out: bool| is_left_out && spec.image.is_some();
+    let has_program = spec.command.first().is_some_and(|program| !program.is_empty());
+    if !(has_program || is_the_images(spec.command.is_empty())) {
         return Err(Invalid::NoCommand);
     }
-    if !spec.cwd.starts_with('/') {
+    if !(spec.cwd.starts_with('/') || is_the_images(spec.cwd.is_empty())) {
         return Err(Invalid::Cwd(spec.cwd.clone()));
     }
     check_name("name", &spec.name)?;

@@ -226,6 +226,8 @@ pub struct Hello {
     pub agent_socket: String,
     /// Its GPU cards.
     pub gpus: CardOffer,
+    /// Whether it runs tasks that have an image.
+    pub containers: bool,
 }
 
 /// A task as an agent reports it.

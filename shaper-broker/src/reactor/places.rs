@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use shaper_core::{
-    gpu::{CardRequest, CardSet},
+    gpu::CardSet,
     place::{
         Cluster, Constraint, ConstraintId, GpuRequest, Gpus, MAX_GPUS, NOTHING, Needs, NodeId, NodeSpec,
         Placement, Preemption, Readiness, Request, Resident, Residents, Scorer, Scoring, Walk, suits_model,
@@ -22,6 +22,9 @@ const WISHES: usize = 1024;
 /// The name of no model: whoever wants it finds none.
 const NO_MODEL: &str = "\0";
 
+/// The label of nodes that run containers.
+const CONTAINERS: &str = "containers";
+
 /// The cards that placement knows: those with the first numbers.
 pub(super) const KNOWN_CARDS: CardSet = CardSet::from_bits((1 << MAX_GPUS) - 1);
 
@@ -33,8 +36,8 @@ pub(super) struct Places {
     any: ConstraintId,
     /// Models of GPU cards that nodes have.
     models: BTreeSet<String>,
-    /// What wishes for a model come down to among those.
-    by_wish: HashMap<String, ConstraintId>,
+    /// What wishes for a model, and to run containers, come down to among those.
+    by_wish: HashMap<(String, bool), ConstraintId>,
     scoring: Scoring,
     /// Nodes that take work.
     pub(super) open: usize,
@@ -65,6 +68,15 @@ fn bits(cards: CardSet) -> u16 {
     (cards.bits() & KNOWN_CARDS.bits()) as u16
 }
 
+/// Whether a node is one for such tasks, however much of it is taken.
+pub(super) fn suits(needs: Needs<'_>, node: &NodeRow) -> bool {
+    needs.suits(&node.gpus) && (node.containers || !needs.container)
+}
+
+fn labels(runs_containers: bool) -> BTreeMap<String, String> {
+    runs_containers.then(|| (CONTAINERS.to_owned(), String::new())).into_iter().collect()
+}
+
 impl Places {
     /// A node more, which takes no work yet. They come in the order of registration.
     pub(super) fn add(&mut self, node: &NodeRow) {
@@ -81,7 +93,7 @@ impl Places {
             name: node.name.clone(),
             capacity: Capacity { gpu_memory, ..node.capacity },
             gpus: Gpus { count: count as u8, model },
-            labels: BTreeMap::new(),
+            labels: labels(node.containers),
             taints: BTreeSet::new(),
         };
         let id =
@@ -135,21 +147,29 @@ impl Places {
         Request { demand: *needs.demand, gpu: needs.gpu(), constraint: self.any, priority }
     }
 
-    /// The models that a wish names, as a constraint.
-    fn constraint(&mut self, gpus: &CardRequest) -> ConstraintId {
-        if let Some(known) = self.by_wish.get(&gpus.model) {
+    /// What a task says about the kind of its node: the models that a wish names, and containers.
+    fn constraint(&mut self, needs: Needs<'_>) -> ConstraintId {
+        // Who asks for no card minds no model.
+        let wish = if needs.gpu() == GpuRequest::None { "" } else { &needs.gpus.model };
+        let key = (wish.to_owned(), needs.container);
+        if let Some(known) = self.by_wish.get(&key) {
             return *known;
         }
-        let suiting = self.models.iter().filter(|model| suits_model(&gpus.model, model));
-        let mut gpu_models: BTreeSet<String> = suiting.cloned().collect();
-        if gpu_models.is_empty() {
-            gpu_models.insert(NO_MODEL.to_owned());
+        let wanted = needs.container.then(|| (CONTAINERS.to_owned(), BTreeSet::from([String::new()])));
+        let labels = wanted.into_iter().collect();
+        let mut gpu_models = BTreeSet::new();
+        if !wish.is_empty() {
+            gpu_models.extend(self.models.iter().filter(|model| suits_model(wish, model)).cloned());
+            if gpu_models.is_empty() {
+                gpu_models.insert(NO_MODEL.to_owned());
+            }
         }
-        let constraint = self.cluster.constraint(&Constraint { gpu_models, ..Constraint::default() });
+        let constraint = Constraint { gpu_models, labels, ..Constraint::default() };
+        let constraint = self.cluster.constraint(&constraint);
         if self.by_wish.len() == WISHES {
             self.by_wish.clear();
         }
-        self.by_wish.insert(gpus.model.clone(), constraint);
+        self.by_wish.insert(key, constraint);
         constraint
     }
 
@@ -192,14 +212,14 @@ impl Places {
     /// Whether a task fits on a node now, which takes work.
     pub(super) fn fits(&self, node: &NodeRow, needs: Needs<'_>) -> bool {
         let request = self.request(needs);
-        self.cluster.fits(number(node), &request) && needs.suits(&node.gpus)
+        self.cluster.fits(number(node), &request) && suits(needs, node)
     }
 
     /// The best node for a task among those that `may`: its number in the order of registration, and its cards there.
     pub(super) fn best(&mut self, needs: Needs<'_>, may: impl Fn(usize) -> bool) -> Option<(usize, CardSet)> {
         let mut request = self.request(needs);
-        if request.gpu != GpuRequest::None && !needs.gpus.model.is_empty() {
-            request.constraint = self.constraint(needs.gpus);
+        if needs.container || (request.gpu != GpuRequest::None && !needs.gpus.model.is_empty()) {
+            request.constraint = self.constraint(needs);
         }
         let mut walk = Walk::default();
         let may = |node: NodeId| may(node.0 as usize);

@@ -18,7 +18,7 @@ use shaper_core::{
 };
 
 use super::{
-    DirectiveKind, Phase, State, Turn,
+    DirectiveKind, Phase, State, Turn, places,
     state::{Avoid, Node, Setback, TaskRow},
     waiting::{Kind, Permit},
 };
@@ -41,7 +41,7 @@ fn plan(state: &State, id: &TaskId, now: UnixNanos, may: impl Fn(&Node) -> bool)
     let task = &state.tasks.get(id)?.task;
     let Permit { policy, below, namespace } = Kind::of(&state.policies, task).permit?;
     let shuns = |node: &Node| task.avoid.iter().any(|avoid| avoid.node == node.row.name && avoid.holds(now));
-    let suits = |node: &Node| task.needs().suits(&node.row.gpus);
+    let suits = |node: &Node| places::suits(task.needs(), &node.row);
     let (mut residents, mut ids) = (Residents::default(), HashMap::new());
     for node in state.connected().filter(|node| !shuns(node) && suits(node) && may(node)) {
         for TaskRow { task: victim, .. } in

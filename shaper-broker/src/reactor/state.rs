@@ -285,12 +285,17 @@ impl Task {
 
     /// All that it asks a node for.
     pub fn needs(&self) -> Needs<'_> {
-        Needs { demand: self.demand(), gpus: &self.spec().gpus }
+        self.needs_with(self.demand())
     }
 
     /// The same of what is reserved for it.
     pub fn booked(&self) -> Needs<'_> {
-        Needs { demand: self.request(), gpus: &self.spec().gpus }
+        self.needs_with(self.request())
+    }
+
+    fn needs_with<'a>(&'a self, demand: &'a Demand) -> Needs<'a> {
+        let TaskSpec { gpus, image, .. } = self.spec();
+        Needs { demand, gpus, container: image.is_some() }
     }
 
     /// Its priority.
@@ -345,6 +350,9 @@ pub struct NodeRow {
     /// Its GPU cards: of those that it has, the ones that placement knows.
     #[serde(default)]
     pub gpus: CardOffer,
+    /// Whether it runs tasks that have an image.
+    #[serde(default)]
+    pub containers: bool,
 }
 
 /// Why a node takes no tasks.
@@ -410,8 +418,9 @@ impl Node {
 
     /// As placement sees it.
     pub fn candidate(&self) -> Candidate<'_> {
-        let NodeRow { name, capacity, gpus, .. } = &self.row;
-        Candidate { name, capacity, reserved: &self.reserved, offer: gpus, cards: &self.cards }
+        let NodeRow { name, capacity, gpus, containers, .. } = &self.row;
+        let (reserved, cards) = (&self.reserved, &self.cards);
+        Candidate { name, capacity, reserved, offer: gpus, cards, containers: *containers }
     }
 
     /// What is reserved for people to see: memory of GPU cards is the sum over them, and all of one that a task has to itself.

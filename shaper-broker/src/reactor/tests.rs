@@ -41,6 +41,7 @@ pub(crate) fn spec(task: &str, cpu: u64, priority: Priority, retries: u32) -> Ta
         retries,
         on_node_lost: OnNodeLost::Wait,
         gpus: Default::default(),
+        image: None,
     }
 }
 
@@ -92,6 +93,7 @@ pub(crate) fn hello(node: &str, boot: &str, cpu: u64, inventory: Vec<NodeTask>) 
         highest_epoch: 0,
         agent_socket: format!("/run/{node}.sock"),
         gpus: Default::default(),
+        containers: false,
     })
 }
 

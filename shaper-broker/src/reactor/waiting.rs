@@ -37,6 +37,8 @@ pub(super) struct Kind {
     pub(super) demand: Demand,
     /// And of GPU cards.
     pub(super) gpus: CardRequest,
+    /// Whether it has an image.
+    pub(super) container: bool,
     /// By which lower ones may end for it.
     pub(super) permit: Option<Permit>,
 }
@@ -61,11 +63,12 @@ impl Kind {
             let namespace = (!is_operators).then(|| policy.namespace.clone());
             Permit { policy: policy.policy_name.clone(), below, namespace }
         });
-        Kind { demand: *task.demand(), gpus: task.spec().gpus.clone(), permit }
+        let Needs { demand, gpus, container } = task.needs();
+        Kind { demand: *demand, gpus: gpus.clone(), container, permit }
     }
 
     pub(super) fn needs(&self) -> Needs<'_> {
-        Needs { demand: &self.demand, gpus: &self.gpus }
+        Needs { demand: &self.demand, gpus: &self.gpus, container: self.container }
     }
 }
 
@@ -114,9 +117,9 @@ impl Stranded {
         (self.demand, self.gpus.clone())
     }
 
-    /// Likewise.
+    /// Likewise. A node that is made to measure is taken to run containers.
     pub(super) fn needs(&self) -> Needs<'_> {
-        Needs { demand: &self.demand, gpus: &self.gpus }
+        Needs { gpus: &self.gpus, ..Needs::of(&self.demand) }
     }
 }
 

@@ -48,6 +48,7 @@ impl Agent {
             highest_epoch: self.highest_epoch,
             agent_socket: format!("/run/{}.sock", self.node),
             gpus: None,
+            runs_containers: false,
         }
     }
 

@@ -6,7 +6,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use shaper_core::{
     document::MAX_RETRIES,
     id::TaskId,
-    spec::{DEFAULT_NAMESPACE, DecisionKind, Priority},
+    spec::{DEFAULT_NAMESPACE, DecisionKind, Image, Priority},
 };
 
 use super::{DryRun, Format, ListFormat, TableFormat};
@@ -34,10 +34,13 @@ pub(crate) struct Submit {
     /// Task spec or task profile
     #[arg(value_name = "FILE|-")]
     pub(crate) file: PathBuf,
-    /// Name under which its usage is remembered [default: the command's]
+    /// Run it in a container of this image, by the Docker or Podman of its node; CMD is then given to the image
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) image: Option<Image>,
+    /// Name under which its usage is remembered [default: the command's, or the image's]
     #[arg(long, value_parser = name)]
     pub(crate) name: Option<String>,
-    /// Working directory of the task [default: the spec's, or the current one]
+    /// Working directory of the task [default: the spec's, or the current one; the image's]
     #[arg(long, value_name = "DIR")]
     pub(crate) cwd: Option<PathBuf>,
     /// Whom the task runs as, with the user's groups; with GID, that group alone. Operator only

@@ -14,6 +14,7 @@ use shaper_core::{
     gpu::CardSet,
     id::TaskId,
     limits::{Limit, LimitsChange},
+    spec::Image,
     units::{BitsPerSec, Bytes, Iops, Micros, Millicores, Milliwatts, ParseQuantityError, Weight},
 };
 
@@ -322,6 +323,9 @@ pub(crate) struct Run {
     pub(crate) id: Option<TaskId>,
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
+    /// Run it in a container of this image, by the node's Docker or Podman; CMD is then given to the image
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) image: Option<Image>,
     /// So many GPU cards that no other task has; the task may open no others
     #[arg(long, value_name = "N", conflicts_with = "cards")]
     pub(crate) gpus: Option<u32>,
@@ -334,7 +338,7 @@ pub(crate) struct Run {
     /// Add a variable to the environment, or pass on one of the caller's; may be repeated
     #[arg(long = "env", value_name = "NAME=VALUE|NAME")]
     pub(crate) environment: Vec<Variable>,
-    /// Working directory of the task [default: the current one]
+    /// Working directory of the task [default: the current one; the image's]
     #[arg(long, value_name = "DIR")]
     pub(crate) cwd: Option<PathBuf>,
     /// Print the id of the task and return at once
@@ -344,7 +348,7 @@ pub(crate) struct Run {
     #[arg(short, long, value_name = "FORMAT", default_value = "text", requires = "detach")]
     pub(crate) output: Format,
     /// Program, looked up in PATH, and its arguments
-    #[arg(last = true, required = true, value_name = "CMD")]
+    #[arg(last = true, required_unless_present = "image", value_name = "CMD")]
     pub(crate) command: Vec<String>,
 }
 

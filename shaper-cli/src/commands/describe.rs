@@ -74,6 +74,7 @@ fn cluster_text(task: &ClusterTask, now: UnixNanos) -> String {
         retries,
         on_node_lost,
         gpus,
+        image,
     } = spec;
     let Profile { task_id, demand, priority, estimated_runtime_seconds } = profile;
     let mut text = String::new();
@@ -102,8 +103,13 @@ fn cluster_text(task: &ClusterTask, now: UnixNanos) -> String {
         Some(asked) => field(&mut text, "GPU cards", &format!("{gpu_cards} ({asked})")),
         None => {}
     }
-    field(&mut text, "Command", &command_line(command));
-    field(&mut text, "Directory", cwd);
+    // What is not said is the image's.
+    let said = |text: &str| if text.is_empty() { "the image's".to_owned() } else { text.to_owned() };
+    if let Some(image) = image {
+        field(&mut text, "Image", image.as_str());
+    }
+    field(&mut text, "Command", &said(&command_line(command)));
+    field(&mut text, "Directory", &said(cwd));
     let run_as = run_as.as_ref().map(|run_as| Owner { uid: run_as.uid, gid: run_as.gid });
     field(&mut text, "Runs as", &credentials(&run_as.unwrap_or(*owner)));
     field(&mut text, "Owner", &credentials(owner));

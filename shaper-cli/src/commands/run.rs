@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, env, io, path::Path, process::ExitCode, time::D
 use shaper_core::{
     id::TaskId,
     limits::{Limit, Limits, LimitsChange},
-    spec::{DEFAULT_NAMESPACE, Demand, Priority},
+    spec::{DEFAULT_NAMESPACE, Demand, Image, Priority},
     task::TaskStatus,
 };
 use shaper_proto::v1;
@@ -51,7 +51,7 @@ pub(crate) async fn run(servers: &Servers, args: Run) -> Result<ExitCode, Error>
     let reclaim_idle = LimitsChange::from(args.limits).reclaim_idle;
     let mut request = request(args)?;
     if request.limits == Some(Limits { reclaim_idle, ..Limits::default() }.into())
-        && let Some(limits) = measured(servers, &request.command).await
+        && let Some(limits) = measured(servers, &request).await
     {
         request.limits = Some(Limits { reclaim_idle, ..limits }.into());
     }
@@ -95,8 +95,11 @@ pub(crate) async fn run(servers: &Servers, args: Run) -> Result<ExitCode, Error>
 
 /// What tasks of this command's name have used, where a broker knows it: the limits of one for which nobody
 /// named any. A task is run without limits rather than not at all.
-async fn measured(servers: &Servers, command: &[String]) -> Option<Limits> {
-    let name = Path::new(command.first()?).file_name()?.to_str()?;
+async fn measured(servers: &Servers, request: &v1::RunTaskRequest) -> Option<Limits> {
+    let name = match request.image.parse::<Image>() {
+        Ok(image) => image.base().to_owned(),
+        Err(_) => Path::new(request.command.first()?).file_name()?.to_str()?.to_owned(),
+    };
     let broker = match servers.broker_if_any().await {
         Ok(broker) => broker?,
         Err(error) => {
@@ -104,7 +107,7 @@ async fn measured(servers: &Servers, command: &[String]) -> Option<Limits> {
             return None;
         }
     };
-    let profile = match broker.get_profile(name, DEFAULT_NAMESPACE, Priority::Medium).await {
+    let profile = match broker.get_profile(&name, DEFAULT_NAMESPACE, Priority::Medium).await {
         Ok(MeasuredProfile { profile, .. }) => profile,
         // Nobody has run it yet.
         Err(error) if error.code() == Some(Code::NotFound) => return None,
@@ -186,21 +189,33 @@ fn ask_to_end(client: &Client, id: &TaskId, grace: Duration) {
 }
 
 fn request(args: Run) -> Result<v1::RunTaskRequest, Error> {
-    let Run { id, limits, gpus, gpu_model, user, environment, cwd, detach: _, output: _, command } = args;
+    let Run { id, limits, image, gpus, gpu_model, user, environment, cwd, detach: _, output: _, command } =
+        args;
     let account = user.map(|user| user.resolve()).transpose()?;
-    let environment = task_environment(&environment, account.as_ref(), inherited)?;
+    // An image has its own.
+    let passed_on: &[&str] = if image.is_some() { &[] } else { &PASSED_ON };
+    let environment = task_environment(passed_on, &environment, account.as_ref(), inherited)?;
+    let cwd = match (&cwd, &image) {
+        (Some(cwd), _) => absolute(cwd)?,
+        (None, Some(_)) => String::new(),
+        (None, None) => absolute(Path::new("."))?,
+    };
     let limits = Limits::default().with(&LimitsChange::from(limits));
     Ok(v1::RunTaskRequest {
         task_id: id.map(String::from).unwrap_or_default(),
         command,
         env: environment.into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
-        cwd: absolute(cwd.as_deref().unwrap_or(Path::new(".")))?,
+        cwd,
         limits: Some(limits.into()),
         run_as: account.map(|Account { uid, gid, groups, .. }| v1::Credentials { uid, gid, groups }),
         gpus: gpus.unwrap_or(0),
         gpu_model: gpu_model.unwrap_or_default(),
+        image: image.map(String::from).unwrap_or_default(),
     })
 }
+
+/// What a program may count on.
+const PASSED_ON: [&str; 5] = ["PATH", "HOME", "USER", "LANG", "TERM"];
 
 /// A variable of the caller's.
 fn inherited(name: &str) -> Result<Option<String>, EnvironmentError> {
@@ -211,9 +226,10 @@ fn inherited(name: &str) -> Result<Option<String>, EnvironmentError> {
     }
 }
 
-/// The environment of the task: what is needed to find programs and be understood, who it is, and
+/// The environment of the task: what is passed on to find programs and be understood, who it is, and
 /// what was asked for. The last to name a variable decides.
 fn task_environment(
+    passed_on: &[&str],
     asked_for: &[Variable],
     account: Option<&Account>,
     inherited: impl Fn(&str) -> Result<Option<String>, EnvironmentError>,
@@ -222,7 +238,7 @@ fn task_environment(
         asked_for.iter().any(|variable| matches!(variable, Variable::Set { name: set, .. } if set == name))
     };
     let mut environment = BTreeMap::new();
-    for name in ["PATH", "HOME", "USER", "LANG", "TERM"] {
+    for &name in passed_on {
         let value = match (name, account) {
             _ if set_by_user(name) => None,
             ("HOME", Some(account)) => account.home.clone(),
@@ -258,7 +274,7 @@ mod tests {
     fn environment(asked_for: &[&str], account: Option<&Account>) -> Result<Vec<String>, String> {
         let asked_for: Vec<Variable> = asked_for.iter().map(|text| text.parse().unwrap()).collect();
         let environment =
-            task_environment(&asked_for, account, callers).map_err(|error| error.to_string())?;
+            task_environment(&PASSED_ON, &asked_for, account, callers).map_err(|error| error.to_string())?;
         Ok(environment.into_iter().map(|(name, value)| format!("{name}={value}")).collect())
     }
 

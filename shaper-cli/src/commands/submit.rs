@@ -60,10 +60,11 @@ async fn follow(broker: &Broker, task: &ClusterTask) -> Result<ExitCode, Error> 
 }
 
 fn spec(args: Submit) -> Result<TaskSpec, Error> {
-    let Submit { file, name, cwd, user, retries, detach: _, wait: _, output: _, command } = args;
+    let Submit { file, image, name, cwd, user, retries, detach: _, wait: _, output: _, command } = args;
     let Document { name: file, text } = Document::read(&file)?;
     let mut draft = document::task(&file, text).map_err(Box::new)?;
     draft.name = name.or(draft.name);
+    draft.image = image.or(draft.image);
     draft.retries = retries.unwrap_or(draft.retries);
     if !command.is_empty() {
         draft.command = Some(command);
@@ -75,7 +76,10 @@ fn spec(args: Submit) -> Result<TaskSpec, Error> {
         let Account { uid, gid, groups, name: _, home: _ } = user.resolve()?;
         draft.run_as = Some(Credentials { uid, gid, groups });
     }
-    add_environment(&mut draft);
+    // An image has its own.
+    if draft.image.is_none() {
+        add_environment(&mut draft);
+    }
     let current = absolute(Path::new("."))?;
     draft.complete(&current).map_err(|NoCommand| Error::NoCommand(file))
 }

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     gpu::{CARDS_MAX, CardRequest},
     limits::{Limit, Limits},
-    spec::{Credentials, DEFAULT_NAMESPACE, Demand, OnNodeLost, Profile, TaskSpec},
+    spec::{Credentials, DEFAULT_NAMESPACE, Demand, Image, OnNodeLost, Profile, TaskSpec},
     units::{BitsPerSec, Bytes, Iops, Micros, Millicores, Weight},
 };
 
@@ -44,11 +44,13 @@ pub struct TaskDraft {
     pub on_node_lost: OnNodeLost,
     /// GPU cards of its own.
     pub gpus: CardRequest,
+    /// What it runs in.
+    pub image: Option<Image>,
 }
 
-/// A draft names no command.
+/// A draft names neither a command nor an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the task has no command")]
+#[error("the task has no command, and no image that has one")]
 pub struct NoCommand;
 
 impl TaskDraft {
@@ -66,11 +68,12 @@ impl TaskDraft {
             retries: 0,
             on_node_lost: OnNodeLost::Wait,
             gpus: CardRequest::default(),
+            image: None,
         }
     }
 
-    /// The spec, with defaults for what was not said: the command's basename as the name, the default
-    /// namespace, and `cwd`.
+    /// The spec, with defaults for what was not said: the basename of the command or the image as the name, the default
+    /// namespace, and `cwd`, unless the image has one of its own.
     pub fn complete(self, cwd: &str) -> Result<TaskSpec, NoCommand> {
         let TaskDraft {
             profile,
@@ -85,9 +88,15 @@ impl TaskDraft {
             retries,
             on_node_lost,
             gpus,
+            image,
         } = self;
-        let command = command.filter(|command| !command.is_empty()).ok_or(NoCommand)?;
-        let name = name.unwrap_or_else(|| basename(&command[0]).to_owned());
+        let command = command.unwrap_or_default();
+        let (own_name, cwd) = match (&image, command.first()) {
+            (Some(image), _) => (image.base(), ""),
+            (None, Some(program)) => (basename(program), cwd),
+            (None, None) => return Err(NoCommand),
+        };
+        let name = name.unwrap_or_else(|| own_name.to_owned());
         Ok(TaskSpec {
             profile,
             command,
@@ -101,6 +110,7 @@ impl TaskDraft {
             retries,
             on_node_lost,
             gpus,
+            image,
         })
     }
 }
@@ -135,6 +145,7 @@ const TASK: &[Field] = &[
     Field::optional("on_node_lost", Kind::Unpublished, "\"rerun\""),
     Field::optional("gpus", Kind::Unpublished, "2"),
     Field::optional("gpu_model", Kind::Unpublished, "\"H100\""),
+    Field::optional("image", Kind::Unpublished, "\"docker.io/library/redis:7\""),
 ];
 
 const LIMITS: &[Field] = &[
@@ -198,6 +209,7 @@ pub(super) fn task(root: &Item<'_>) -> Result<TaskDraft, DocumentError> {
             fields.map("gpus", |item| item.whole(0, CARDS_MAX.into(), "a number of GPU cards"))?,
             fields.optional("gpu_model"),
         )?,
+        image: fields.map("image", image)?,
         ..TaskDraft::new(profile)
     })
 }
@@ -208,6 +220,16 @@ fn cards(count: Option<u64>, model: Option<&Item<'_>>) -> Result<CardRequest, Do
     // It fits: at most CARDS_MAX.
     let count = count.and_then(|count| u32::try_from(count).ok()).unwrap_or(0);
     Ok(CardRequest { count, model: model.unwrap_or_default().to_owned() })
+}
+
+fn image(item: &Item<'_>) -> Result<Image, DocumentError> {
+    let text = item.text("a reference to a container's image")?;
+    text.parse().map_err(|_| {
+        let error = item.error(format!("{} is not a reference to an image", quoted(text)));
+        error.with_remedy(
+            "write [HOST[:PORT]/]PATH[:TAG][@DIGEST] in lower case, such as docker.io/library/redis:7",
+        )
+    })
 }
 
 fn on_node_lost(item: &Item<'_>) -> Result<OnNodeLost, DocumentError> {

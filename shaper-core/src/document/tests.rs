@@ -415,12 +415,30 @@ fn a_task_spec() {
         retries: 3,
         on_node_lost: OnNodeLost::Rerun,
         gpus: Default::default(),
+        image: None,
     };
     assert_eq!(draft.complete("/elsewhere"), Ok(expected));
     let json = format!(r#"{{"profile": {PROFILE}, "command": ["true"], "name": "n", "namespace": "batch"}}"#);
     let spec = task("t.json", json).unwrap().complete("/here").unwrap();
     assert_eq!((spec.profile, spec.cwd.as_str()), (etl(), "/here"));
     assert_eq!((spec.name.as_str(), spec.namespace.as_str()), ("n", "batch"));
+}
+
+#[test]
+fn an_image_has_a_command_and_a_directory_of_its_own() {
+    let json = format!(r#"{{"profile": {PROFILE}, "image": "docker.io/library/redis:7"}}"#);
+    let spec = task("t.json", json).unwrap().complete("/here").unwrap();
+    assert_eq!(spec.image.as_ref().map(ToString::to_string).as_deref(), Some("docker.io/library/redis:7"));
+    assert_eq!((spec.name.as_str(), spec.cwd.as_str(), &spec.command[..]), ("redis", "", &[][..]));
+    let json = format!(
+        r#"{{"profile": {PROFILE}, "image": "redis", "command": ["redis-server", "x"], "cwd": "/data", "name": "cache"}}"#
+    );
+    let spec = task("t.json", json).unwrap().complete("/here").unwrap();
+    assert_eq!((spec.name.as_str(), spec.cwd.as_str()), ("cache", "/data"));
+    assert_eq!(spec.command, ["redis-server", "x"]);
+    let json = format!(r#"{{"profile": {PROFILE}, "image": "--privileged"}}"#);
+    let (_, shown) = refused(task("t.json", json));
+    assert!(shown.contains("is not a reference to an image"), "{shown}");
 }
 
 #[test]

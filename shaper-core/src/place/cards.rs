@@ -19,6 +19,8 @@ pub struct Needs<'a> {
     pub demand: &'a Demand,
     /// Cards to itself, and the model of any card.
     pub gpus: &'a CardRequest,
+    /// That it runs containers.
+    pub container: bool,
 }
 
 /// No card.
@@ -29,7 +31,7 @@ pub static NO_OFFER: CardOffer = CardOffer { model: String::new(), cards: CardSe
 impl<'a> Needs<'a> {
     /// Amounts alone.
     pub fn of(demand: &'a Demand) -> Needs<'a> {
-        Needs { demand, gpus: &NO_CARDS }
+        Needs { demand, gpus: &NO_CARDS, container: false }
     }
 
     /// As a request for GPUs: the least part of one says that nobody is to have it whole.

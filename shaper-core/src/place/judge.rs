@@ -37,12 +37,14 @@ pub struct Candidate<'a> {
     pub offer: &'a CardOffer,
     /// What of them is taken.
     pub cards: &'a CardBooks,
+    /// Whether it runs containers.
+    pub containers: bool,
 }
 
 impl<'a> Candidate<'a> {
-    /// One without GPU cards.
+    /// One without GPU cards, that runs containers.
     pub fn plain(name: &'a str, capacity: &'a Capacity, reserved: &'a Capacity) -> Candidate<'a> {
-        Candidate { name, capacity, reserved, offer: &NO_OFFER, cards: &NO_BOOKS }
+        Candidate { name, capacity, reserved, offer: &NO_OFFER, cards: &NO_BOOKS, containers: true }
     }
 }
 
@@ -75,12 +77,17 @@ pub fn best(needs: Needs<'_>, nodes: &[Candidate<'_>]) -> Option<usize> {
 
 /// Whether the task fits there now.
 pub fn fits(needs: Needs<'_>, node: &Candidate<'_>) -> bool {
-    compare(needs.demand, node, |_| {}) && node.compare_cards(needs, |_| {})
+    runs(needs, node) && compare(needs.demand, node, |_| {}) && node.compare_cards(needs, |_| {})
+}
+
+/// Whether it is a node for such tasks at all.
+fn runs(needs: Needs<'_>, node: &Candidate<'_>) -> bool {
+    node.containers || !needs.container
 }
 
 /// Whether the task fits there now with just these GPU cards.
 pub fn fits_with(needs: Needs<'_>, cards: CardSet, node: &Candidate<'_>) -> bool {
-    compare(needs.demand, node, |_| {}) && node.has_cards(needs, cards)
+    runs(needs, node) && compare(needs.demand, node, |_| {}) && node.has_cards(needs, cards)
 }
 
 /// Whether the task would fit there if nothing else were there.
@@ -97,7 +104,10 @@ pub fn judge(needs: Needs<'_>, priority: Priority, node: &Candidate<'_>) -> Node
     });
     let has_cards =
         node.compare_cards(needs, |shortage: CardShortage<'_>| lacking.push(shortage.to_string()));
-    let feasible = has_amounts && has_cards;
+    if !runs(needs, node) {
+        lacking.push("containers: its agent runs none (shaper-agent --containers)".to_owned());
+    }
+    let feasible = has_amounts && has_cards && runs(needs, node);
     let score = feasible.then(|| score(priority, node));
     NodeVerdict { node: node.name.to_owned(), score, lacking, not_checked }
 }
@@ -261,6 +271,23 @@ mod tests {
     }
 
     #[test]
+    fn a_container_goes_where_they_are_run() {
+        let has = capacity(2000, 2 * GIB);
+        let (runs_none, runs_some) =
+            (Candidate { containers: false, ..node("a", &has, &NOTHING) }, node("b", &has, &NOTHING));
+        let wants = demand(1000, GIB);
+        let needs = Needs { container: true, ..Needs::of(&wants) };
+        let choice = choose(needs, Priority::Low, &[runs_none, runs_some]);
+        assert_eq!(choice.winner, Some(1));
+        assert_eq!(
+            choice.verdicts[0].lacking,
+            ["containers: its agent runs none (shaper-agent --containers)"]
+        );
+        assert!(!could_ever_hold(needs, &runs_none) && !fits_with(needs, CardSet::NONE, &runs_none));
+        assert!(fits(Needs::of(&wants), &runs_none));
+    }
+
+    #[test]
     fn what_a_node_does_not_know_does_not_exclude_it() {
         let has = capacity(2000, 2 * GIB);
         let wants = Demand { network: Some(BitsPerSec(1)), ..demand(1000, GIB) };
@@ -287,7 +314,7 @@ mod tests {
         let mut books = CardBooks::default();
         let lacking = |demand: &Demand, gpus: &CardRequest, offer: &CardOffer, cards: &CardBooks| {
             let node = Candidate { offer, cards, ..node("n", &has, &NOTHING) };
-            let needs = Needs { demand, gpus };
+            let needs = Needs { demand, gpus, container: false };
             let verdict = judge(needs, Priority::Low, &node);
             assert_eq!(verdict.score.is_some(), fits(needs, &node));
             assert_eq!(verdict.lacking.is_empty(), verdict.score.is_some());
@@ -302,7 +329,7 @@ mod tests {
         assert_eq!(lacking(&share(41), &NO_CARDS, &offer, &books), (Vec::new(), "0".to_owned()));
         assert_eq!(lacking(&plain, &whole(2), &offer, &books), (Vec::new(), "0,3".to_owned()));
         assert_eq!(lacking(&plain, &whole(3), &offer, &books).0, ["gpus: 3 wanted, 2 of 3 free"]);
-        books.take(Needs { demand: &plain, gpus: &whole(2) }, CardSet::from_bits(0b1001));
+        books.take(Needs { gpus: &whole(2), ..Needs::of(&plain) }, CardSet::from_bits(0b1001));
         assert_eq!(
             lacking(&share(41), &NO_CARDS, &offer, &books).0,
             ["gpu_memory: 41 GiB wanted, 40 GiB of 80 GiB free on one card"]
@@ -322,7 +349,7 @@ mod tests {
                 "gpus: 1 wanted, 0 of 3 free",
             ])
         );
-        books.give(Needs { demand: &plain, gpus: &whole(2) }, CardSet::from_bits(0b1001));
+        books.give(Needs { gpus: &whole(2), ..Needs::of(&plain) }, CardSet::from_bits(0b1001));
         books.give(Needs::of(&share(40)), CardSet::from_bits(0b10));
         assert_eq!(books, NO_BOOKS);
 

@@ -118,6 +118,7 @@ fn a_limit_is_the_lower_one_and_never_below_the_request() {
         retries: 0,
         on_node_lost: Default::default(),
         gpus: Default::default(),
+        image: None,
     };
     let limit = |own: Option<u64>, policy: Option<u64>| {
         let effective = Effective { cpu: policy.map(Millicores), ..Effective::default() };

@@ -91,7 +91,7 @@ fn memory_of_a_gpu_that_nobody_promised_is_not_there() {
     assert_eq!(pack(&[room(with_gpu, 0, 10)], &[(Needs::of(&wants), 3)]).more, [2]);
     // How many cards there are, and of which model, no group says.
     let gpus = CardRequest { count: 1, model: String::new() };
-    let packed = pack(&[room(with_gpu, 1, 10)], &[(Needs { demand: &wants, gpus: &gpus }, 3)]);
+    let packed = pack(&[room(with_gpu, 1, 10)], &[(Needs { gpus: &gpus, ..Needs::of(&wants) }, 3)]);
     assert_eq!((&packed.more[..], packed.fates[0].left), (&[0][..], 3));
     assert_eq!(packed.fates[0].obstacles, [(0, Obstacle::Cards)]);
 }

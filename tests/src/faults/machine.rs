@@ -95,6 +95,7 @@ impl Machine {
             highest_epoch: state.highest_epoch,
             agent_socket: format!("/run/{}.sock", self.node),
             gpus: None,
+            runs_containers: false,
         }
     }
 

@@ -1,7 +1,7 @@
 //! What there is to say of particular commands, page by page, in their order.
 
 use crate::{
-    elsewhere::gate,
+    elsewhere::{gate, with_containers},
     page::{Direction, Stage, on},
 };
 
@@ -56,6 +56,8 @@ pub(crate) fn readme() -> Vec<Direction> {
         on("shaper top").until("train-1"),
         on("shaper set web-1 --io-latency 5ms").first("shaper run -d --user nobody --id web-1 -- ./train"),
         on("shaper logs -f train-1").until("epoch 1"),
+        on("shaper run --image docker.io/library/redis:7 --memory 512Mi")
+            .elsewhere(with_containers("docker_runs_tasks_in_slices_of_systemd")),
         // The one that runs is replaced, as by an operator who changes its options.
         on("shaper-agent --adopt /etc/shaper/adopt.yaml")
             .first("kill %1; wait %1")
@@ -113,6 +115,11 @@ pub(crate) fn containers() -> Vec<Direction> {
         on("shaper-agent --adopt /etc/shaper/adopt.yaml")
             .file("adopt.yaml", "yaml", 0)
             .first("cp adopt.yaml /etc/shaper/adopt.yaml"),
+        on("shaper-agent --containers docker").fresh(),
+        on("shaper submit --image docker.io/library/redis:7 redis.json")
+            .elsewhere(with_containers("containers_are_placed_on_three_nodes_grown_preempted_and_run_again")),
+        on("shaper run --image docker.io/library/python:3.13 --cpu 1 --memory 512Mi -- python3 -c 'print(6 * 7)'")
+            .elsewhere(with_containers("docker_runs_tasks_in_slices_of_systemd")),
     ]
 }
 

@@ -1,6 +1,7 @@
 //! Where systemd is PID 1, and thinks that the cgroups are its own.
 
 mod births;
+mod containers;
 mod hardened;
 mod packages;
 mod runtimes;

@@ -237,7 +237,7 @@ fn phase(html: &mut Html, name: &'static str) {
 }
 
 /// What is asked for, in words.
-fn needs(Needs { demand, gpus: CardRequest { count, model } }: Needs<'_>) -> String {
+fn needs(Needs { demand, gpus: CardRequest { count, model }, container: _ }: Needs<'_>) -> String {
     let Demand { cpu, memory, gpu_memory, network, storage_io } = demand;
     let mut words = vec![format!("{cpu} cores"), memory.to_string()];
     let of = if *count > 0 { "each GPU card" } else { "a GPU card" };

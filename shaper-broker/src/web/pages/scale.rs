@@ -79,8 +79,9 @@ impl Page for Scale {
         }
         let groups = view.state.scale_groups().map(|group| Shown::of(group, view.now)).collect();
         let waits = view.state.scale.told.iter().take(WAITS);
-        let waits = waits
-            .map(|((demand, gpus), told)| (needs(Needs { demand, gpus }), told.tasks, told.text.clone()));
+        let waits = waits.map(|((demand, gpus), told)| {
+            (needs(Needs { gpus, ..Needs::of(demand) }), told.tasks, told.text.clone())
+        });
         Ok(Scale { groups, waits: waits.collect() })
     }
 

@@ -4,7 +4,7 @@ use shaper_core::{
     gpu::CardSet,
     limits::{Limit, Limits},
     policy::{self, Subject},
-    spec::{Decision, Demand},
+    spec::{Decision, Demand, Image},
     task::{TaskStatus, UnixNanos},
     units::{BitsPerSec, Bytes, Millicores},
 };
@@ -35,6 +35,7 @@ pub(in crate::web) struct TaskPage {
     name: String,
     owner: String,
     labels: Vec<(String, String)>,
+    /// The image that it runs in, and what that is given, or a command.
     command: Vec<String>,
     priority: String,
     phase: &'static str,
@@ -102,7 +103,7 @@ impl Page for TaskPage {
             name: spec.name.clone(),
             owner: owner(task.owner()),
             labels: spec.labels.clone().into_iter().collect(),
-            command: spec.command.clone(),
+            command: spec.image.iter().map(Image::to_string).chain(spec.command.iter().cloned()).collect(),
             priority: task.priority().to_string(),
             phase: phase_name(&task.phase),
             why,

@@ -57,6 +57,7 @@ fn spec(number: usize) -> Result<TaskSpec> {
         retries: 3,
         on_node_lost: OnNodeLost::Wait,
         gpus: Default::default(),
+        image: None,
     })
 }
 
@@ -80,6 +81,7 @@ fn history(tasks: usize, nodes: usize) -> Result<(State, BTreeSet<Row>)> {
             highest_epoch: 0,
             agent_socket: "/run/shaper/agent.sock".into(),
             gpus: Default::default(),
+            containers: false,
         };
         let session = SessionId(number as u64);
         let event = Event::AgentConnected { session, hello: Box::new(hello) };

@@ -197,6 +197,7 @@ fn spec(number: usize, job: &Job) -> TaskSpec {
         retries: 0,
         on_node_lost: OnNodeLost::Wait,
         gpus: Default::default(),
+        image: None,
     }
 }
 
@@ -330,6 +331,7 @@ impl World<'_> {
                     highest_epoch: 0,
                     agent_socket: String::new(),
                     gpus: Default::default(),
+                    containers: false,
                 };
                 self.on(Event::AgentConnected { session, hello: Box::new(hello) })?;
             } else if let Some(((_, task), ())) = self.ends.pop_first()
