@@ -70,7 +70,7 @@ pub enum Parent {
 }
 
 /// What Docker says of itself, as far as it is of use here.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Info {
     #[serde(default)]
@@ -113,7 +113,7 @@ impl Containers {
     pub fn new(engine: Engine, docker: &Path) -> Containers {
         let parent = match engine.kind {
             Kind::Podman => Ok(Parent::Path),
-            Kind::Docker => Err("it was not asked yet".into()),
+            Kind::Docker => Err("Docker has not said yet how it makes cgroups".into()),
         };
         Containers { engine, socket: docker.to_owned(), parent: Arc::new(Mutex::new(parent)) }
     }
@@ -126,9 +126,7 @@ impl Containers {
         loop {
             let asked = adoption::ask::<Info>(&self.socket, "/info", &mut false).await;
             let parent = match asked {
-                Ok(info) => parent_of(
-                    &info.unwrap_or(Info { cgroup_driver: String::new(), cgroup_version: String::new() }),
-                ),
+                Ok(info) => parent_of(&info.unwrap_or_default()),
                 Err(error) => Err(format!("Docker does not answer at {}: {error}", self.socket.display())),
             };
             let pause = if parent.is_ok() { ASK_AGAIN_EVERY } else { ASK_EVERY };

@@ -56,7 +56,7 @@ impl Births {
     /// takes it. What is taken may be a cgroup above, which others are in as well: a pod's.
     pub async fn judge(&self, pid: u32) -> Result<Option<(Found, bool)>, Unjudged> {
         let path = cgroup_of(pid)?;
-        if tree::is_own(&self.config, &path) {
+        if tree::is_the_agents(&self.config, &path) {
             return Ok(None);
         }
         let mut rules = self.rules.clone();

@@ -34,10 +34,15 @@ pub(super) fn id(mount: &Path, path: &str) -> Option<u64> {
     Some(found.ino())
 }
 
-/// Whether a path is in the agent's cgroups, or in those of units of tasks.
-pub(super) fn is_own(config: &Config, path: &str) -> bool {
-    let own = config.own.strip_prefix(&config.mount).unwrap_or(&config.own);
-    Path::new(path).starts_with(own) || Path::new(path).starts_with(Service::SLICE)
+/// Where the agent's cgroups are, of which `own` is the root, and those of units of tasks.
+fn the_agents(mount: &Path, own: &Path) -> Vec<String> {
+    let own = own.strip_prefix(mount).unwrap_or(own).to_string_lossy().into_owned();
+    vec![own, Service::SLICE.to_owned()]
+}
+
+/// Whether a path is there.
+pub(super) fn is_the_agents(config: &Config, path: &str) -> bool {
+    the_agents(&config.mount, &config.own).iter().any(|own| Path::new(path).starts_with(own))
 }
 
 /// Whether root alone could have made what is at a path: every directory above belongs to root, now, and nobody else may make
@@ -77,10 +82,9 @@ impl Tree {
     /// Of the hierarchy at `mount`, without `own`, nor the units of tasks. Nothing is watched before
     /// [`Tree::look_through`].
     pub(super) fn new(mount: &Path, own: &Path) -> Tree {
-        let own = own.strip_prefix(mount).unwrap_or(own).to_string_lossy().into_owned();
         Tree {
             mount: mount.to_owned(),
-            own: vec![own, Service::SLICE.to_owned()],
+            own: the_agents(mount, own),
             inotify: None,
             watched: HashMap::new(),
             misses_some: true,

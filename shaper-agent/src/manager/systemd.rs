@@ -99,27 +99,38 @@ impl Unit {
     }
 }
 
-/// A slice of ours, which systemd makes when something in it starts, or needs it.
-pub struct Slice;
+/// A slice of ours, below that of all services; systemd makes it when something in it starts, or needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slice(String);
 
 impl Slice {
-    /// Its name, for what is called `name`; there is none in between in the tree.
-    pub fn of(name: &str) -> String {
+    /// That for what is called `name`; there is none in between in the tree.
+    pub fn named(name: &str) -> Slice {
         // A `-` would be one more slice above, and runc cuts what it is told at each `:`.
-        format!("shaper-{}.slice", name.replace('_', "_u").replace('-', "_d"))
+        Slice(format!("shaper-{}.slice", name.replace('_', "_u").replace('-', "_d")))
     }
 
-    /// Whether a cgroup is that of one.
-    pub fn is_one(cgroup: &Path) -> bool {
-        cgroup.extension().is_some_and(|extension| extension == "slice")
+    /// The one whose cgroup that of a task is.
+    pub fn of(cgroup: &Path) -> Option<Slice> {
+        let name = cgroup.file_name()?.to_str()?;
+        name.ends_with(".slice").then(|| Slice(name.to_owned()))
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+
+    /// Its cgroup, from the mount point on, while it is active.
+    pub fn cgroup(&self) -> PathBuf {
+        Path::new(Service::SLICE).join(&self.0)
     }
 
     /// Has systemd end it, and forget what it was told of it.
-    pub fn stop(name: &str) -> Result<(), ManagerError> {
-        let name = name.to_owned();
+    pub fn stop(self) -> Result<(), ManagerError> {
         in_time(move || {
             let bus = connect()?;
-            match call::<OwnedObjectPath>(&bus, MANAGER_PATH, MANAGER, "StopUnit", &(&name, "replace")) {
+            match call::<OwnedObjectPath>(&bus, MANAGER_PATH, MANAGER, "StopUnit", &(&self.0, "replace")) {
                 // It is gone already.
                 Ok(_) | Err(zbus::Error::MethodError(..)) => Ok(()),
                 Err(error) => Err(unreachable(error)),
@@ -144,7 +155,7 @@ pub struct Service {
     /// Its standard input and output.
     pub line: OwnedFd,
     /// A slice that is there before it starts.
-    pub slice: Option<String>,
+    pub slice: Option<Slice>,
 }
 
 impl Service {
@@ -188,7 +199,7 @@ impl Service {
             ("StandardOutputFileDescriptor", zvariant::Value::new(zvariant::Fd::from(&line))),
             ("StandardError", "journal".into()),
         ];
-        if let Some(slice) = slice {
+        if let Some(Slice(slice)) = slice {
             properties.push(("Wants", vec![slice.clone()].into()));
             properties.push(("After", vec![slice].into()));
         }
@@ -299,6 +310,15 @@ mod tests {
         assert!(matches!(answer, Err(ManagerError::Unreachable(_))), "{answer:?}");
         drop(end);
         assert!(matches!(in_time(|| Ok(7)), Ok(7)));
+    }
+
+    #[test]
+    fn slices_are_told_apart_and_lie_in_that_of_all() {
+        let slice = Slice::named("shaper-web_1.2");
+        assert_eq!(slice.name(), "shaper-shaper_dweb_u1.2.slice");
+        assert_ne!(slice, Slice::named("shaper_web-1.2"));
+        assert_eq!(Slice::of(&Path::new("/sys/fs/cgroup").join(slice.cgroup())), Some(slice));
+        assert_eq!(Slice::of(Path::new("/sys/fs/cgroup/shaper/web.slice.1")), None);
     }
 
     #[test]

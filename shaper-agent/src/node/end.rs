@@ -1,6 +1,6 @@
 //! How tasks end, and how they are let go.
 
-use std::{collections::BTreeMap, ffi::OsStr, path::Path, time::Duration};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use rustix::process::{Signal, pidfd_send_signal};
 use shaper_core::{
@@ -25,11 +25,10 @@ use crate::{
 
 /// Of a task whose cgroup was a slice's, systemd lets go.
 fn end_slice(cgroup: &Path) {
-    let Some(name) = cgroup.file_name().and_then(OsStr::to_str).filter(|_| Slice::is_one(cgroup)) else {
-        return;
-    };
-    if let Err(error) = Slice::stop(name) {
-        tracing::warn!(slice = name, error = %launch::chain(&error), "systemd keeps the slice of a task that is over");
+    let Some(slice) = Slice::of(cgroup) else { return };
+    if let Err(error) = slice.stop() {
+        let (cgroup, error) = (cgroup.display(), launch::chain(&error));
+        tracing::warn!(%cgroup, error, "systemd keeps the slice of a task that is over");
     }
 }
 

@@ -45,6 +45,13 @@ fn may_be_a_container(request: &RunRequest) -> Result<(), NodeError> {
                 .into(),
         ));
     }
+    if let Some(name) = containers::not_for_a_file(&request.env) {
+        return Err(NodeError::Invalid(format!(
+            "the variable `{}` has a name or a value that no container can be given: a name is letters, digits, `_`, `.` \
+             and `-`, and a value is one line",
+            name.escape_debug()
+        )));
+    }
     // There a runtime may have left a descriptor of the node's open (CVE-2024-21626).
     if request.cwd.starts_with("/proc") {
         return Err(NodeError::Invalid("the working directory of a container cannot be below /proc".into()));
@@ -123,7 +130,7 @@ impl Node {
             return Err(NodeError::Invalid("no command was given".into()));
         }
         if request.image.is_some() {
-            self.may_run_containers(&request.env)?;
+            self.parent_of_containers()?;
             may_be_a_container(request)?;
         }
         if !(request.cwd.is_absolute() || is_the_images(request.cwd.as_os_str().is_empty())) {
@@ -185,8 +192,8 @@ impl Node {
         Ok(run_as)
     }
 
-    /// Whether tasks with an image can be run here.
-    fn may_run_containers(&self, env: &[(String, String)]) -> Result<Parent, NodeError> {
+    /// Where the cgroups of containers have to be, if tasks with an image can be run here.
+    fn parent_of_containers(&self) -> Result<Parent, NodeError> {
         let Some(containers) = &self.config.containers else {
             return Err(NodeError::Precondition(
                 "this node runs no tasks with an image: start its agent with --containers docker or --containers podman"
@@ -200,20 +207,13 @@ impl Node {
                     .into(),
             ));
         }
-        if let Some(name) = containers::not_for_a_file(env) {
-            return Err(NodeError::Invalid(format!(
-                "the variable `{}` has a name or a value that no container can be given: a name is letters, digits, `_`, \
-                 `.` and `-`, and a value is one line",
-                name.escape_debug()
-            )));
-        }
         let parent = containers.parent();
         parent.map_err(|why| NodeError::Precondition(format!("this node can run no container now: {why}")))
     }
 
     /// The slice of a task whose container has to be in one; empty: it is where all tasks are.
     fn slice_for(&self, image: Option<&Image>, execution: &ExecutionId) -> Result<PathBuf, NodeError> {
-        if image.is_none() || self.may_run_containers(&[])? == Parent::Path {
+        if image.is_none() || self.parent_of_containers()? == Parent::Path {
             return Ok(PathBuf::new());
         }
         if self.config.tasks_in != TasksIn::Units {
@@ -223,8 +223,7 @@ impl Node {
                     .into(),
             ));
         }
-        let slice = Slice::of(&self.unit_name(execution));
-        Ok(self.config.hierarchies.v2.join(Service::SLICE).join(slice))
+        Ok(self.config.hierarchies.v2.join(Slice::named(&self.unit_name(execution)).cgroup()))
     }
 
     /// One user cannot take all the slots.
@@ -304,7 +303,7 @@ impl Node {
         record.slot = slot;
         match (&record.origin, &self.config.tasks_in) {
             (Origin::Adopted, _) => {}
-            (Origin::Launched { .. }, _) if Slice::is_one(&record.cgroup) => {}
+            (Origin::Launched { .. }, _) if Slice::of(&record.cgroup).is_some() => {}
             (Origin::Launched { .. }, TasksIn::Units) => {
                 let unit = Service::cgroup(&self.unit(&record.execution));
                 record.cgroup = self.config.hierarchies.v2.join(unit).join(ground::TASK);
@@ -333,8 +332,7 @@ impl Node {
         let adopted = record.origin == Origin::Adopted;
         let in_unit = self.is_in_unit(record);
         let cgroup = if in_unit {
-            let slice = Some(record.cgroup.clone()).filter(|cgroup| Slice::is_one(cgroup));
-            let (supervisor, cgroup) = self.hire(&record.execution, slice.as_deref())?;
+            let (supervisor, cgroup) = self.hire(&record.execution, Slice::of(&record.cgroup))?;
             self.task_mut(id)?.supervisor = Some(supervisor);
             cgroup
         } else if adopted {
@@ -378,7 +376,7 @@ impl Node {
 
     /// Has systemd start a supervisor, which waits for a word then, and makes the cgroup of its task in its unit, unless that
     /// is a slice's.
-    fn hire(&self, execution: &ExecutionId, slice: Option<&Path>) -> Result<(Hired, Cgroup), NodeError> {
+    fn hire(&self, execution: &ExecutionId, slice: Option<Slice>) -> Result<(Hired, Cgroup), NodeError> {
         let failed = |verb| move |source| NodeError::System { verb, source };
         let (ours, theirs) =
             UnixStream::pair().map_err(failed("make a line to the supervisor of the task"))?;
@@ -389,13 +387,13 @@ impl Node {
         let command = [launcher.as_os_str(), "--unit".as_ref(), directory.as_os_str()];
         let description = format!("Task {execution} of shaper");
         let command = command.map(|argument| argument.to_string_lossy().into_owned()).into();
-        let needed = slice.and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
-        Service { name, description, command, line: theirs.into(), slice: needed }.start()?;
+        let cgroup_of_slice = slice.as_ref().map(|slice| self.config.hierarchies.v2.join(slice.cgroup()));
+        Service { name, description, command, line: theirs.into(), slice }.start()?;
         let supervisor = Hired::answered(ours, HIRE_DEADLINE)
             .map_err(failed("hear from the supervisor of the task, which systemd was to start"))?;
         let ground = self.ground.as_ref().ok_or_else(not_established)?;
-        let cgroup = match slice {
-            Some(slice) => ground.open_slice(slice)?,
+        let cgroup = match cgroup_of_slice {
+            Some(cgroup) => ground.open_slice(&cgroup)?,
             None => ground.divide_unit(&unit, supervisor.pid())?,
         };
         Ok((supervisor, cgroup))
@@ -485,9 +483,9 @@ impl Node {
         let env_file = directory.join("env");
         durable::write(&env_file, containers::env_file(&spec.env).as_bytes(), 0o600)?;
         let name = self.unit_name(&spec.execution);
-        let parent = match spec.cgroup.file_name() {
-            Some(slice) if Slice::is_one(&spec.cgroup) => PathBuf::from(slice),
-            _ => {
+        let parent = match Slice::of(&spec.cgroup) {
+            Some(slice) => PathBuf::from(slice.name()),
+            None => {
                 let place = spec.cgroup.strip_prefix(&self.config.hierarchies.v2).unwrap_or(&spec.cgroup);
                 Path::new("/").join(place)
             }

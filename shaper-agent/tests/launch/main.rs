@@ -266,6 +266,30 @@ fn status_fields(text: &str) -> BTreeMap<String, String> {
 }
 
 #[test]
+fn a_program_of_the_nodes_own_is_born_below_keeps_what_it_may_and_is_tidied_up_after() {
+    let fixture = Fixture::new();
+    let below = fixture.cgroup.join("client");
+    fs::create_dir(&below).unwrap();
+    let tidied = fixture.path().join("tidied");
+    let script = "cat /proc/self/cgroup; grep CapEff /proc/self/status; test ! -e $DIR/tidied";
+    let spec = LaunchSpec {
+        birthplace: Some(below.clone()),
+        is_trusted: true,
+        afterwards: vec!["sh".into(), "-c".into(), "cat $DIR/exit.json > $DIR/tidied".into()],
+        ..fixture.shell(script)
+    };
+    let said = fixture.stdout(&spec);
+    let name = fixture.cgroup.file_name().unwrap().to_str().unwrap();
+    assert!(said.contains(&format!("/{name}/client\n")), "{said}");
+    let own = fs::read_to_string("/proc/self/status").unwrap();
+    let own = own.lines().find(|line| line.starts_with("CapEff")).unwrap();
+    assert!(said.contains(own), "{said}{own}");
+    // Once the exit is recorded, and before its supervisor ends.
+    assert!(fs::read_to_string(tidied).unwrap().contains(r#""code":0"#));
+    fs::remove_dir(below).unwrap();
+}
+
+#[test]
 fn output_and_exit_code_are_kept() {
     let fixture = Fixture::new();
     let before = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();

@@ -114,8 +114,10 @@ impl Turn<'_> {
             self.rows.push(Row::Node(name.to_owned()));
         }
         let fills_a_gap = known.is_none() && free.is_some();
-        let offers = |row: &NodeRow| (row.capacity, row.gpus.clone(), row.containers);
-        let has_changed = fills_a_gap || known.is_some_and(|known| offers(known) != offers(&row));
+        let is_other = |known: &NodeRow| {
+            (known.capacity, &known.gpus, known.containers) != (row.capacity, &row.gpus, row.containers)
+        };
+        let has_changed = fills_a_gap || known.is_some_and(is_other);
         if known.is_none() {
             match free {
                 Some(free) => self.state.registered[free] = Some(name.to_owned()),

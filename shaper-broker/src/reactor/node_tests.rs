@@ -1,12 +1,12 @@
 //! Nodes that take no tasks, give theirs away, and go.
 
 use shaper_core::{
-    spec::{DecisionKind, Priority},
+    spec::{DecisionKind, Priority, TaskSpec},
     task::{ExitStatus, Phase as RunPhase},
 };
 
 use super::{
-    tests::{Broker, OPERATOR, SECOND, USER, directives, hello, id, spec, status},
+    tests::{Broker, OPERATOR, SECOND, USER, directives, hello, id, policy, spec, status},
     *,
 };
 
@@ -52,6 +52,37 @@ fn a_cordoned_node_keeps_what_it_has_and_takes_nothing() {
     assert!(!broker.state.nodes["n2"].takes_work());
     let effects = broker.on(Event::CordonNode { caller: OPERATOR, node: "n2".into(), wish: NodeWish::Open });
     assert_eq!(directives(&effects), [("start", "third.1".into(), 1)]);
+}
+
+#[test]
+fn containers_are_placed_and_make_room_only_where_they_are_run() {
+    let runs_them =
+        |node: &str| Box::new(Hello { containers: true, ..*hello(node, "boot", 2000, Vec::new()) });
+    let image =
+        |task: &str, priority| TaskSpec { image: "redis:7".parse().ok(), ..spec(task, 2000, priority, 0) };
+    let mut broker = Broker::new();
+    // The better node, and the only one on which somebody of a low priority could end.
+    let n1 = broker.node("n1", 4000);
+    broker.submit(spec("batch", 3000, Priority::Low, 0));
+    broker.report(n1, "batch", 1, RunPhase::Running);
+    let policy = Box::new(policy("services", Priority::High, true));
+    broker.on(Event::ApplyPolicy { caller: OPERATOR, within: Vec::new(), policy });
+    let effects = broker.submit(image("first", Priority::High));
+    assert_eq!(directives(&effects), []);
+    let explained = query::explain(&broker.state, &OPERATOR, &id("first"), 0).unwrap();
+    let n1 = explained.iter().rfind(|it| it.kind == DecisionKind::Pending).unwrap().nodes[0].clone();
+    assert!(n1.lacking.iter().any(|it| it.starts_with("containers: ")), "{n1:?}");
+
+    let (_, effects) = broker.connect(runs_them("n2"));
+    assert_eq!(directives(&effects), [("start", "first.1".into(), 1)]);
+    assert_eq!(broker.state.tasks[&id("first")].task.phase.node(), Some("n2"));
+    // A node says so anew with each session.
+    let effects = broker.submit(image("second", Priority::Low));
+    assert_eq!(directives(&effects), []);
+    broker.connect(hello("n3", "boot", 2000, Vec::new()));
+    assert_eq!(broker.state.tasks[&id("second")].task.phase.node(), None);
+    let (_, effects) = broker.connect(runs_them("n3"));
+    assert_eq!(directives(&effects), [("start", "second.1".into(), 1)]);
 }
 
 #[test]

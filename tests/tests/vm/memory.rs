@@ -486,12 +486,12 @@ fn idle(agent: &Agent<'_>) -> idle::Status {
 /// Waits, minutes if need be, until nothing more is taken from what was adopted; returns how fast it got on meanwhile, in
 /// rounds a second. Nobody looks at it while its rounds are counted: in a guest that emulates two CPUs, whoever asks again
 /// and again takes one of them.
-fn until_it_rests(agent: &Agent<'_>, held: &Held, enough: impl Fn(&idle::Status) -> bool) -> f64 {
+fn until_it_rests(agent: &Agent<'_>, held: &Held, enough: impl Fn() -> bool) -> f64 {
     eventually("its idle memory is looked for", || agent.shaper().get("held").idle.is_some());
     let rests = || {
-        let status = idle(agent);
-        let is_found = matches!(status.state, State::Resting(Why::WorkingSet { .. } | Why::NotReclaimable));
-        is_found && enough(&status)
+        let State::Resting(why) = idle(agent).state else { return false };
+        let is_found = matches!(why, Why::WorkingSet { .. } | Why::NotReclaimable);
+        is_found && enough()
     };
     let (mut rounds, mut seconds) = (0, 0.0);
     while seconds < 360.0 {
@@ -516,7 +516,7 @@ fn idle_memory_is_taken_and_the_hot_set_stays() {
         let held = Held::start(&set("hot", 28), &set("cold", 20), &[]);
         let (before, usual) = (held.used(), held.rate());
         agent.adopt("held", held.group.path(), &["--reclaim-idle"]);
-        let meanwhile = until_it_rests(&agent, &held, |_| held.used() + 16 * MIB <= before);
+        let meanwhile = until_it_rests(&agent, &held, || held.used() + 16 * MIB <= before);
         let (status, used) = (idle(&agent), held.used());
         let line = format!(
             "{swap}: {} → {} MiB in use, {status}; {} KiB came back, progress {:.3} meanwhile, {:.3} after",
@@ -565,7 +565,7 @@ fn a_task_that_uses_all_its_memory_keeps_it() {
         let (before, usual) = (held.used(), held.rate());
         // The agent does it with all; the time after the first rest shows what it makes of this one.
         agent.adopt("held", held.group.path(), &[]);
-        let meanwhile = until_it_rests(&agent, &held, |_| true);
+        let meanwhile = until_it_rests(&agent, &held, || true);
         let _while = Window::pass(soak::times(60).max(15) * SECOND);
         let (status, used) = (idle(&agent), held.used());
         let line = format!(

@@ -45,6 +45,18 @@ fn status(pid: u32, name: &str) -> String {
     line.unwrap_or_else(|| panic!("no {name}")).split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// When a process began, in Unix nanoseconds: proc(5), field 22 of `stat` in ticks of 10 ms since `btime`, to a second.
+fn began_at(pid: u32) -> u64 {
+    let stat = read(format!("/proc/{pid}"), "stat");
+    let (_, fields) = stat.rsplit_once(") ").expect("it has a name");
+    let ticks: u64 =
+        fields.split(' ').nth(19).and_then(|field| field.parse().ok()).expect("it has a field 22");
+    let stat = read("/proc", "stat");
+    let btime =
+        stat.lines().find_map(|line| line.strip_prefix("btime ")?.parse::<u64>().ok()).expect("it has btime");
+    (btime * 100 + ticks) * 10_000_000
+}
+
 /// An agent that runs containers, once it knows how.
 fn agent(options: &[String]) -> Agent<'static> {
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
@@ -79,10 +91,13 @@ fn is_a_task(mut agent: Agent<'_>, image: &str, left: impl Fn() -> String) {
     let task = agent.shaper().get("web");
     let group = Path::new(&task.cgroup).to_owned();
     let files = || ["cpu.max", "memory.max"].map(|file| read(&group, file));
-    // Before there is any process of its own.
     assert_eq!(files(), ["50000 100000", "209715200"]);
     assert!(in_force(&task, "net_egress").1.starts_with("20 Mbit/s"), "{task:?}");
     let pid = process(&group);
+    // Decided, and carried out, before there was a process of its own.
+    let ledger = agent.shaper().ledger("web");
+    let decided = ledger.iter().map(|entry| entry.at).min().expect("its limits are in the ledger");
+    assert!(decided < began_at(pid), "{decided} {}", began_at(pid));
     assert_eq!(
         ["Uid", "CapEff", "CapBnd", "NoNewPrivs"].map(|name| status(pid, name)),
         ["65534 65534 65534 65534", "0000000000000000", "0000000000000000", "1",]
@@ -110,8 +125,9 @@ fn docker_runs_tasks_in_slices_of_systemd() {
     let docker = Docker::start();
     let agent = agent(&docker.options());
     // It has to be asked first.
-    let knows = || run(&agent, "idle", &[], "exit 0").0 == 0;
-    assert!((0..4).any(|_| happens(knows)), "{}", run(&agent, "idle", &[], "exit 0").1);
+    eventually("Docker has said how it makes cgroups", || {
+        !run(&agent, "idle", &[], "exit 0").1.contains("can run no container now")
+    });
     is_a_task(agent, "idle", || docker.containers());
 }
 
