@@ -124,13 +124,15 @@ impl Containers {
             return;
         }
         loop {
-            let asked = adoption::ask::<Info>(&self.socket, "/info", &mut false).await;
-            let parent = match asked {
-                Ok(info) => parent_of(&info.unwrap_or_default()),
-                Err(error) => Err(format!("Docker does not answer at {}: {error}", self.socket.display())),
+            let mut is_there = false;
+            let asked = adoption::ask::<Info>(&self.socket, "/info", &mut is_there).await;
+            let asked = asked
+                .map_err(|error| format!("Docker does not answer at {}: {error}", self.socket.display()));
+            let pause = {
+                let mut parent = self.parent.lock().unwrap_or_else(PoisonError::into_inner);
+                learn(&mut parent, asked, is_there);
+                if parent.is_ok() { ASK_AGAIN_EVERY } else { ASK_EVERY }
             };
-            let pause = if parent.is_ok() { ASK_AGAIN_EVERY } else { ASK_EVERY };
-            *self.parent.lock().unwrap_or_else(PoisonError::into_inner) = parent;
             tokio::time::sleep(pause).await;
         }
     }
@@ -196,6 +198,16 @@ impl Containers {
             Kind::Docker => vec![program, "--host".into(), format!("unix://{}", self.socket.display())],
             Kind::Podman => vec![program, "--cgroup-manager=cgroupfs".into()],
         }
+    }
+}
+
+/// What is known after Docker was asked. One that is there and slow is the one that was asked before: how it makes cgroups
+/// changes only with its restart. `is_there`: it took the connection.
+fn learn(known: &mut Result<Parent, String>, asked: Result<Option<Info>, String>, is_there: bool) {
+    match asked {
+        Ok(info) => *known = parent_of(&info.unwrap_or_default()),
+        Err(_) if is_there && known.is_ok() => {}
+        Err(why) => *known = Err(why),
     }
 }
 
@@ -295,6 +307,25 @@ mod tests {
         for (version, driver) in [("1", "cgroupfs"), ("2", "none"), ("", "")] {
             assert!(of(version, driver).is_err(), "{version} {driver}");
         }
+    }
+
+    #[test]
+    fn a_docker_that_is_slow_is_believed_and_one_that_is_gone_is_not() {
+        let says = |driver: &str| Info { cgroup_version: "2".into(), cgroup_driver: driver.into() };
+        let slow = || Err("timed out".to_owned());
+        let mut known = Err("not asked".to_owned());
+        learn(&mut known, slow(), true);
+        assert_eq!(known, Err("timed out".into()));
+        learn(&mut known, Ok(Some(says("systemd"))), true);
+        learn(&mut known, slow(), true);
+        assert_eq!(known, Ok(Parent::Slice));
+        learn(&mut known, Ok(Some(says("cgroupfs"))), true);
+        assert_eq!(known, Ok(Parent::Path));
+        learn(&mut known, Ok(None), true);
+        assert!(known.is_err());
+        learn(&mut known, Ok(Some(says("cgroupfs"))), true);
+        learn(&mut known, Err("no such file".into()), false);
+        assert_eq!(known, Err("no such file".into()));
     }
 
     #[test]
